@@ -1,0 +1,23 @@
+# One image for both programs: the API is its default command, the worker is `python worker.py`.
+# Run alone it is a whole demo, on SQLite in /data:
+#   docker build -t taskmanager . && docker run -p 127.0.0.1:5000:5000 taskmanager
+FROM python:3.13-slim
+
+# The folders belong to the user before anything is mounted there: a new volume takes over the owner of its folder.
+RUN useradd --uid 10001 --create-home app \
+ && install -d -o app -g app /data /var/log/taskmanager
+
+# The dependencies change rarely and the programs often, so each has its own layer.
+WORKDIR /app
+COPY requirements.txt .
+RUN pip install --no-cache-dir --root-user-action=ignore -r requirements.txt
+
+COPY . .
+# A checkout made under a strict umask must still be readable for the user below.
+RUN chmod -R a+rX .
+
+USER app
+ENV HOST=0.0.0.0 DATABASE_URL=sqlite:////data/tasks.db PYTHONUNBUFFERED=1
+VOLUME /data
+EXPOSE 5000
+CMD ["python", "taskmanager.py"]

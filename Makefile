@@ -1,0 +1,35 @@
+# make run    the service on SQLite with a worker inside, at http://localhost:5000
+# make test   all tests, against a PostgreSQL and a RabbitMQ of their own
+
+PYTHON ?= python3
+VENV   ?= .venv
+PIP     = $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
+
+run: $(VENV)/run.stamp
+	@$(VENV)/bin/python taskmanager.py
+
+test: $(VENV)/test.stamp
+	$(VENV)/bin/python -m pytest -q tests
+
+$(VENV)/run.stamp: requirements.txt | $(VENV)/bin/python
+	@echo "installing requirements.txt into $(VENV)"
+	@$(PIP) install -r requirements.txt
+	@touch $@
+
+$(VENV)/test.stamp: requirements-test.txt requirements.txt | $(VENV)/bin/python
+	@echo "installing requirements-test.txt into $(VENV)"
+	@$(PIP) install -r requirements-test.txt
+	@touch $@
+
+# Debian keeps venv in a package of its own.
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "expected Python 3.10 or newer; PYTHON=… names another one than $$($(PYTHON) -V)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
+	    then echo "installing the package python3-venv"; apt-get update -qq && apt-get install -y -qq python3-venv >/dev/null; \
+	    else echo "expected the module venv; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; fi
+	@$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf $(VENV) .pytest_cache tests/__pycache__ __pycache__
+
+.PHONY: run test clean

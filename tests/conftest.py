@@ -1,0 +1,214 @@
+"""Real servers, real programs, a fresh database for every test.
+
+A test that takes `database` or `store` runs on SQLite and on PostgreSQL. TEST_DATABASE_URL and TEST_RABBITMQ_URL
+name servers to use instead of our own; the tests that kill a server always use their own.
+"""
+
+import contextlib
+import itertools
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+import servers
+import taskmanager
+
+logging.getLogger("pika").setLevel(logging.CRITICAL)
+ROOT = Path(__file__).resolve().parent.parent
+numbers = itertools.count(1)
+
+
+def eventually(check, seconds=20.0):
+    """The first true value of check(), which is called again and again for so many seconds."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = check()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"not within {seconds} s; the last value was {value!r}"
+        time.sleep(0.02)
+
+
+def own(kind):
+    """A server of our own, running; its absence is a failure where CI is set, and else a reason to skip."""
+    try:
+        try:
+            server = kind()
+        except servers.Missing:
+            servers.install()
+            server = kind()
+    except servers.Missing as e:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(str(e))
+    server.start()
+    return server
+
+
+@pytest.fixture(scope="session")
+def _own_postgres():
+    server = own(servers.Postgres)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def _own_rabbitmq():
+    server = own(servers.RabbitMQ)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def postgres(_own_postgres):
+    """A PostgreSQL that may be killed."""
+    yield _own_postgres
+    _own_postgres.start()
+
+
+@pytest.fixture
+def rabbitmq(_own_rabbitmq):
+    """A RabbitMQ that may be killed."""
+    yield _own_rabbitmq
+    _own_rabbitmq.start()
+
+
+@pytest.fixture
+def postgres_database(request):
+    """The address of a new, empty PostgreSQL database."""
+    import psycopg2
+    name = f"taskmanager_test_{os.getpid()}_{next(numbers)}"
+    server = os.environ.get("TEST_DATABASE_URL") or request.getfixturevalue("_own_postgres").url
+
+    def run(statement):
+        connection = psycopg2.connect(server)
+        connection.autocommit = True
+        connection.cursor().execute(statement)
+        connection.close()
+
+    run(f"create database {name}")
+    yield re.sub(r"/[^/?]*(\?.*)?$", rf"/{name}\1", server)
+    run(f"drop database {name} with (force)")
+
+
+@pytest.fixture
+def sqlite_database(tmp_path):
+    """The address of a new SQLite database."""
+    return f"sqlite:///{tmp_path}/tasks.db"
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database(request):
+    """The address of a new, empty database, of either kind."""
+    return request.getfixturevalue(f"{request.param}_database")
+
+
+@pytest.fixture
+def store(database):
+    return taskmanager.open_store(database)
+
+
+@pytest.fixture
+def broker(request):
+    """The address of a RabbitMQ, and nothing in its task_queue."""
+    import pika
+    url = os.environ.get("TEST_RABBITMQ_URL") or request.getfixturevalue("_own_rabbitmq").url
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+        for queue in ("task_queue", "task_queue.rejected"):
+            connection.channel().queue_delete(queue)
+    return url
+
+
+class Program:
+    """taskmanager.py or worker.py, running."""
+
+    def __init__(self, script, folder, environ):
+        self.log_file = folder / f"{script}-{next(numbers)}.log"
+        clean = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+        with self.log_file.open("wb") as output:
+            self.process = subprocess.Popen([sys.executable, str(ROOT / script)], cwd=ROOT, env=clean | environ,
+                                            stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+
+    def log(self):
+        return self.log_file.read_text()
+
+    def logged(self, pattern):
+        """Wait for a log line; the match."""
+        def look():
+            found = re.search(pattern, self.log())
+            assert found or self.process.poll() is None, "it ended"
+            return found
+        try:
+            return eventually(look)
+        except AssertionError as e:
+            raise AssertionError(f"no {pattern!r} ({e}) in:\n{self.log()}") from None
+
+    @property
+    def url(self):
+        return self.logged(r"started api url=(\S+)")[1]
+
+    def send(self, number):
+        os.kill(self.process.pid, number)
+
+    def stop(self, number=signal.SIGTERM, seconds=20):
+        """Send a signal; the exit status."""
+        if self.process.poll() is None:
+            self.send(number)
+        return self.process.wait(seconds)
+
+    def end(self):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGCONT)
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+SETTINGS = {name for name, _, _ in taskmanager.Config.table()}
+
+
+@pytest.fixture
+def start(tmp_path):
+    """start("worker.py", DATABASE_URL=…): a program, ended with the test."""
+    programs = []
+
+    def start(script, **environ):
+        programs.append(Program(script, tmp_path, {"PORT": "0", **{name: str(value) for name, value in environ.items()}}))
+        return programs[-1]
+
+    yield start
+    for program in programs:
+        program.end()
+
+
+class Answer:
+    def __init__(self, status, headers, body):
+        self.status, self.headers, self.body = status, headers, body
+
+    @property
+    def json(self):
+        return json.loads(self.body)
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *args):
+        return None
+
+
+def http(method, url, body=None, **headers):
+    """One request; an Answer, whatever its status."""
+    if isinstance(body, (dict, list)):
+        body = json.dumps(body).encode()
+    request = urllib.request.Request(url, body, {name.replace("_", "-"): value for name, value in headers.items()}, method=method)
+    try:
+        with urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
+            return Answer(answer.status, answer.headers, answer.read())
+    except urllib.error.HTTPError as e:
+        return Answer(e.code, e.headers, e.read())

@@ -1,0 +1,286 @@
+"""The HTTP API over a real socket, on both databases."""
+
+import concurrent.futures
+import json
+import re
+import socket
+import threading
+from urllib.parse import quote, urlsplit
+
+import pytest
+
+import taskmanager
+from conftest import http
+from taskmanager import Config, NewTask
+
+
+@pytest.fixture
+def serve():
+    """serve(app or store, **settings): its address."""
+    servers = []
+
+    def serve(app, **settings):
+        config = Config(port=0, **settings)
+        app = taskmanager.create_app(app, config) if isinstance(app, taskmanager.Store) else app
+        server = taskmanager.listen(app, config)
+        threading.Thread(target=server.run, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.effective_port}"
+
+    yield serve
+    for server in servers:
+        server.close()
+        server.task_dispatcher.shutdown()
+
+
+@pytest.fixture
+def api(store, serve):
+    return serve(store)
+
+
+def raw(url, request):
+    """Send bytes; what comes back until the server closes."""
+    address = urlsplit(url)
+    with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
+        connection.sendall(request)
+        connection.shutdown(socket.SHUT_WR)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def is_problem(answer, status):
+    assert answer.status == status
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert answer.json["status"] == status and answer.json["title"] and answer.json["detail"]
+    return answer.json["detail"]
+
+
+CLOCK = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d"
+
+
+# The document, to the letter
+
+@pytest.mark.parametrize("headers", [{}, {"Content-Type": "application/json"}, {"Content-Type": "text/plain"}, {"Content-Type": "nonsense"},
+                                     {"Content-Type": "application/x-www-form-urlencoded"}], ids=lambda headers: headers.get("Content-Type", "none"))
+def test_post_with_an_empty_body_creates_a_task(api, headers):
+    answer = http("POST", f"{api}/tasks", b"", **headers)
+    assert (answer.status, answer.body, answer.headers["Content-Type"]) == (201, b'{"id": 1}', "application/json")
+
+
+def test_post_without_any_header_about_a_body(api):
+    assert raw(api, b"POST /tasks HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.0 201 Created\r\n")
+
+
+def test_get_of_a_task(api):
+    http("POST", f"{api}/tasks")
+    answer = http("GET", f"{api}/tasks/1")
+    assert answer.status == 200 and answer.headers["Content-Type"] == "application/json"
+    assert re.fullmatch(rf'{{"id": 1, "status": "New", "created_at": "{CLOCK}", "updated_at": "{CLOCK}"}}', answer.body.decode())
+
+
+def test_get_of_all_tasks_and_of_those_with_a_status(api, store):
+    assert http("GET", f"{api}/tasks").body == b"[]"
+    store.create([NewTask()] * 3)
+    store.claim(1, 30)
+    assert [(task["id"], task["status"]) for task in http("GET", f"{api}/tasks").json] == [(1, "In Progress"), (2, "New"), (3, "New")]
+    for status, ids in {"New": [2, 3], "In Progress": [1], "Completed": [], "Failed": []}.items():
+        for written in (quote(status), status.replace(" ", "+")):
+            answer = http("GET", f"{api}/tasks?status={written}")
+            assert (answer.status, [task["id"] for task in answer.json]) == (200, ids)
+
+
+# Bad input gets a clear answer
+
+@pytest.mark.parametrize("method, path", [("GET", ""), ("POST", "/cancel"), ("POST", "/retry")], ids=["read", "cancel", "retry"])
+def test_an_id_that_is_none(api, store, method, path):
+    store.create()
+    for id in ("0", "2", "-1", "abc", "1.0", "007", "1e3", "9" * 30, str(2**63), str(2**63 - 1), "%D9%A1", "%EF%BC%91", "1%00", "%FF", "%FF1", "1%FF", "1%2F2", "null", "1;drop"):
+        is_problem(http(method, f"{api}/tasks/{id}{path}"), 404)
+
+
+def test_an_unknown_status_is_told_the_four(api):
+    detail = is_problem(http("GET", f"{api}/tasks?status=Done"), 400)
+    assert "'Done'" in detail and "New, In Progress, Completed, Failed" in detail
+
+
+@pytest.mark.parametrize("query, said", [
+    ("status=", "status: ''"), ("status=new", "status: 'new'"), ("status=%FF", "status: expected UTF-8"), ("status=New&status=Failed", "status: expected once"),
+    ("limit=0", "limit: '0': expected a whole number from 1 to 1000"), ("limit=1001", "limit"), ("limit=-1", "limit"), ("limit=ten", "limit"), ("limit=%D9%A1", "limit"),
+    ("after=-1", "after"), ("after=" + "9" * 30, "after"), ("after=9223372036854775808", "after"), ("after=", "after"), ("statos=New", "statos: unknown parameter"), ("%C3%A9=1", "é: unknown parameter"),
+], ids=lambda value: value[:20])
+def test_a_query_that_is_wrong(api, query, said):
+    assert said in is_problem(http("GET", f"{api}/tasks?{query}"), 400)
+
+
+def test_a_body_that_is_wrong_creates_nothing_and_names_every_field(api, store):
+    answer = http("POST", f"{api}/tasks", {"priority": "high", "color": 1})
+    is_problem(answer, 400)
+    assert [error["pointer"] for error in answer.json["errors"]] == ["/priority", "/color"]
+    assert store.list() == []
+
+
+def test_a_field_in_the_query_is_not_overlooked(api, store):
+    assert "priority: unknown parameter" in is_problem(http("POST", f"{api}/tasks?priority=5"), 400)
+    assert store.list() == []
+
+
+def test_a_body_that_is_too_large(api, store):
+    for announced in (b"Content-Length: 1048577", b"Content-Length: 99999999999"):
+        head, _, body = raw(api, b"POST /tasks HTTP/1.1\r\nHost: x\r\n" + announced + b"\r\n\r\n").partition(b"\r\n\r\n")
+        assert b" 413 " in head and b"application/problem+json" in head and "1048576" in json.loads(body)["detail"]
+    chunk = b"10000\r\n" + b" " * 65536 + b"\r\n"
+    assert b" 413 " in raw(api, b"POST /tasks HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk * 16 + b"1\r\n \r\n0\r\n\r\n").split(b"\r\n")[0]
+    assert store.list() == []
+    assert http("POST", f"{api}/tasks", b" " * 1_048_576).status == 201
+
+
+def test_a_body_in_chunks(api, store):
+    assert b" 201 " in raw(api, b'POST /tasks HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n4\r\n{"pa\r\nd\r\nyload": "ab"}\r\n0\r\n\r\n')
+    assert store.read(1).payload == '"ab"'
+
+
+@pytest.mark.parametrize("method, path, status", [
+    ("GET", "/nothing", 404), ("GET", "/tasks/", 404), ("GET", "/tasks/1/2", 404), ("POST", "/nothing", 404), ("GET", "/swagger/../taskmanager.py", 404),
+    ("GET", "/swagger/%2e%2e%2fschema.sql", 404), ("GET", "/swagger/nothing.js", 404), ("DELETE", "/tasks", 405), ("PUT", "/tasks/1", 405), ("GET", "/tasks/1/cancel", 405),
+], ids=str)
+def test_what_there_is_not_is_json_too(api, method, path, status):
+    answer = http(method, api + path)
+    is_problem(answer, status)
+    assert status == 404 or answer.headers["Allow"]
+
+
+@pytest.mark.parametrize("request_, status", [
+    (b"nonsense\r\n\r\n", 400), (b"GET /tasks HTTP/1.1\r\nHost: x\r\nContent-Length: abc\r\n\r\n", 400), (b"GET /tasks HTTP/1.1\r\nbroken\r\n\r\n", 400),
+    (b"GET /tasks HTTP/1.1\r\nX: " + b"x" * 262_200 + b"\r\n\r\n", 431), (b"POST /tasks HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
+], ids=["no request", "length", "header", "large header", "encoding"])
+def test_what_the_server_itself_refuses_is_json_too(api, request_, status):
+    head, _, body = raw(api, request_).partition(b"\r\n\r\n")
+    assert f" {status} ".encode() in head and b"application/problem+json" in head
+    assert json.loads(body)["status"] == status
+
+
+def test_an_error_in_the_program_says_nothing_of_its_inside(store, serve, monkeypatch, caplog):
+    def burst(*args):
+        raise ZeroDivisionError("secret")
+    monkeypatch.setattr(store, "list", burst)
+    assert "secret" not in is_problem(http("GET", f"{serve(store)}/tasks"), 500)
+    assert "ZeroDivisionError" in caplog.text
+
+
+# More than the document
+
+def test_post_takes_a_task(api):
+    answer = http("POST", f"{api}/tasks", {"payload": {"to": "дом"}, "priority": 9, "run_at": "2999-01-01T00:00:00Z", "max_attempts": 5, "timeout": 60, "status": "New"})
+    assert (answer.status, answer.body, answer.headers["Location"]) == (201, b'{"id": 1}', "/tasks/1")
+    answer = http("GET", f"{api}/tasks/1")
+    assert "дом" in answer.body.decode()
+    assert {name: answer.json[name] for name in list(answer.json)[4:]} == {
+        "payload": {"to": "дом"}, "max_attempts": 5, "priority": 9, "run_at": "2999-01-01T00:00:00", "timeout": 60.0}
+
+
+def test_a_payload_that_plain_sql_made_strange_is_still_json(api, store):
+    store._execute("insert into tasks (payload) values ('{\"a\": \"\\ud800\", \"b\": 1e999}') returning id")
+    assert http("GET", f"{api}/tasks/1").body.count(b"1e999") == 1
+
+
+def test_lists_come_in_pages(api, store):
+    store.create([NewTask()] * 1001)
+    seen, url = [], f"{api}/tasks"
+    while url:
+        answer = http("GET", url)
+        seen.append(len(answer.json))
+        link = re.fullmatch(r'<(/.+)>; rel="next"', answer.headers["Link"] or "")
+        url = link and api + link[1]
+    assert seen == [1000, 1]
+    answer = http("GET", f"{api}/tasks?limit=2&status=New&after=7")
+    assert [task["id"] for task in answer.json] == [8, 9]
+    assert answer.headers["Link"] == '</tasks?status=New&limit=2&after=9>; rel="next"'
+
+
+def test_cancel_and_retry(api, store):
+    store.create([NewTask()] * 2)
+    answer = http("POST", f"{api}/tasks/2/cancel")
+    assert (answer.status, answer.json["status"], answer.json["error"]) == (200, "Failed", "canceled")
+    assert http("POST", f"{api}/tasks/2/cancel").status == 200
+    answer = http("POST", f"{api}/tasks/2/retry")
+    assert (answer.status, list(answer.json), answer.json["status"]) == (200, ["id", "status", "created_at", "updated_at"], "New")
+    assert "New" in is_problem(http("POST", f"{api}/tasks/2/retry"), 409)
+    [claim] = store.claim(1, 30)
+    answer = http("POST", f"{api}/tasks/1/cancel")
+    assert (answer.status, answer.json["status"], answer.json["canceled"]) == (202, "In Progress", True)
+    store.complete([(1, claim.attempt, None)])
+    assert http("POST", f"{api}/tasks/1/cancel").json["error"] == "canceled"
+
+
+def test_the_last_moment_there_is(api):
+    http("POST", f"{api}/tasks", {"run_at": "9999-12-31T23:59:59.999999Z"})
+    assert http("GET", f"{api}/tasks/1").json["run_at"] == "9999-12-31T23:59:59"
+
+
+@pytest.mark.parametrize("column, value", [("timeout", "'NaN'"), ("timeout", "9e999"), ("timeout", "-1"), ("progress", "2"), ("max_attempts", "0"), ("payload", "'{'"), ("status", "'Done'")])
+def test_plain_sql_can_not_make_a_task_that_is_no_json(store, column, value):
+    with pytest.raises(taskmanager.Invalid):
+        store._execute(f"insert into tasks ({column}) values ({value}) returning id")
+
+
+def test_requests_side_by_side(api, store):
+    with concurrent.futures.ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda n: http("POST", f"{api}/tasks", {"payload": n}), range(200)))
+    assert [answer.status for answer in answers] == [201] * 200
+    assert {answer.json["id"]: n for n, answer in enumerate(answers)} == {row.id: int(row.payload) for row in store.list()}
+
+
+def test_a_token_is_needed_where_one_is_set(store, serve):
+    api = serve(store, api_token="s3cret")
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic s3cret"}, {"Authorization": "s3cret"}, {"Authorization": "Bearer пароль".encode().decode("latin-1")}):
+        for method, path in [("POST", "/tasks"), ("GET", "/tasks"), ("GET", "/tasks/1"), ("POST", "/tasks/1/cancel")]:
+            answer = http(method, api + path, **headers)
+            is_problem(answer, 401)
+            assert answer.headers["WWW-Authenticate"] == "Bearer"
+    assert store.list() == []
+    assert http("POST", f"{api}/tasks", Authorization="Bearer s3cret").status == 201
+    for path in ("/livez", "/readyz", "/swagger", "/openapi.yaml", "/swagger/swagger-ui.css"):
+        assert http("GET", api + path).status == 200
+
+
+def test_health(api, store, monkeypatch):
+    assert http("GET", f"{api}/livez").json == http("GET", f"{api}/readyz").json == {"status": "ok"}
+
+    def away(*args):
+        raise taskmanager.Unavailable("the database can't be reached")
+    monkeypatch.setattr(store, "_execute", away)
+    assert http("GET", f"{api}/livez").status == 200
+    answer = http("GET", f"{api}/readyz")
+    is_problem(answer, 503)
+    assert answer.headers["Retry-After"] == "1"
+
+
+# Swagger UI
+
+def test_swagger_ui_is_served_from_here_alone(api):
+    assert http("GET", f"{api}/").headers["Location"] == "/swagger"
+    page = http("GET", f"{api}/swagger")
+    assert page.status == 200 and "text/html" in page.headers["Content-Type"] and "script-src 'self'" in page.headers["Content-Security-Policy"]
+    files = re.findall(r'(?:src|href)="([^"]+)"', page.body.decode())
+    assert len(files) >= 3 and not re.search(rb"<script>|<style|\sstyle=|\son\w+=", page.body)
+    for file in files:
+        assert "//" not in file and http("GET", f"{api}/{file}").status == 200
+    assert http("GET", f"{api}/swagger/").status == http("GET", f"{api}/swagger/index.html").status == 302
+    assert http("GET", f"{api}/swagger/LICENSE").headers["Content-Type"].startswith("text/plain")
+
+
+def test_openapi_yaml_is_served(api):
+    answer = http("GET", f"{api}/openapi.yaml")
+    assert answer.status == 200 and answer.headers["Content-Type"].startswith("application/yaml") and b"\nopenapi: 3.1" in answer.body
+
+
+def test_under_a_prefix(store, serve):
+    import bottle
+    app = bottle.Bottle()
+    app.mount("/jobs/", taskmanager.create_app(store))
+    url = serve(app)
+    answer = http("POST", f"{url}/jobs/tasks")
+    assert (answer.status, answer.headers["Location"]) == (201, "/jobs/tasks/1")
+    http("POST", f"{url}/jobs/tasks")
+    assert http("GET", f"{url}/jobs/tasks?limit=1").headers["Link"] == '</jobs/tasks?limit=1&after=1>; rel="next"'
+    assert http("GET", f"{url}/jobs/swagger").status == 200
+    assert http("GET", f"{url}/jobs/").headers["Location"] == "/jobs/swagger"

@@ -1,0 +1,139 @@
+"""What a task may be: the validation that both doors share."""
+
+import json
+from datetime import datetime, timedelta, timezone
+
+import pytest
+
+from taskmanager import MAX_BODY, MAX_DEPTH, Invalid, TooLarge, encode_json, new_task, parse_task
+
+
+def nested(levels):
+    return b'{"payload": ' + b"[" * levels + b"]" * levels + b"}"
+
+
+@pytest.mark.parametrize("body", [b"", b" \r\n", b"{}", b'{"status": "New"}'], ids=["nothing", "white space", "empty object", "the document's message"])
+def test_a_bare_task(body):
+    assert parse_task(body) == (None, 0, None, None, None, None)
+
+
+@pytest.mark.parametrize("payload", [
+    None, True, 0, -1.5, "", "naïve ☃ 𝄞", [], {}, [[[1]]], {"a": {"b": [1, "two", None]}}, "\\u0000", "a\\\\u0000", 10**300, {"": 0},
+], ids=repr)
+def test_any_json_is_a_payload(payload):
+    task = parse_task(json.dumps({"payload": payload}).encode())
+    assert json.loads(task.payload) == payload
+
+
+def test_all_fields():
+    task = parse_task(b'{"payload": {"a": 1}, "priority": -5, "run_at": "2999-01-02T03:04:05+02:00", "max_attempts": 7, "timeout": 0.5}')
+    assert task == ('{"a": 1}', -5, datetime(2999, 1, 2, 1, 4, 5), 7, 0.5, None)
+
+
+def test_a_whole_number_may_be_written_with_a_point():
+    assert parse_task(b'{"priority": 3.0, "max_attempts": 1e1}')[1:4:2] == (3, 10)
+
+
+@pytest.mark.parametrize("text", ["2999-01-31T12:00:00", "2999-01-31T12:00:00Z", "2999-01-31t12:00:00z", "2999-01-31T14:00:00+02:00",
+                                  "2999-01-31T12:00:00.000000000Z"])
+def test_run_at_is_utc(text):
+    assert new_task({"run_at": text}).run_at == datetime(2999, 1, 31, 12)
+
+
+def test_delay_is_seconds_from_now():
+    run_at = new_task({"delay": 60}).run_at
+    assert abs(run_at - datetime.now(timezone.utc).replace(tzinfo=None) - timedelta(seconds=60)) < timedelta(seconds=5)
+
+
+@pytest.mark.parametrize("fields", [{"run_at": "2001-01-01T00:00:00Z"}, {"delay": 0}], ids=["past", "no delay"])
+def test_what_is_due_is_ready_now(fields):
+    assert new_task(fields).run_at is None
+
+
+@pytest.mark.parametrize("body, said", [
+    (b"nonsense", "not JSON"),
+    (b"[]", "expected no body, or a JSON object"),
+    (b'"New"', "expected no body, or a JSON object"),
+    (b"null", "expected no body, or a JSON object"),
+    (b'{"payload": NaN}', "NaN is not JSON"),
+    (b'{"payload": -Infinity}', "-Infinity is not JSON"),
+    (b'{"payload": 1e999}', "/payload"),
+    (b'{"payload": "a\\u0000b"}', "/payload: holds the character NUL"),
+    (b'{"payload": {"a\\\\\\u0000": 1}}', "/payload: holds the character NUL"),
+    (b'{"payload": "\\ud800"}', "/payload: holds a lone surrogate"),
+    (b'{"payload": "\xff"}', "not UTF-8"),
+    (b"\xef\xbb\xbf{}", "not JSON"),
+    ("{}".encode("utf-16"), "not UTF-8"),
+    (b'{"payload": ' + b"9" * 5000 + b"}", "not JSON"),
+    (nested(MAX_DEPTH + 1), "nested deeper than 100 levels"),
+    (nested(100_000), "nested deeper than 100 levels"),
+    (b"[" * 1_000_000, "nested deeper than 100 levels"),
+    (b'{"status": "Completed"}', '/status: expected "New"'),
+    (b'{"status": null}', "/status"),
+    (b'{"id": 7}', "/id: unknown field; expected any of payload"),
+    (b'{"a/b~\\ud800": 7}', "unknown field"),
+    (b'{"priority": "1"}', "/priority: expected a whole number from -32768 to 32767"),
+    (b'{"priority": true}', "/priority"),
+    (b'{"priority": 1.5}', "/priority"),
+    (b'{"priority": 32768}', "/priority"),
+    (b'{"priority": 1e400}', "/priority"),
+    (b'{"priority": null}', "/priority"),
+    (b'{"max_attempts": 0}', "/max_attempts: expected a whole number from 1 to 1000"),
+    (b'{"timeout": 0}', "/timeout: expected a number of seconds from 0.001"),
+    (b'{"timeout": "5s"}', "/timeout"),
+    (b'{"timeout": false}', "/timeout"),
+    (b'{"delay": -1}', "/delay: expected a number of seconds from 0"),
+    (b'{"delay": 1, "run_at": "2999-01-01T00:00:00Z"}', "/delay: expected run_at or delay, not both"),
+    (b'{"run_at": "tomorrow"}', '/run_at: expected a time such as "2030-01-31T12:00:00Z"'),
+    (b'{"run_at": "2030-02-30T12:00:00Z"}', "/run_at"),
+    (b'{"run_at": "2030-01-31"}', "/run_at"),
+    (b'{"run_at": 1900000000}', "/run_at"),
+    (b'{"run_at": "2030-01-31T12:00:0099999Z"}', "/run_at"),
+    (b'{"run_at": "2030-01-31T12:00:00+00:99"}', "/run_at"),
+    (b'{"priority": 1, "priority": 2}', "a name stands twice"),
+    (b'{"payload": [{"a": 1, "a": 1}]}', "a name stands twice"),
+    (b'{"run_at": "9999-12-31T23:59:59-23:59"}', "/run_at"),
+    ('{"run_at": "２０３０-01-31T12:00:00Z"}'.encode(), "/run_at"),
+    (b'{"priority": "high", "timeout": -1, "colour": 0}', "/priority: "),
+], ids=lambda value: value[:40].decode("latin-1") if isinstance(value, bytes) else None)
+def test_what_is_wrong_is_named(body, said):
+    with pytest.raises(Invalid) as error:
+        parse_task(body)
+    assert said in str(error.value)
+
+
+def test_every_wrong_field_is_named_at_once():
+    with pytest.raises(Invalid) as error:
+        parse_task(b'{"priority": "high", "timeout": -1, "colour": 0}')
+    assert [where for where, _ in error.value.errors] == ["/priority", "/timeout", "/colour"]
+
+
+def test_a_payload_may_be_as_deep_as_the_limit():
+    assert parse_task(nested(MAX_DEPTH)).payload == "[" * MAX_DEPTH + "]" * MAX_DEPTH
+    assert parse_task(b'{"payload": "' + b"[" * 500 + b'"}').payload      # brackets in text are text
+
+
+def test_a_body_may_be_as_large_as_the_limit():
+    frame = b'{"payload": ""}'
+    assert parse_task(frame[:-2] + b"x" * (MAX_BODY - len(frame)) + frame[-2:])
+    with pytest.raises(TooLarge, match="expected at most 1048576"):
+        parse_task(b" " * (MAX_BODY + 1))
+
+
+@pytest.mark.parametrize("key", ["x" * 256, "a\nb", "a\0b"], ids=["long", "line", "NUL"])
+def test_an_idempotency_key_is_short_and_printable(key):
+    with pytest.raises(Invalid, match="idempotency_key"):
+        parse_task(b"", key)
+
+
+@pytest.mark.parametrize("value", [{1, 2}, object(), float("nan"), b"bytes"], ids=["set", "object", "NaN", "bytes"])
+def test_what_json_cannot_say_is_refused(value):
+    with pytest.raises(Invalid, match="can't be said in JSON"):
+        encode_json(value)
+
+
+def test_a_value_that_holds_itself_is_refused():
+    value = []
+    value.append(value)
+    with pytest.raises(Invalid):
+        encode_json(value)

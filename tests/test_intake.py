@@ -1,0 +1,282 @@
+"""Tasks from RabbitMQ: what arrives becomes a row and is then acknowledged, or is kept with the reason."""
+
+import json
+import re
+import time
+
+import pika
+import pytest
+
+import taskmanager
+from conftest import ROOT, eventually, http
+from taskmanager import Config, Invalid, Unavailable
+from worker import Intake
+
+# As it stands in the document.
+PRODUCER = """
+import pika
+import json
+
+def create_task_via_rabbitmq():
+    connection = pika.BlockingConnection(pika.ConnectionParameters('rabbitmq'))
+    channel = connection.channel()
+    channel.queue_declare(queue='task_queue')
+
+    task = {
+        'status': 'New'
+    }
+
+    channel.basic_publish(
+        exchange='',
+        routing_key='task_queue',
+        body=json.dumps(task)
+    )
+
+    connection.close()
+"""
+
+
+@pytest.fixture
+def store(sqlite_database):
+    return taskmanager.open_store(sqlite_database)
+
+
+@pytest.fixture
+def document_producer(broker, monkeypatch):
+    """create_task_via_rabbitmq() of the document, with another host for 'rabbitmq'."""
+    scope = {}
+    exec(PRODUCER, scope)
+    parameters = pika.URLParameters(broker)
+
+    def produce():
+        with monkeypatch.context() as patch:
+            patch.setattr(pika, "ConnectionParameters", lambda host: {"rabbitmq": parameters}[host])
+            scope["create_task_via_rabbitmq"]()
+    return produce
+
+
+@pytest.fixture
+def channel(broker):
+    with pika.BlockingConnection(pika.URLParameters(broker)) as connection:
+        yield connection.channel()
+
+
+@pytest.fixture
+def intake(store, broker):
+    """intake(): one that runs."""
+    running = []
+
+    def start():
+        it = Intake(store, Config(rabbitmq_url=broker), lambda: None)
+        running.append(it)
+        it.start()
+        return it
+
+    yield start
+    for it in running:
+        it.stop()
+
+
+def publish(channel, body, queue="task_queue", **properties):
+    channel.confirm_delivery()
+    channel.basic_publish("", queue, body, pika.BasicProperties(**properties), mandatory=True)
+
+
+def rejected(channel):
+    """The next message of the queue of rejected ones: (properties, body)."""
+    def get():
+        method, properties, body = channel.basic_get("task_queue.rejected", auto_ack=True)
+        return method and (properties, body)
+    eventually(lambda: exists(channel, "task_queue.rejected"))
+    return eventually(get)
+
+
+def exists(channel, queue):
+    try:
+        channel.connection.channel().queue_declare(queue, passive=True)
+        return True
+    except pika.exceptions.ChannelClosedByBroker:
+        return False
+
+
+def ready(channel, queue="task_queue"):
+    return channel.queue_declare(queue, passive=True).method.message_count
+
+
+def test_the_readme_shows_the_documents_producer():
+    assert PRODUCER.strip() in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("first", ["producer", "intake"])
+def test_the_documents_producer_creates_tasks(document_producer, intake, store, channel, first):
+    if first == "producer":
+        document_producer()
+    intake()
+    eventually(lambda: exists(channel, "task_queue"))
+    for _ in range(3):
+        document_producer()
+    eventually(lambda: len(store.list("New")) == 3 + (first == "producer"))
+    assert ready(channel) == 0
+
+
+@pytest.mark.parametrize("declaration", [{}, {"durable": True}, {"durable": True, "arguments": {"x-queue-type": "quorum"}}, {"arguments": {"x-max-length": 9}}],
+                         ids=["transient", "durable", "quorum", "with arguments"])
+def test_intake_attaches_to_the_queue_as_it_finds_it(intake, store, channel, declaration):
+    channel.queue_declare("task_queue", **declaration)
+    publish(channel, b"")
+    intake()
+    eventually(lambda: len(store.list()) == 1)
+
+
+def test_a_message_says_what_a_request_may_say(intake, store, channel):
+    channel.queue_declare("task_queue")
+    publish(channel, json.dumps({"payload": {"имя": "☃"}, "priority": 5, "run_at": "2999-01-01T00:00:00Z"}))
+    intake()
+    [row] = eventually(store.list)
+    assert (json.loads(row.payload), row.priority, row.run_at) == ({"имя": "☃"}, 5, "2999-01-01T00:00:00")
+
+
+def test_many_messages_are_taken_in_batches_and_all_acknowledged(intake, store, channel, monkeypatch):
+    sizes, create = [], store.create
+    monkeypatch.setattr(store, "create", lambda tasks, via: sizes.append(len(tasks)) or create(tasks, via))
+    channel.queue_declare("task_queue")
+    for n in range(3000):
+        channel.basic_publish("", "task_queue", b'{"payload": %d}' % n)
+    intake()
+    eventually(lambda: len(store.list()) == 1000 and len(store.list(after=2000)) == 1000)
+    assert [int(row.payload) for row in store.list(after=1000)] == list(range(1000, 2000))
+    assert sum(sizes) == 3000 and max(sizes) > 50
+    eventually(lambda: ready(channel) == 0)
+
+
+def test_a_message_id_is_an_idempotency_key(intake, store, channel):
+    channel.queue_declare("task_queue")
+    for message_id in ("a", "b", "a", None, None, ""):
+        publish(channel, b"", message_id=message_id)
+    intake()
+    eventually(lambda: len(store.list()) == 5)
+    publish(channel, b"", message_id="b")
+    publish(channel, b"", message_id="c")
+    eventually(lambda: len(store.list()) == 6)
+    assert [row.idempotency_key for row in store.list()] == ["a", "b", None, None, None, "c"]
+
+
+@pytest.mark.parametrize("body, reason", [
+    (b"nonsense", "not JSON"), (b'{"status": "Completed"}', '/status: expected "New"'), (b"\xff", "not UTF-8"), (b"[" * 100_000, "nested deeper"),
+    (b'{"payload": "\\u0000"}', "NUL"), (b'{"handler": "exec:reboot"}', "/handler: unknown field"), (b" " * 1_048_577, "expected at most 1048576"),
+], ids=lambda value: str(value)[:20])
+def test_what_is_no_task_is_kept_with_the_reason(intake, store, channel, body, reason):
+    channel.queue_declare("task_queue")
+    publish(channel, body, message_id="m1", content_type="text/x")
+    publish(channel, b"")
+    intake()
+    properties, kept = rejected(channel)
+    assert kept == body and reason in properties.headers["reason"]
+    assert (properties.message_id, properties.content_type, properties.delivery_mode) == ("m1", "text/x", 2)
+    eventually(lambda: len(store.list()) == 1)
+    eventually(lambda: ready(channel) == 0)
+
+
+def test_a_message_id_that_is_too_long_is_rejected(intake, store, channel):
+    channel.queue_declare("task_queue")
+    publish(channel, b"", message_id="a\nb")
+    intake()
+    assert "idempotency_key" in rejected(channel)[0].headers["reason"]
+
+
+def test_what_a_sender_set_does_not_lose_a_rejected_message(intake, store, channel):
+    channel.queue_declare("task_queue")
+    channel.queue_declare("copy", exclusive=True)
+    publish(channel, b"nonsense", expiration="60000", user_id="guest", reply_to="x", headers={"CC": [], "own": 1})
+    intake()
+    properties, _ = rejected(channel)
+    assert list(properties.headers) == ["reason"] and properties.expiration is properties.user_id is None
+
+
+def test_what_the_database_refuses_is_rejected_alone(intake, store, channel, monkeypatch):
+    create = store.create
+
+    def picky(tasks, via):
+        if any(task.payload == "2" for task in tasks):
+            raise Invalid(("", "the database refuses it"))
+        return create(tasks, via)
+    monkeypatch.setattr(store, "create", picky)
+    channel.queue_declare("task_queue")
+    for n in range(5):
+        publish(channel, b'{"payload": %d}' % n)
+    intake()
+    assert rejected(channel)[1] == b'{"payload": 2}'
+    eventually(lambda: [row.payload for row in store.list()] == ["0", "1", "3", "4"])
+
+
+def test_a_message_is_acknowledged_only_after_the_commit(intake, store, channel, monkeypatch):
+    create, away = store.create, [True]
+
+    def away_for_a_while(tasks, via):
+        if away.pop() if away else False:
+            raise Unavailable("the database can't be reached")
+        return create(tasks, via)
+    monkeypatch.setattr(store, "create", away_for_a_while)
+    channel.queue_declare("task_queue")
+    publish(channel, b'{"payload": 1}')
+    intake()
+    eventually(lambda: len(store.list()) == 1)
+    assert not away
+    eventually(lambda: ready(channel) == 0)
+
+
+def test_intake_takes_nothing_while_the_database_is_away(intake, store, channel, monkeypatch):
+    def away():
+        raise Unavailable("the database can't be reached")
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "ping", away)
+        channel.queue_declare("task_queue")
+        publish(channel, b"")
+        intake()
+        time.sleep(1)
+        assert ready(channel) == 1
+    eventually(lambda: len(store.list()) == 1)
+
+
+def test_intake_comes_back_when_its_queue_is_deleted(intake, store, channel, caplog):
+    channel.queue_declare("task_queue")
+    intake()
+    publish(channel, b"")
+    eventually(lambda: len(store.list()) == 1)
+    channel.queue_delete("task_queue")
+    eventually(lambda: exists(channel, "task_queue"))
+    publish(channel, b"")
+    eventually(lambda: len(store.list()) == 2)
+    assert caplog.text.count("lost RabbitMQ") == caplog.text.count("back RabbitMQ") == 1
+
+
+def test_two_intakes_share_a_queue(intake, store, channel):
+    intake(), intake()
+    eventually(lambda: exists(channel, "task_queue"))
+    for n in range(200):
+        publish(channel, b'{"payload": %d}' % n)
+    eventually(lambda: sorted(int(row.payload) for row in store.list()) == list(range(200)))
+
+
+def test_the_doorbell_wakes_a_worker_in_another_process(start, postgres_database, broker):
+    settings = dict(DATABASE_URL=postgres_database, RABBITMQ_URL=broker, POLL_SECONDS=3600, LEASE_SECONDS=86400)
+    api, worker = start("taskmanager.py", **settings), start("worker.py", **settings)
+    worker.logged("started intake")
+    time.sleep(0.3)     # the bell's connection
+    for _ in range(3):
+        id = http("POST", f"{api.url}/tasks").json["id"]
+        eventually(lambda: http("GET", f"{api.url}/tasks/{id}").json["status"] == "Completed", seconds=5)
+
+
+def test_the_log_shows_the_life_of_a_task_and_no_password(start, postgres_database, broker, document_producer, tmp_path):
+    log_file = tmp_path / "worker.log"
+    url = re.sub(r"//(guest:guest@)?", "//guest:guest@", broker)
+    worker = start("worker.py", DATABASE_URL=postgres_database.replace("postgres@", "postgres:s3cret@"), RABBITMQ_URL=url, LOG_FILE=log_file)
+    worker.logged("started intake")
+    document_producer()
+    worker.logged(r"completed task=1 attempt=1")
+    assert worker.stop() == 0
+    lines = [line.split(" ", 3)[3] for line in worker.log().splitlines() if "task=1" in line]
+    assert lines == ["created task=1 via=rabbitmq", "claimed task=1 attempt=1", "completed task=1 attempt=1"]
+    assert log_file.read_text() == worker.log()
+    assert "s3cret" not in worker.log() and "guest:guest" not in worker.log()

@@ -1,0 +1,415 @@
+"""The store's contract, the same on SQLite and PostgreSQL: one verb a transition, each of them guarded."""
+
+import threading
+import time
+from datetime import datetime, timedelta, timezone
+
+import pytest
+
+import taskmanager
+from taskmanager import Conflict, Invalid, NewTask, NotFound, new_task
+
+LEASE = 30
+
+
+def sql(store, statement, **params):
+    """Plain SQL, as an operator or another program would write it."""
+    return store._execute(statement + " returning id", params)
+
+
+def expire(store, id):
+    """Move the clock on: the lease of a task has run out."""
+    sql(store, "update tasks set lease_until = now() - %(hour)s where id = %(id)s", id=id, hour=timedelta(hours=1))
+
+
+def claimed(store, **fields):
+    """A new task, and the claim on it."""
+    [id] = store.create([new_task(fields)])
+    [claim] = store.claim(1, LEASE)
+    assert claim.id == id
+    return claim
+
+
+# Creating
+
+def test_create_makes_a_new_task(store):
+    [id] = store.create()
+    row = store.read(id)
+    assert (row.id, row.status, row.attempts, row.payload) == (id, "New", 0, None)
+    assert row.created_at == row.updated_at
+    assert abs(datetime.fromisoformat(row.created_at) - datetime.now(timezone.utc).replace(tzinfo=None)) < timedelta(seconds=5)
+
+
+def test_a_bare_task_is_the_documents_four_fields_whatever_happens_to_it(store):
+    [id] = store.create()
+    assert list(taskmanager.json.loads(store.read(id).to_json())) == ["id", "status", "created_at", "updated_at"]
+    [claim] = store.claim(1, LEASE)
+    assert store.read(id).to_json().count(":") == 4 + 4       # four names, and two clocks
+    store.complete([(id, claim.attempt, None)])
+    assert list(taskmanager.json.loads(store.read(id).to_json())) == ["id", "status", "created_at", "updated_at"]
+
+
+def test_create_keeps_what_it_was_given(store):
+    [id] = store.create([new_task({"payload": {"ключ": [1, "☃"]}, "priority": 3, "run_at": "2999-01-02T03:04:05Z", "max_attempts": 4, "timeout": 2.5})])
+    assert taskmanager.json.loads(store.read(id).to_json()) | {"created_at": 0, "updated_at": 0} == {
+        "id": id, "status": "New", "created_at": 0, "updated_at": 0, "payload": {"ключ": [1, "☃"]},
+        "priority": 3, "run_at": "2999-01-02T03:04:05", "max_attempts": 4, "timeout": 2.5}
+
+
+def test_create_gives_ids_in_the_order_of_the_tasks(store):
+    ids = store.create([new_task({"payload": n}) for n in range(700)])
+    assert ids == sorted(ids) and [store.read(id).payload for id in ids[::100]] == [str(n) for n in range(0, 700, 100)]
+
+
+def test_an_idempotency_key_makes_one_task(store):
+    key, other = NewTask(idempotency_key="a"), NewTask(idempotency_key="b")
+    first, again, none, second = store.create([key, key, NewTask(), other])
+    assert again is None and first < none < second
+    assert store.create([other, NewTask(), key]) == [None, second + 1, None] or len(store.list()) == 4
+
+
+def test_create_makes_all_of_a_batch_or_none(store):
+    with pytest.raises(Invalid):
+        store.create([NewTask(), NewTask(payload="{not json")])
+    assert store.list() == []
+
+
+def test_create_rings(store):
+    rung = []
+    store.bells.append(lambda: rung.append(len(store.list())))
+    store.create()
+    assert rung == [1]      # after the commit
+
+
+def test_a_row_of_plain_sql_is_a_task(store):
+    sql(store, "insert into tasks default values")
+    [claim] = store.claim(1, LEASE)
+    assert store.complete([(claim.id, claim.attempt, '"done"')]) == {claim.id}
+    row = store.read(claim.id)
+    assert (row.status, row.result, len(row.created_at)) == ("Completed", '"done"', 19)
+
+
+def test_plain_sql_can_not_make_up_a_status(store):
+    with pytest.raises(Exception, match="(?i)check"):
+        sql(store, "insert into tasks (status) values ('Done')")
+
+
+# Reading
+
+@pytest.mark.parametrize("id", [0, -1, 1, 2**63 - 1, 2**63, 10**30])
+def test_read_of_an_unknown_id(store, id):
+    with pytest.raises(NotFound, match=str(id)):
+        store.read(id)
+
+
+def test_list_is_in_id_order_and_pages_by_the_last_id(store):
+    ids = store.create([NewTask(priority=n % 3) for n in range(10)])
+    assert [row.id for row in store.list()] == ids
+    assert [row.id for row in store.list(after=ids[3], limit=4)] == ids[4:8]
+    assert store.list(after=2**63 - 1) == []
+
+
+def test_list_by_status(store):
+    ids = store.create([NewTask()] * 4)
+    for claim in store.claim(2, LEASE)[:1]:
+        store.complete([(claim.id, claim.attempt, None)])
+    found = {status: [row.id for row in store.list(status)] for status in taskmanager.STATUSES}
+    assert found == {"New": ids[2:], "In Progress": ids[1:2], "Completed": ids[:1], "Failed": []}
+
+
+# Claiming
+
+def test_claim_takes_the_most_urgent_first_and_then_the_oldest(store):
+    ids = store.create([NewTask(priority=priority) for priority in (0, 5, -1, 5, 0)])
+    assert [claim.id for claim in store.claim(4, LEASE)] == [ids[1], ids[3], ids[0], ids[4]]
+    assert [claim.id for claim in store.claim(4, LEASE)] == [ids[2]]
+    assert store.claim(4, LEASE) == []
+
+
+def test_claim_leaves_what_is_scheduled(store):
+    store.create([new_task({"delay": 60})])
+    assert store.claim(1, LEASE) == []
+
+
+def test_claim_moves_updated_at(store):
+    [id] = store.create()
+    sql(store, "update tasks set created_at = created_at - %(hour)s, updated_at = updated_at - %(hour)s where id = %(id)s", id=id, hour=timedelta(hours=1))
+    before = store.read(id)
+    store.claim(1, LEASE)
+    after = store.read(id)
+    assert after.created_at == before.created_at and after.updated_at > before.updated_at and after.status == "In Progress"
+
+
+def test_four_threads_never_claim_the_same_task(store):
+    store.create([NewTask()] * 400)
+    got, errors = [], []
+
+    def worker():
+        try:
+            while claims := store.claim(7, LEASE):
+                got.extend(claim.id for claim in claims)
+        except Exception as e:
+            errors.append(e)
+
+    threads = [threading.Thread(target=worker) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors and sorted(got) == [row.id for row in store.list()]
+
+
+# The holder of an attempt, and nobody else
+
+VERBS = {
+    "complete": lambda store, id, attempt: store.complete([(id, attempt, None)]),
+    "retry": lambda store, id, attempt: store.retry([(id, attempt, "why", 0)]),
+    "fail": lambda store, id, attempt: store.fail([(id, attempt, "why")]),
+    "release": lambda store, id, attempt: store.release([(id, attempt)]),
+    "extend": lambda store, id, attempt: store.extend([(id, attempt, None)], LEASE),
+}
+
+
+@pytest.fixture(params=VERBS)
+def verb(request):
+    return VERBS[request.param]
+
+
+def test_the_holder_may(store, verb):
+    claim = claimed(store)
+    assert verb(store, claim.id, claim.attempt) == {claim.id}
+
+
+def test_another_attempt_may_not(store, verb):
+    claim = claimed(store)
+    before = store.read(claim.id)
+    for attempt in (claim.attempt - 1, claim.attempt + 1):
+        assert verb(store, claim.id, attempt) == set()
+    assert store.read(claim.id) == before
+
+
+def test_the_holder_may_not_after_the_lease_expired(store, verb):
+    claim = claimed(store)
+    expire(store, claim.id)
+    assert verb(store, claim.id, claim.attempt) == set()
+    assert store.read(claim.id).status == "In Progress"
+
+
+def test_a_frozen_worker_may_not_after_another_took_over(store, verb):
+    frozen = claimed(store)
+    expire(store, frozen.id)
+    assert store.reclaim(3) == 1
+    [claim] = store.claim(1, LEASE)
+    assert claim.attempt == frozen.attempt + 1
+    assert verb(store, frozen.id, frozen.attempt) == set()
+    assert verb(store, claim.id, claim.attempt) == {claim.id}
+
+
+def test_a_task_that_is_not_in_progress_has_no_holder(store, verb):
+    claim = claimed(store)
+    store.complete([(claim.id, claim.attempt, None)])
+    assert verb(store, claim.id, claim.attempt) == set()
+    assert store.read(claim.id).status == "Completed"
+
+
+def test_a_batch_says_which_of_it_were_still_ours(store):
+    ids = store.create([NewTask()] * 3)
+    store.claim(3, LEASE)
+    expire(store, ids[1])
+    assert store.complete([(id, 1, None) for id in ids]) == {ids[0], ids[2]}
+
+
+# Ending
+
+def test_complete_keeps_the_result_and_forgets_the_last_error(store):
+    claim = claimed(store)
+    store.retry([(claim.id, claim.attempt, "first time", 0)])
+    store.promote()
+    [claim] = store.claim(1, LEASE)
+    store.complete([(claim.id, claim.attempt, '{"a": [1, "☃"]}')])
+    row = store.read(claim.id)
+    assert (row.status, row.error, row.attempts) == ("Completed", None, 2)
+    assert taskmanager.json.loads(row.result) == {"a": [1, "☃"]}
+
+
+def test_a_result_may_be_json_null(store):
+    claim = claimed(store)
+    store.complete([(claim.id, claim.attempt, "null")])
+    assert '"result": null' in store.read(claim.id).to_json()
+
+
+def test_fail_keeps_the_error(store):
+    claim = claimed(store)
+    store.fail([(claim.id, claim.attempt, "no such file: 'ё'")])
+    row = store.read(claim.id)
+    assert (row.status, row.error) == ("Failed", "no such file: 'ё'")
+
+
+def test_retry_waits_and_says_why(store):
+    claim = claimed(store)
+    store.retry([(claim.id, claim.attempt, "busy", 3600)])
+    row = store.read(claim.id)
+    assert (row.status, row.error) == ("New", "busy") and row.run_at > row.updated_at
+    assert store.promote() == 0 and store.claim(1, LEASE) == []
+
+
+def test_release_does_not_count_the_attempt_and_does_not_use_its_number_again(store):
+    claim = claimed(store)
+    store.release([(claim.id, claim.attempt)])
+    assert (store.read(claim.id).status, store.read(claim.id).attempts) == ("New", 0)
+    [again] = store.claim(1, LEASE)
+    assert (again.attempts, again.attempt) == (1, claim.attempt + 1)
+
+
+# What nobody holds any more
+
+def test_reclaim_leaves_a_task_whose_lease_lasts(store):
+    claimed(store)
+    assert store.reclaim(3) == 0
+
+
+def test_extend_makes_the_lease_last(store):
+    claim = claimed(store)
+    sql(store, "update tasks set lease_until = now() + %(moment)s where id = %(id)s", id=claim.id, moment=timedelta(milliseconds=200))
+    assert store.extend([(claim.id, claim.attempt, 0.25)], LEASE) == {claim.id}
+    time.sleep(0.3)
+    assert store.reclaim(3) == 0 and store.read(claim.id).progress == 0.25
+
+
+def test_reclaim_fails_a_task_that_has_had_its_attempts(store):
+    claim = claimed(store, max_attempts=2)
+    for status in ("New", "Failed"):
+        expire(store, claim.id)
+        assert store.reclaim(3) == 1
+        assert store.read(claim.id).status == status
+        store.claim(1, LEASE)
+    assert store.read(claim.id).error == "the worker died or was cut off during attempt 2 of 2"
+
+
+def test_reclaim_goes_by_the_workers_number_where_the_task_has_none(store):
+    claim = claimed(store)
+    expire(store, claim.id)
+    store.reclaim(1)
+    assert store.read(claim.id).status == "Failed"
+
+
+def test_a_row_in_progress_without_a_lease_is_nobodys(store):
+    [(id,)] = sql(store, "insert into tasks (status) values ('In Progress')")
+    assert store.reclaim(3) == 1
+    assert store.read(id).status == "New"
+
+
+# Cancelling, and trying again by hand
+
+def test_cancel_ends_a_new_task(store):
+    [id] = store.create([new_task({"delay": 60})])
+    assert store.cancel(id) == "Failed"
+    row = store.read(id)
+    assert (row.status, row.error, row.canceled, row.run_at) == ("Failed", "canceled", True, None)
+    assert store.cancel(id) == "Failed"     # again: no harm
+    assert store.promote() == 0 and store.claim(1, LEASE) == []
+
+
+def test_cancel_asks_the_holder(store):
+    claim = claimed(store)
+    before = store.read(claim.id)
+    assert store.cancel(claim.id) == "In Progress"
+    assert store.canceled() == {claim.id: claim.attempt}
+    assert store.read(claim.id) == before._replace(canceled=True)       # the status, and so updated_at, did not move
+
+
+@pytest.mark.parametrize("name", ["complete", "retry", "fail", "release"])
+def test_a_task_that_was_canceled_ends_as_canceled_whatever_its_holder_says(store, name):
+    claim = claimed(store)
+    store.cancel(claim.id)
+    assert VERBS[name](store, claim.id, claim.attempt) == {claim.id}
+    row = store.read(claim.id)
+    assert (row.status, row.error, row.result, row.run_at) == ("Failed", "canceled", None, None)
+
+
+def test_a_task_that_was_canceled_is_not_run_again_when_its_worker_dies(store):
+    claim = claimed(store)
+    store.cancel(claim.id)
+    expire(store, claim.id)
+    store.reclaim(3)
+    assert (store.read(claim.id).status, store.read(claim.id).error) == ("Failed", "canceled")
+
+
+def test_cancel_of_a_finished_task_is_a_conflict(store):
+    claim = claimed(store)
+    store.complete([(claim.id, claim.attempt, None)])
+    with pytest.raises(Conflict, match="Completed"):
+        store.cancel(claim.id)
+    with pytest.raises(NotFound):
+        store.cancel(10**30)
+
+
+def test_retry_by_hand_begins_anew(store):
+    old = claimed(store, max_attempts=1)
+    store.fail([(old.id, old.attempt, "why")])
+    store.retry_by_hand(old.id)
+    row = store.read(old.id)
+    assert (row.status, row.error, row.attempts) == ("New", None, 0)
+    [claim] = store.claim(1, LEASE)
+    assert (claim.attempts, claim.attempt) == (1, old.attempt + 1)      # the old number is not used again
+
+
+def test_retry_by_hand_is_for_failed_tasks(store):
+    [id] = store.create()
+    with pytest.raises(Conflict, match="New"):
+        store.retry_by_hand(id)
+    with pytest.raises(NotFound):
+        store.retry_by_hand(id + 1)
+
+
+# By the clock
+
+def test_promote_makes_ready_what_is_due_and_leaves_updated_at(store):
+    early, late = store.create([new_task({"delay": 3600}), new_task({"delay": 7200})])
+    sql(store, "update tasks set run_at = now() - %(moment)s, updated_at = updated_at - %(moment)s where id = %(id)s", id=early, moment=timedelta(seconds=5))
+    before = store.read(early)
+    assert store.promote() == 1
+    assert store.read(early) == before._replace(run_at=None)
+    assert [claim.id for claim in store.claim(9, LEASE)] == [early]
+
+
+def test_delete_old_deletes_what_was_finished_long_ago(store):
+    ids = store.create([NewTask()] * 4)
+    for claim in store.claim(3, LEASE):
+        if claim.id == ids[0]:
+            store.complete([(claim.id, claim.attempt, None)])
+        elif claim.id == ids[1]:
+            store.fail([(claim.id, claim.attempt, "why")])
+    assert store.delete_old(1) == 0
+    sql(store, "update tasks set updated_at = now() - %(days)s where id > 0", days=timedelta(days=2))
+    assert store.delete_old(1) == 2
+    assert [row.id for row in store.list()] == ids[2:]      # In Progress and New stay, however old
+    [id] = store.create()
+    assert id == ids[-1] + 1                                 # and ids are not used again
+
+
+def test_apply_schema_may_be_done_again_and_at_once(database):
+    errors = []
+
+    def apply():
+        try:
+            taskmanager.open_store(database).create()
+        except Exception as e:
+            errors.append(e)
+
+    threads = [threading.Thread(target=apply) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors and len(taskmanager.open_store(database).list()) == 6
+
+
+def test_both_databases_have_the_same_columns(sqlite_database, postgres_database):
+    import re
+    of_sqlite = [name for _, name, *_ in taskmanager.open_store(sqlite_database)._execute("select * from pragma_table_info('tasks')")]
+    of_postgres = [name for name, in taskmanager.open_store(postgres_database)._execute(
+        "select attname from pg_attribute where attrelid = 'tasks'::regclass and attnum > 0 order by attnum")]
+    assert of_sqlite == of_postgres
+    indexes = re.compile(r"create (?:unique )?index\s+if not exists (\w+)\s+on tasks \((.*?)\)")
+    assert indexes.findall(taskmanager.SQLiteStore.SCHEMA) == indexes.findall((taskmanager.HERE / "schema.sql").read_text())

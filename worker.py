@@ -1,0 +1,179 @@
+"""A worker as a program: takes tasks from RabbitMQ into the table, and runs what the table holds.
+
+The two halves share the table and nothing else. `Intake`, here, turns messages into rows; `taskmanager.Worker` runs
+rows. Either goes on when the other's server is away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from typing import NamedTuple
+
+import pika
+import pika.exceptions
+
+import taskmanager
+from taskmanager import Config, Invalid, NewTask, Outage, Store, TooLarge, Unavailable, Worker
+
+PREFETCH = 1000             # messages that may wait here for the commit of those before them
+SUBSCRIBE_SECONDS = 10      # what the broker may take to let us begin
+
+log = logging.getLogger("taskmanager.worker")
+
+
+class Message(NamedTuple):
+    tag: int
+    properties: pika.BasicProperties
+    body: bytes
+
+
+class Intake:
+    """Takes what has arrived as a batch, inserts it in one transaction, and only then acknowledges it.
+
+    What is no task goes to the queue of rejected messages (TASK_QUEUE + ".rejected") with the reason in its header
+    `reason`. Also hears the doorbell.
+    """
+
+    def __init__(self, store: Store, config: Config, wake):
+        self.store, self.config, self.wake = store, config, wake
+        self.rejected = f"{config.task_queue}.rejected"
+        self._arrived: list[Message] = []
+        self._transient_refused = False
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="intake", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finish the batch at hand and close; what was not acknowledged goes back to the queue."""
+        self._stopped.set()
+        self._thread.join(10)
+
+    def _loop(self) -> None:
+        outage, tries = Outage("RabbitMQ"), 0
+        while not self._stopped.is_set():
+            try:
+                self.store.ping()       # without the database nothing can be taken, and a quorum queue counts vain deliveries
+                with pika.BlockingConnection(taskmanager.amqp_parameters(self.config.rabbitmq_url, "taskmanager intake")) as connection:
+                    with self._no_longer_than(SUBSCRIBE_SECONDS, connection):
+                        channel, subscription = self._subscribe(connection)
+                    outage.back()
+                    tries = 0
+                    while not self._stopped.is_set():
+                        connection.process_data_events(time_limit=1)
+                        if self._arrived:
+                            batch, self._arrived = self._arrived, []
+                            self._take(batch)
+                            channel.basic_ack(batch[-1].tag, multiple=True)
+                            self._ring(channel)
+                        if subscription not in channel.consumer_tags:
+                            raise ConnectionError("the broker ended the subscription")
+            except Exception as e:
+                if not isinstance(e, Unavailable):      # the store has told of that one
+                    outage.lost(e)
+                self._arrived = []
+                tries += 1
+                self._stopped.wait(taskmanager.backoff(tries, 0.5, 10))
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _no_longer_than(seconds: float, connection: pika.BlockingConnection):
+        # A quorum queue that is just choosing its leader may swallow a request (seen with RabbitMQ 3.10), and pika,
+        # whose calls have no time limit, would wait for the answer for ever. Nor would the channel close any more.
+        impl, error = connection._impl, ConnectionError(f"the broker did not answer within {seconds} s")
+        timer = threading.Timer(seconds, lambda: impl.ioloop.add_callback_threadsafe(lambda: impl._terminate_stream(error)))
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _subscribe(self, connection: pika.BlockingConnection):
+        transient = {"durable": False}                                              # as the documented producer declares it
+        quorum = {"durable": True, "arguments": {"x-queue-type": "quorum"}}         # where the broker refuses transient queues
+        channel = self._attach(connection, self.config.task_queue, quorum if self._transient_refused else transient)
+        self._rejects = self._attach(connection, self.rejected, {"durable": True})
+        self._rejects.confirm_delivery()
+
+        bell = taskmanager.bell_exchange(self.config)
+        channel.exchange_declare(bell, "fanout", durable=True)
+        ears = channel.queue_declare("", exclusive=True, arguments={"x-max-length": 1}).method.queue
+        channel.queue_bind(ears, bell)
+        channel.basic_qos(prefetch_count=PREFETCH)
+        channel.basic_consume(ears, lambda *_: self.wake(), auto_ack=True)
+        subscription = channel.basic_consume(self.config.task_queue, lambda _, method, properties, body:
+                                             self._arrived.append(Message(method.delivery_tag, properties, body)))
+        log.info("started intake queue=%s rejected=%s", self.config.task_queue, self.rejected)
+        return channel, subscription
+
+    def _attach(self, connection: pika.BlockingConnection, queue: str, declaration: dict):
+        """A channel on a connection where `queue` exists: as it is found, or else as `declaration` says."""
+        channel = connection.channel()
+        try:
+            channel.queue_declare(queue, passive=True)
+        except pika.exceptions.ChannelClosedByBroker as e:
+            if e.reply_code != 404:
+                raise
+            channel = connection.channel()
+            try:
+                channel.queue_declare(queue, **declaration)
+            except pika.exceptions.ConnectionClosedByBroker as e:
+                self._transient_refused = self._transient_refused or e.reply_code == 541
+                raise
+        return channel
+
+    def _take(self, batch: list[Message]) -> None:
+        valid = []
+        for message in batch:
+            try:
+                valid.append((message, taskmanager.parse_task(message.body, message.properties.message_id)))
+            except (Invalid, TooLarge) as e:
+                self._reject(message, e)
+        if valid:
+            self._insert(valid)
+
+    def _insert(self, valid: list[tuple[Message, NewTask]]) -> None:
+        try:
+            self.store.create([task for _, task in valid], via="rabbitmq")
+        except Invalid as e:        # the database found fault with one of them
+            if len(valid) == 1:
+                self._reject(valid[0][0], e)
+                return
+            for one in valid:
+                self._insert([one])
+
+    def _reject(self, message: Message, reason: Exception) -> None:
+        # Fresh properties: an expiration, a user id or a CC header of the sender's would lose it, refuse it or copy it.
+        given = message.properties
+        properties = pika.BasicProperties(
+            headers={"reason": str(reason)}, delivery_mode=pika.DeliveryMode.Persistent, message_id=given.message_id,
+            content_type=given.content_type, content_encoding=given.content_encoding)
+        self._rejects.basic_publish("", self.rejected, message.body, properties, mandatory=True)
+        log.warning("rejected message_id=%r bytes=%s reason=%r", given.message_id, len(message.body), str(reason))
+
+    def _ring(self, channel) -> None:
+        channel.basic_publish(taskmanager.bell_exchange(self.config), "", b"")
+
+
+def main() -> None:
+    config = taskmanager.begin("A worker of Task Manager: takes tasks from RabbitMQ, and runs what the table holds.")
+    handler = taskmanager.load_handler(config.handler)
+    store = taskmanager.wait_for_store(config)
+    worker = Worker(store, config, handler)
+    intake = Intake(store, config, worker.wake) if config.rabbitmq_url else None
+    try:
+        worker.start()
+        if intake:
+            intake.start()
+        threading.Event().wait()
+    finally:
+        if intake:
+            intake.stop()
+        worker.stop()
+
+
+if __name__ == "__main__":
+    taskmanager.run(main)
