@@ -1166,10 +1166,14 @@ class Worker:
         """Take no more tasks, let handlers finish for `grace` seconds (config.grace_seconds), give back the rest."""
         if self.wake in self.store.bells:
             self.store.bells.remove(self.wake)
-        self._deadline = time.monotonic() + (self.config.grace_seconds if grace is None else grace)
+        grace = self.config.grace_seconds if grace is None else grace
+        self._deadline = time.monotonic() + grace
         self._event.set()
-        self._thread.join()
-        log.info("stopped worker")
+        self._thread.join(grace + 2 * STOP_SECONDS)
+        if self._thread.is_alive():
+            log.warning("stopped worker, which still waits for the database; what it holds will be reclaimed")
+        else:
+            log.info("stopped worker")
 
     def _start_slot(self) -> None:
         threading.Thread(target=self._slot, name="handler", daemon=True).start()
@@ -1231,16 +1235,19 @@ class Worker:
 
     def _slot(self) -> None:
         while task := self._inbox.get():
-            outcome = self._run(task)
-            with self._lock:
-                ours = self._running.pop((task.id, task.attempt), None)
-                if ours:
-                    self._outcomes.append(outcome)
-            self._event.set()
-            if not ours and self._deadline is None:
-                log.warning("refused task=%s attempt=%s: its handler came back after it had been given up", task.id, task.attempt)
-            if not ours:
+            if not self._end(task, self._run(task)):
+                if self._deadline is None:
+                    log.warning("refused task=%s attempt=%s: its handler came back after it had been given up", task.id, task.attempt)
                 return      # another thread has this one's slot
+
+    def _end(self, task: Task, outcome: Outcome) -> bool:
+        """A task has ended so; False when it had ended before."""
+        with self._lock:
+            ours = self._running.pop((task.id, task.attempt), None) is task
+            if ours:
+                self._outcomes.append(outcome)
+        self._event.set()
+        return ours
 
     def _run(self, task: Task) -> Outcome:
         try:
@@ -1286,18 +1293,12 @@ class Worker:
                 if task.deadline and now >= task.deadline:
                     task.stop(f"timed out after {task.timeout:g} s")
             elif now >= task.stopped_at + STOP_SECONDS:
-                if task.forced:
-                    self._leave_behind(task)
-                else:
+                if not task.forced:
                     task.stop(task.stopped, force=True)
-
-    def _leave_behind(self, task: Task) -> None:
-        # Python can't end a thread. This one keeps what it holds; a new one takes its slot.
-        with self._lock:
-            if self._running.pop((task.id, task.attempt), None):
-                self._outcomes.append(self._stopped(task))
-                self._start_slot()
-                log.error("gave up on the handler of task=%s attempt=%s: it was told to stop (%s) and did not", task.id, task.attempt, task.stopped)
+                elif self._end(task, self._stopped(task)):
+                    # Python can't end a thread. This one keeps what it holds; a new one takes its slot.
+                    self._start_slot()
+                    log.error("gave up on the handler of task=%s attempt=%s: it was told to stop (%s) and did not", task.id, task.attempt, task.stopped)
 
     def _write_outcomes(self) -> None:
         with self._lock:

@@ -278,7 +278,7 @@ def install() -> None:
                                   env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"}, stdin=subprocess.DEVNULL,
                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
             if done.returncode:
-                raise Missing(f"apt-get {arguments.split()[0]} failed ({done.stdout.strip()[-300:]})")
+                raise Missing(f"apt-get {arguments.split()[0]} failed ({' '.join(done.stdout.split())[-300:]})")
     finally:
         if ours:
             policy.unlink()
