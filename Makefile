@@ -9,7 +9,8 @@ run: $(VENV)/run.stamp
 	@$(VENV)/bin/python taskmanager.py
 
 test: $(VENV)/test.stamp
-	$(VENV)/bin/python -m pytest -q tests
+	@$(VENV)/bin/python tests/servers.py
+	$(VENV)/bin/python -m pytest -q -rs tests
 
 $(VENV)/run.stamp: requirements.txt | $(VENV)/bin/python
 	@echo "installing requirements.txt into $(VENV)"

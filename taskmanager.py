@@ -91,44 +91,41 @@ def redact(url: str) -> str:
     return re.sub(r"(//[^/?#@:]*):[^/?#]*@", r"\1:***@", url)
 
 
-def _number(low: float, high: float, kind: type = float) -> Callable[[str], Any]:
+def _number(low: float, high: float, kind: type = float) -> tuple[Callable[[str], Any], str]:
     def parse(text: str):
-        value = kind(text)
-        if not low <= value <= high:
+        if not low <= (value := kind(text)) <= high:
             raise ValueError
         return value
-    parse.expected = f"{'a whole number' if kind is int else 'a number'} from {low:g} to {high:g}"
-    return parse
+    return parse, f"{'a whole number' if kind is int else 'a number'} from {low:g} to {high:g}"
 
 
-def _match(pattern: str, expected: str, convert: Callable[[str], Any] = str) -> Callable[[str], Any]:
+def _match(pattern: str, expected: str | None = None, convert: Callable[[str], Any] = str) -> tuple[Callable[[str], Any], str | None]:
     def parse(text: str):
         if not re.fullmatch(pattern, text):
             raise ValueError
         return convert(text)
-    parse.expected = expected
-    return parse
+    return parse, expected
 
 
-_text = _match(r".*", "text")
-
-
-def _setting(default, parse: Callable[[str], Any], meaning: str):
-    return dataclasses.field(default=default, metadata={"parse": parse, "meaning": meaning})
+def _setting(default, parse: tuple[Callable[[str], Any], str | None], meaning: str):
+    """`parse`: what makes the value of the text, and what it expects (by default: the meaning)."""
+    return dataclasses.field(default=default, metadata={"parse": parse[0], "expected": parse[1] or meaning.replace("`", ""), "meaning": meaning})
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Every setting; the environment variable of each is its name in capitals."""
 
-    database_url: str = _setting("sqlite:///tasks.db", _match(r"sqlite:///.+|postgres(ql)?://.+", "sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/NAME"), "`sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST:PORT/NAME`")
-    rabbitmq_url: str | None = _setting(None, _match(r"amqps?://.+", "amqp://USER:PASSWORD@HOST:PORT/VHOST"), "`amqp://USER:PASSWORD@HOST:PORT/VHOST`; without it there is no intake from RabbitMQ")
-    host: str = _setting("127.0.0.1", _text, "address that the API listens on")
+    database_url: str = _setting("sqlite:///tasks.db", _match(r"sqlite:///.+|postgres(ql)?://.+"),
+                                 "`sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST:PORT/NAME`")
+    rabbitmq_url: str | None = _setting(None, _match(r"amqps?://.+"), "`amqp://USER:PASSWORD@HOST:PORT/VHOST`; without it no tasks come from RabbitMQ")
+    host: str = _setting("127.0.0.1", _match(r".*"), "address that the API listens on")
     port: int = _setting(5000, _number(0, 65535, int), "port that the API listens on; 0 takes a free one")
     threads: int = _setting(8, _number(1, 1000, int), "HTTP threads, each with a database connection of its own")
-    api_token: str | None = _setting(None, _match(r"[!-~]+", "printable ASCII without spaces"), "when set, requests need `Authorization: Bearer …`, but for health and the static pages")
-    worker: str = _setting("auto", _match(r"on|off|auto", "on, off or auto"), "run a worker inside the API process: `on`, `off`; `auto` is on for SQLite, off for PostgreSQL")
-    handler: str | None = _setting(None, _text, "what a task does: `package.module:function`, `exec:program args…` or `https://…`; not set: nothing, a task is completed at once")
+    api_token: str | None = _setting(None, _match(r"[!-~]+", "printable ASCII without spaces"),
+                                     "when set, requests need `Authorization: Bearer …`, but for health and the static pages")
+    worker: str = _setting("auto", _match(r"on|off|auto"), "run a worker inside the API process: `on`, `off`, or `auto`: on for SQLite, off for PostgreSQL")
+    handler: str | None = _setting(None, _match(r".*"), "what a task does: `package.module:function`, `exec:program args…` or `https://…`; not set: nothing")
     concurrency: int = _setting(8, _number(1, 1000, int), "tasks that a worker runs at the same time")
     max_attempts: int = _setting(3, _number(1, 1000, int), "attempts of a task that does not say")
     retry_seconds: float = _setting(1.0, _number(0, 3600), "wait before the second attempt; doubles with each further one, up to an hour")
@@ -137,9 +134,11 @@ class Config:
     poll_seconds: float = _setting(1.0, _number(0.01, 3600), "how often a worker looks at the table when nothing wakes it")
     grace_seconds: float = _setting(10.0, _number(0, 86400), "what running handlers are given to finish at a stop")
     retention_days: float | None = _setting(None, _number(0, 36500), "finished tasks older than this are deleted; not set: kept for ever")
-    task_queue: str = _setting("task_queue", _match(r"(?!amq\.)[^\s]{1,200}", "up to 200 characters without spaces, not beginning with amq."), "RabbitMQ queue that tasks are taken from")
-    log_level: str = _setting("INFO", _match(r"(?i)debug|info|warning|error|critical", "DEBUG, INFO, WARNING, ERROR or CRITICAL", str.upper), "`DEBUG`, `INFO`, `WARNING`, `ERROR` or `CRITICAL`")
-    log_file: str | None = _setting(None, _match(r".+", "a file name", os.path.expandvars), "also log to this file, rotating at 10 MB; one process a file (`$HOSTNAME` and the like are expanded)")
+    task_queue: str = _setting("task_queue", _match(r"(?!amq\.)\S{1,200}", "up to 200 characters without spaces, not beginning with amq."),
+                               "RabbitMQ queue that tasks are taken from")
+    log_level: str = _setting("INFO", _match(r"(?i)debug|info|warning|error|critical", convert=str.upper), "`DEBUG`, `INFO`, `WARNING`, `ERROR` or `CRITICAL`")
+    log_file: str | None = _setting(None, _match(r".+", convert=os.path.expandvars),
+                                    "also log to this file, rotating at 10 MB; one process a file (`$HOSTNAME` and the like are expanded)")
 
     @classmethod
     def from_env(cls, environ=os.environ) -> Config:
@@ -149,12 +148,11 @@ class Config:
             name, text = field.name.upper(), environ.get(field.name.upper(), "").strip()
             if not text:
                 continue
-            parse = field.metadata["parse"]
             try:
-                values[field.name] = parse(text)
+                values[field.name] = field.metadata["parse"](text)
             except ValueError:
                 shown = "***" if name == "API_TOKEN" else redact(text)
-                raise BadSetting(f"{name}={shown!r} can't be used: expected {parse.expected}") from None
+                raise BadSetting(f"{name}={shown!r} can't be used: expected {field.metadata['expected']}") from None
         return cls(**values)
 
     @classmethod

@@ -17,7 +17,7 @@ import pika.exceptions
 import taskmanager
 from taskmanager import Config, Invalid, NewTask, Outage, Store, TooLarge, Unavailable, Worker
 
-PREFETCH = 1000             # messages that may wait here for the commit of those before them
+PREFETCH = 200              # messages that may wait here for the commit of those before them
 SUBSCRIBE_SECONDS = 10      # what the broker may take to let us begin
 
 log = logging.getLogger("taskmanager.worker")

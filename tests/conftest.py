@@ -42,11 +42,7 @@ def eventually(check, seconds=20.0):
 def own(kind):
     """A server of our own, running; its absence is a failure where CI is set, and else a reason to skip."""
     try:
-        try:
-            server = kind()
-        except servers.Missing:
-            servers.install()
-            server = kind()
+        server = kind()
     except servers.Missing as e:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(str(e))
     server.start()

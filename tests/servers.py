@@ -34,7 +34,7 @@ class Missing(Exception):
 
 
 # Below the ports that the system gives to clients (32768 and up). Among those, a client that keeps dialling a stopped
-# server is one day given the server's own port, and connects to itself.
+# server is one day given that very port, and connects to itself.
 ports = itertools.count(random.SystemRandom().randrange(20000, 30000))
 
 
@@ -188,9 +188,11 @@ class Postgres(Server):
     def kill(self) -> None:
         super().kill()
         # A power cut would empty the shared memory too. Its id is in line 7 of the lock file; 0 is IPC_RMID.
+        lock = self.data / "postmaster.pid"
         with contextlib.suppress(FileNotFoundError, IndexError):
-            lock = (self.data / "postmaster.pid").read_text().splitlines()
-            ctypes.CDLL(None).shmctl(int(lock[6].split()[1]), 0, None)
+            shared_memory = int(lock.read_text().splitlines()[6].split()[1])
+            lock.unlink()
+            ctypes.CDLL(None).shmctl(shared_memory, 0, None)
 
 
 def postgres_binaries() -> Path:
@@ -218,8 +220,10 @@ class RabbitMQ(Server):
             ' {vm_memory_high_watermark, {absolute, 1000000000}}]}].')
         (self.folder / "enabled_plugins").write_text("[].")
         none = str(self.folder / "none")
+        erlang = [str(path) for homebrew in (Path("/opt/homebrew"), Path("/usr/local"))
+                  for path in homebrew.glob("opt/erlang*/bin")]
         self.environment = {
-            "PATH": os.pathsep.join([os.environ["PATH"], "/opt/homebrew/bin", "/usr/local/bin"]),  # for erl
+            "PATH": os.pathsep.join([os.environ["PATH"], "/opt/homebrew/bin", "/usr/local/bin", *erlang]),
             "HOME": str(self.folder),  # for Erlang's cookie
             "LANG": "C.UTF-8",
             "RUNNING_UNDER_SYSTEMD": "true",  # the start script then becomes the server instead of waiting for it
@@ -282,3 +286,10 @@ def install() -> None:
     finally:
         if ours:
             policy.unlink()
+
+
+if __name__ == "__main__":      # `make test` begins with this, so that what is installed, or missing, is said in the open
+    try:
+        install()
+    except Missing as missing:
+        print(missing)
