@@ -1,10 +1,12 @@
 """What is written is what happens: README, openapi.yaml, .env.example and schema.sql against the programs."""
 
+import io
 import json
 import re
 import shlex
 import subprocess
 import sys
+import wsgiref.util
 from urllib.parse import urlsplit
 
 import pytest
@@ -88,6 +90,51 @@ def test_openapi_has_the_operations_of_the_application(sqlite_database):
     app = taskmanager.create_app(taskmanager.open_store(sqlite_database)).__self__
     routes = [(route.method, route.rule.replace("<", "{").replace(">", "}")) for route in app.routes]
     assert list(operations()) == [(method, path) for method, path in routes if not re.match(r"/($|swagger|openapi)", path)]
+
+
+def call(app, method, path, body=b"", **environ):
+    """The status of one request, without a server."""
+    path, _, query = path.partition("?")
+    environ = {"REQUEST_METHOD": method, "PATH_INFO": path, "QUERY_STRING": query, "wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body)), **environ}
+    wsgiref.util.setup_testing_defaults(environ)
+    said = []
+    b"".join(app(environ, lambda status, headers, exc_info=None: said.append(status)))
+    return int(said[0][:3])
+
+
+def test_openapi_has_the_statuses_that_the_application_answers(sqlite_database, monkeypatch):
+    store = taskmanager.open_store(sqlite_database)
+    app = taskmanager.create_app(store)
+    locked = taskmanager.create_app(store, Config(api_token="s3cret"))
+    store.create([taskmanager.NewTask()] * 4)
+    store.claim(1, 30), store.fail([(1, 1, "why")])
+    store.claim(1, 30), store.complete([(2, 1, None)])
+    store.claim(1, 30)      # so: 1 Failed, 2 Completed, 3 In Progress, 4 New
+    answers = {}
+
+    def ask(method, path, *requests):
+        requests = [request if isinstance(request, tuple) else (request,) for request in requests]
+        answers[method, path] = {call(app, method, *request) for request in requests} | {call(locked, method, *requests[0])}
+        for error in (taskmanager.Unavailable("away"), ZeroDivisionError()):
+            with monkeypatch.context() as patch:
+                patch.setattr(store, "_execute", raising(error))
+                answers[method, path].add(call(app, method, *requests[0]))
+
+    ask("POST", "/tasks", "/tasks", ("/tasks", b"nonsense"), ("/tasks", b" " * 1_048_577))
+    ask("GET", "/tasks", "/tasks", "/tasks?status=Done")
+    ask("GET", "/tasks/{id}", "/tasks/1", "/tasks/99", "/tasks/abc")
+    ask("POST", "/tasks/{id}/cancel", "/tasks/4/cancel", "/tasks/3/cancel", "/tasks/2/cancel", "/tasks/99/cancel")
+    ask("POST", "/tasks/{id}/retry", "/tasks/1/retry", "/tasks/2/retry", "/tasks/99/retry")
+    ask("GET", "/livez", "/livez")
+    ask("GET", "/readyz", "/readyz")
+    documented = {key: set(map(int, re.findall(r"^        '(\d{3})':", text, re.MULTILINE))) for key, text in operations().items()}
+    assert documented == answers
+
+
+def raising(error):
+    def call(*args, **kwargs):
+        raise error
+    return call
 
 
 def test_openapi_says_of_each_operation_what_is_needed():
