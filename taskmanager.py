@@ -68,13 +68,15 @@ STATUSES = ("New", "In Progress", "Completed", "Failed")
 MAX_BODY = 1024 * 1024      # bytes of a request, a message or a result
 MAX_DEPTH = 100             # levels of nesting in a JSON value
 MAX_ERROR = 2000            # characters of an error that are kept
+MAX_ERRORS = 20             # things that are named as wrong at once
 MAX_BACKOFF = 3600          # seconds between two attempts
 MAX_PAGE = 1000             # tasks in an answer
 MAX_ID = 2**63 - 1          # a bigint; a larger number would make PostgreSQL scan the table
 MANY = 500                  # rows of a batch that nothing else bounds
+STATEMENT_SECONDS = 20      # what the database may take to answer
 STOP_SECONDS = 5            # what a handler that was told to stop is given to do so
-CONNECT_SECONDS = 10        # what a connection to an http(s) handler may take,
-HTTP_SECONDS = 300          # and how long it may keep silent when the task has no timeout
+CONNECT_SECONDS = 10        # what a connection to the database or to an http(s) handler may take,
+HTTP_SECONDS = 300          # and how long the latter may keep silent when the task has no timeout
 
 log = logging.getLogger("taskmanager")
 
@@ -82,13 +84,17 @@ log = logging.getLogger("taskmanager")
 # ----------------------------------------------------------------------------
 # Configuration: environment variables, parsed once. An empty one counts as not set.
 
+def redact(text: str) -> str:
+    """The text without the passwords and the queries of addresses in it, fit for a log."""
+    text = re.sub(r"(//[^/@:\s]*):\S*@", r"\1:***@", text)
+    return re.sub(r"(://[^?\s]*\?)[^\s']+", r"\1***", text)
+
+
 class BadSetting(ValueError):
-    """An environment variable that can't be used; the message names it, its value and what is expected."""
+    """An environment variable that can't be used; the message names it, its value and why or what is expected."""
 
-
-def redact(url: str) -> str:
-    """The address without its password, fit for a log."""
-    return re.sub(r"(//[^/?#@:]*):[^/?#]*@", r"\1:***@", url)
+    def __init__(self, name: str, value: Any, why: str):
+        super().__init__(f"{name}={redact(str(value))!r} can't be used: {redact(why)}")
 
 
 def _number(low: float, high: float, kind: type = float) -> tuple[Callable[[str], Any], str]:
@@ -151,8 +157,7 @@ class Config:
             try:
                 values[field.name] = field.metadata["parse"](text)
             except ValueError:
-                shown = "***" if name == "API_TOKEN" else redact(text)
-                raise BadSetting(f"{name}={shown!r} can't be used: expected {field.metadata['expected']}") from None
+                raise BadSetting(name, "***" if name == "API_TOKEN" else text, f"expected {field.metadata['expected']}") from None
         return cls(**values)
 
     @classmethod
@@ -213,7 +218,11 @@ def backoff(tries: int, first: float, most: float) -> float:
 
 def describe(error: BaseException) -> str:
     """An exception in one line, without passwords."""
-    return redact(f"{type(error).__name__}: {' '.join(str(error).split()) or repr(error)}")
+    try:
+        text = " ".join(str(error).split())
+    except Exception:
+        text = "it can't be shown"
+    return redact(f"{type(error).__name__}: {text}" if text else type(error).__name__)
 
 
 class Outage:
@@ -289,19 +298,11 @@ def encode_json(value: Any) -> str:
     return text
 
 
-def _integer(low: int, high: int) -> Callable[[Any], int]:
+def _between(low: float, high: float, whole: bool = False) -> Callable[[Any], float]:
     def check(value):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value // 1 or not low <= value <= high:
-            raise ValueError(f"expected a whole number from {low} to {high}")
-        return int(value)
-    return check
-
-
-def _seconds(low: float, high: float) -> Callable[[Any], float]:
-    def check(value):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-            raise ValueError(f"expected a number of seconds from {low:g} to {high:g}")
-        return float(value)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high or whole and value != int(value):
+            raise ValueError(f"expected a {'whole number' if whole else 'number of seconds'} from {low} to {high}")
+        return int(value) if whole else float(value)
     return check
 
 
@@ -327,11 +328,11 @@ def _new(value: Any) -> None:
 
 _FIELDS: dict[str, Callable[[Any], Any]] = {
     "payload": encode_json,
-    "priority": _integer(-32768, 32767),
+    "priority": _between(-32768, 32767, whole=True),
     "run_at": _timestamp,
-    "delay": _seconds(0, 315360000),
-    "max_attempts": _integer(1, 1000),
-    "timeout": _seconds(0.001, 31536000),
+    "delay": _between(0, 315360000),
+    "max_attempts": _between(1, 1000, whole=True),
+    "timeout": _between(0.001, 31536000),
     "status": _new,
 }
 
@@ -339,18 +340,20 @@ _FIELDS: dict[str, Callable[[Any], Any]] = {
 def new_task(fields: dict[str, Any], idempotency_key: str | None = None) -> NewTask:
     """Check a task given as a JSON object: `payload`, `priority`, `run_at` or `delay`, `max_attempts`, `timeout`, `status`.
 
-    Raise Invalid with every field that is wrong.
+    Raise Invalid with every field that is wrong, up to MAX_ERRORS of them.
     """
     values, errors = {}, []
     for name, value in fields.items():
         check = _FIELDS.get(name)
-        pointer = "/" + name.replace("~", "~0").replace("/", "~1").encode("utf-8", "replace").decode()
+        pointer = "/" + name[:100].replace("~", "~0").replace("/", "~1").encode("utf-8", "replace").decode()
         try:
             if check is None:
                 raise ValueError(f"unknown field; expected any of {', '.join(_FIELDS)}")
             values[name] = check(value)
         except (Invalid, ValueError) as e:
             errors.append((pointer, str(e)))
+        if len(errors) >= MAX_ERRORS:
+            break
     if "run_at" in fields and "delay" in fields:
         errors.append(("/delay", "expected run_at or delay, not both"))
     if idempotency_key and (len(idempotency_key) > 255 or not idempotency_key.isprintable()):
@@ -423,7 +426,7 @@ from   ready
 where  tasks.id = ready.id
 returning tasks.id, attempt, payload, attempt - uncounted, max_attempts, timeout, priority, to_char(created_at, {ISO})"""
 
-# Also carries the progress that the handler reported; says of which tasks cancellation was asked.
+# Also carries the progress that the handler reported.
 EXTEND = f"""
 with held (id, attempt, progress) as (values %(rows)s)
 update tasks
@@ -442,7 +445,7 @@ set    status = case when canceled then 'Failed' else 'Completed' end,
        lease_until = null, progress = null, updated_at = now()
 from   held
 where  {HELD}
-returning tasks.id, tasks.status"""
+returning tasks.id, tasks.canceled"""
 
 RETRY = f"""
 with held (id, attempt, error, delay) as (values %(rows)s)
@@ -453,7 +456,7 @@ set    status = case when canceled then 'Failed'   else 'New' end,
        lease_until = null, progress = null, updated_at = now()
 from   held
 where  {HELD}
-returning tasks.id, tasks.status"""
+returning tasks.id, tasks.canceled"""
 
 FAIL = f"""
 with held (id, attempt, error) as (values %(rows)s)
@@ -463,7 +466,7 @@ set    status = 'Failed',
        lease_until = null, progress = null, updated_at = now()
 from   held
 where  {HELD}
-returning tasks.id, tasks.status"""
+returning tasks.id, tasks.canceled"""
 
 # Given back unfinished by a worker that stops: the attempt does not count.
 RELEASE = f"""
@@ -474,11 +477,11 @@ set    status = case when canceled then 'Failed'   else 'New' end,
        uncounted = uncounted + 1, lease_until = null, progress = null, updated_at = now()
 from   held
 where  {HELD}
-returning tasks.id, tasks.status"""
+returning tasks.id, tasks.canceled"""
 
 # What a dead worker held goes back, or fails when it has had its attempts. A task that says
 # In Progress and has no lease (somebody wrote it so) is nobody's either.
-RECLAIM = f"""
+RECLAIM = """
 with lost as materialized (
     select id from tasks
     where  status = 'In Progress' and (lease_until is null or lease_until <= now())
@@ -664,7 +667,7 @@ class Store:
     def retry(self, held: Sequence[tuple[int, int, str, float]]) -> set[int]:
         """Give tasks (id, attempt, error, seconds) back, to be tried again after so many seconds; the ids that were still ours."""
         rows = [(id, attempt, error, timedelta(seconds=delay)) for id, attempt, error, delay in held]
-        return self._log("retried", held, self._batch(RETRY, rows))
+        return self._log("retried", rows, self._batch(RETRY, rows))
 
     def fail(self, held: Sequence[tuple[int, int, str]]) -> set[int]:
         """End tasks (id, attempt, error) as Failed; the ids that were still ours."""
@@ -675,19 +678,19 @@ class Store:
         return self._log("released", held, self._batch(RELEASE, held))
 
     def _log(self, verb: str, held: Sequence[Sequence[Any]], rows: list[tuple]) -> set[int]:
-        statuses = dict(rows)
+        canceled = dict(rows)
         for id, attempt, *rest in held:
-            if id not in statuses:
-                log.warning("refused task=%s attempt=%s: its lease was lost, so it was not %s", id, attempt, verb)
-            elif verb == "completed" and statuses[id] == "Failed" or rest == ["canceled"]:
+            if id not in canceled:
+                log.warning("refused task=%s attempt=%s: it was not %s, for it had ended or its lease was lost", id, attempt, verb)
+            elif canceled[id]:
                 log.info("canceled task=%s attempt=%s", id, attempt)
             elif verb == "failed":
                 log.error("failed task=%s attempt=%s error=%r", id, attempt, rest[0])
             elif verb == "retried":
-                log.warning("retried task=%s attempt=%s in=%.1fs error=%r", id, attempt, rest[1], rest[0])
+                log.warning("retried task=%s attempt=%s in=%.1fs error=%r", id, attempt, rest[1].total_seconds(), rest[0])
             else:
                 log.info("%s task=%s attempt=%s", verb, id, attempt)
-        return set(statuses)
+        return set(canceled)
 
     def reclaim(self, max_attempts: int) -> int:
         """Take tasks back whose lease ran out; how many. `max_attempts` is for those that do not say."""
@@ -713,7 +716,7 @@ class Store:
 
     def retry_by_hand(self, id: int) -> None:
         """Make a Failed task New again, with all its attempts before it. Raise NotFound, Conflict."""
-        if not (0 < id <= MAX_ID and self._execute(RETRY_BY_HAND, {"id": id})):
+        if not (0 < id <= MAX_ID and self._execute(RETRY_BY_HAND, {"id": id}, repeat=False)):
             raise Conflict(f"task {id} is {self.read(id).status}: only one that is Failed can be tried again")
         log.info("retried task=%s by hand", id)
         for ring in self.bells:
@@ -744,10 +747,26 @@ class PostgresStore(Store):
         super().__init__(url)
         self.psycopg2 = psycopg2
         try:
-            if not re.fullmatch("[0-9,]*", psycopg2.extensions.parse_dsn(url).get("port", "")):
+            parts = psycopg2.extensions.parse_dsn(url)
+            if not re.fullmatch("[0-9,]*", parts.get("port", "")):
                 raise psycopg2.ProgrammingError("the port is not a number")
         except psycopg2.ProgrammingError as e:
-            raise BadSetting(f"DATABASE_URL={redact(url)!r} can't be used: {' '.join(str(e).split())}") from None
+            raise BadSetting("DATABASE_URL", url, " ".join(str(e).split())) from None
+        self.parameters = {
+            "application_name": "taskmanager", "keepalives_idle": "10", "keepalives_interval": "5", "keepalives_count": "3", **parts,
+            "options": f"-c TimeZone=UTC -c statement_timeout={STATEMENT_SECONDS}s {parts.get('options', '')}"}
+
+    def _connection(self):
+        connection = getattr(self._local, "connection", None)
+        if connection is None or connection.closed or self._has_news(connection):
+            self._disconnect()
+            # An asynchronous connection, so that a server that is frozen, and neither answers nor closes, is not waited
+            # for without end. Every statement on it is a transaction of its own.
+            connection = self.psycopg2.connect(**self.parameters, async_=True)
+            self._wait(connection, CONNECT_SECONDS)
+            self.psycopg2.extras.register_default_json(connection, loads=lambda text: text)
+            self._local.connection = connection
+        return connection
 
     @staticmethod
     def _has_news(connection) -> bool:
@@ -756,63 +775,71 @@ class PostgresStore(Store):
         poll.register(connection, select.POLLIN)
         return bool(poll.poll(0))
 
-    def _connection(self):
-        connection = getattr(self._local, "connection", None)
-        if connection is None or connection.closed or self._has_news(connection):
-            self._disconnect()
-            connection = self.psycopg2.connect(
-                self.url, connect_timeout=5, application_name=f"taskmanager-{os.getpid()}",
-                keepalives_idle=10, keepalives_interval=5, keepalives_count=3, tcp_user_timeout=30000,
-                options="-c TimeZone=UTC -c statement_timeout=30000")
-            connection.autocommit = True
-            self.psycopg2.extras.register_default_json(connection, loads=lambda text: text)
-            self._local.connection = connection
-        return connection
+    def _wait(self, connection, seconds: float) -> None:
+        """Until what was sent is answered. Raise TimeoutError."""
+        deadline = time.monotonic() + seconds
+        while (state := connection.poll()) != self.psycopg2.extensions.POLL_OK:
+            poll = select.poll()
+            poll.register(connection, select.POLLIN if state == self.psycopg2.extensions.POLL_READ else select.POLLOUT)
+            if not poll.poll(max(0, deadline - time.monotonic()) * 1000):
+                raise TimeoutError(f"no answer within {seconds} s")
 
     def _disconnect(self) -> None:
         connection = self._local.__dict__.pop("connection", None)
         if connection is not None:
             connection.close()
 
+    def _run(self, sql, params=None, seconds=None) -> list[tuple]:
+        connection = self._connection()
+        with connection.cursor() as cursor:
+            cursor.execute(sql, params)
+            self._wait(connection, seconds or STATEMENT_SECONDS + 5)
+            return cursor.fetchall() if cursor.description else []
+
     def _execute(self, sql, params=None, repeat=True):
+        errors = self.psycopg2.errors
         try:
-            connection = self._connection()
-            with connection.cursor() as cursor:
-                cursor.execute(sql, params)
-                rows = cursor.fetchall()
-        except (self.psycopg2.errors.DeadlockDetected, self.psycopg2.errors.SerializationFailure):
-            return self._execute(sql, params)       # nothing of it was done
-        except (self.psycopg2.OperationalError, self.psycopg2.InterfaceError, self.psycopg2.InternalError) as e:
-            alive = hasattr(self._local, "connection")
+            rows = self._run(sql, params)
+        except (errors.DeadlockDetected, errors.SerializationFailure):
+            return self._execute(sql, params, repeat)       # nothing of it was done
+        except (self.psycopg2.OperationalError, self.psycopg2.InterfaceError, self.psycopg2.InternalError, TimeoutError) as e:
+            connected = hasattr(self._local, "connection")
             self._disconnect()
-            if repeat and alive:
+            if repeat and connected and not isinstance(e, (TimeoutError, errors.QueryCanceled)):
                 return self._execute(sql, params, repeat=False)
             self._outage.lost(e)
             raise Unavailable("the database can't be reached") from e
         except (self.psycopg2.DataError, self.psycopg2.IntegrityError) as e:
+            if e.diag.constraint_name == "tasks_pkey":      # somebody chose an id himself; the next one may be free
+                raise Unavailable("the next id is taken") from e
             raise Invalid(("", f"the database refuses it: {describe(e)}")) from e
         self._outage.back()
         return rows
 
     def apply_schema(self):
         schema = (HERE / "schema.sql").read_text()
-        version = re.search(r"comment on table tasks is '(.+)'", schema)[1]
-        current = "select obj_description(to_regclass('tasks'), 'pg_class')"
-        if self._execute(current) == [(version,)]:
+        version = int(re.search(r"comment on table tasks is '.* (\d+)'", schema)[1])
+        if self._version() >= version:
             return      # altering takes a lock that a long backup would make everybody wait for
+        lock = 1952543595       # any number, the same in every process
         try:
-            with self._connection() as connection, connection.cursor() as cursor:
-                cursor.execute("set local statement_timeout = 0; set local client_min_messages = warning; select pg_advisory_xact_lock(1952543595)")
-                cursor.execute(current)
-                if cursor.fetchall() == [(version,)]:
-                    return      # another process was quicker
-                cursor.execute(schema)
+            self._execute("select pg_advisory_lock(%(lock)s)", {"lock": lock})
+            if self._version() < version:
+                # As one text it is one transaction.
+                self._run("set local statement_timeout = 0; set local client_min_messages = warning;" + schema, seconds=86400)
+                log.info("applied schema.sql version=%s", version)
+            self._execute("select pg_advisory_unlock(%(lock)s)", {"lock": lock})
         except self.psycopg2.OperationalError as e:
             self._disconnect()
+            self._outage.lost(e)
             raise Unavailable("the database can't be reached") from e
         except self.psycopg2.Error as e:
-            raise BadSetting(f"DATABASE_URL={redact(self.url)!r} can't be used: schema.sql was refused: {describe(e)}") from e
-        log.info("applied schema.sql version=%r", version)
+            raise BadSetting("DATABASE_URL", self.url, f"schema.sql was refused: {describe(e)}") from e
+
+    def _version(self) -> int:
+        """The version of the schema that the comment on the table names; 0 for none."""
+        [(comment,)] = self._execute("select obj_description(to_regclass('tasks'), 'pg_class')")
+        return int(comment.rpartition(" ")[2]) if re.fullmatch(r"Task Manager, schema \d+", comment or "") else 0
 
 
 class SQLiteStore(Store):
@@ -848,10 +875,11 @@ class SQLiteStore(Store):
 
     def __init__(self, url: str):
         super().__init__(url)
-        self.path = Path(url.removeprefix("sqlite:///"))
+        self.path = Path(url.removeprefix("sqlite:///")).absolute()     # a handler may change the folder
+        self.file: int | None = None        # its number, once it is there
         self._writing = threading.Lock()
         if sqlite3.sqlite_version_info < (3, 35):
-            raise BadSetting(f"DATABASE_URL={url!r} can't be used: SQLite is {sqlite3.sqlite_version}, expected 3.35 or newer")
+            raise BadSetting("DATABASE_URL", url, f"SQLite is {sqlite3.sqlite_version}, expected 3.35 or newer")
 
     @staticmethod
     def _plain(value):
@@ -883,11 +911,13 @@ class SQLiteStore(Store):
         # Within the process writers queue up here, which is fairer and quicker than SQLite's own waiting.
         reading = sql.lstrip().startswith("select")
         try:
+            if self.path.stat().st_ino != self.file:
+                raise FileNotFoundError(f"{self.path} is no longer the file that it was")
             with contextlib.nullcontext() if reading else self._writing:
                 rows = self._connection().execute(self._translate(sql), params).fetchall()
         except sqlite3.IntegrityError as e:
             raise Invalid(("", f"the database refuses it: {e}")) from e
-        except sqlite3.OperationalError as e:
+        except (sqlite3.DatabaseError, OSError) as e:
             self._outage.lost(e)
             raise Unavailable("the database can't be used") from e
         self._outage.back()
@@ -897,15 +927,22 @@ class SQLiteStore(Store):
         try:
             with self._writing:
                 self._connection().executescript("begin immediate;" + self.SCHEMA + "commit;")
+            self.file = self.path.stat().st_ino
         except sqlite3.Error as e:
-            raise BadSetting(f"DATABASE_URL={self.url!r} can't be used: {e}") from e
+            raise BadSetting("DATABASE_URL", self.url, str(e)) from e
 
 
-def open_store(url: str) -> Store:
-    """The store at `url` (sqlite:///FILE or postgresql://…), its table ready. Raise Unavailable."""
+def open_store(url: str, wait: bool = False) -> Store:
+    """The store at `url` (sqlite:///FILE or postgresql://…), its table ready. Raise Unavailable, or `wait` until it is not."""
     store = SQLiteStore(url) if url.startswith("sqlite:") else PostgresStore(url)
-    store.apply_schema()
-    return store
+    for tries in itertools.count(1):
+        try:
+            store.apply_schema()
+            return store
+        except Unavailable:
+            if not wait:
+                raise
+            time.sleep(backoff(tries, 0.2, 5))
 
 
 # ----------------------------------------------------------------------------
@@ -918,6 +955,8 @@ class Failed(Exception):
 
 class Retry(Exception):
     """Raised by a handler: try the task again, after `delay` seconds if given, as long as it has attempts left."""
+
+    delay: float | None = None
 
     def __init__(self, message: str = "", delay: float | None = None):
         super().__init__(message)
@@ -942,6 +981,7 @@ class Task:
         self.timeout = claim.timeout or timeout
         self.deadline = time.monotonic() + self.timeout if self.timeout else None
         self.claim = claim
+        self.held_until = 0.0                   # when the lease runs out, if it is not extended
         self.fraction: float | None = None      # progress that was reported and is not yet in the table
         self.stopped: str | None = None         # why the handler was told to stop,
         self.stopped_at, self.forced = 0.0, False   # when, and whether it was by force
@@ -974,7 +1014,7 @@ class Task:
     def stop(self, reason: str, force: bool = False) -> None:
         """Tell the handler to stop."""
         with self._lock:
-            self.stopped, self.stopped_at, self.forced = self.stopped or reason, time.monotonic(), force
+            self.stopped, self.stopped_at, self.forced = self.stopped or reason, time.monotonic(), force or not self._hook
             if self._hook:
                 self._hook(force)
 
@@ -1010,7 +1050,7 @@ class ExecHandler:
                 stderr.seek(max(0, size - MAX_ERROR + 100))
                 tail = stderr.read().decode("utf-8", "replace").strip()
                 code = process.returncode
-                how = f"exit status {code}" if code > 0 else f"ended by signal {-code} ({signal.Signals(-code).name})"
+                how = f"exit status {code}" if code > 0 else f"ended by signal {-code} ({signal.strsignal(-code)})"
                 raise Retry(f"{how}: {tail}" if tail else how)
             stdout.seek(0)
             return self.result(stdout.read(MAX_BODY + 1))
@@ -1034,7 +1074,7 @@ class HttpHandler:
         if not parts.hostname or not re.fullmatch("[!-~]+", url):
             raise ValueError("expected an address with a host, in ASCII and without spaces")
         self.connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self.host, self.port = parts.hostname, parts.port
+        self.host, self.port = parts.hostname, parts.port or self.connect.default_port
         self.target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         self.headers = {"Content-Type": "application/json", "User-Agent": f"taskmanager/{__version__}"}
         if parts.username is not None:
@@ -1043,15 +1083,16 @@ class HttpHandler:
 
     def __call__(self, task: Task) -> Any:
         connection = self.connect(self.host, self.port, timeout=CONNECT_SECONDS)
-
-        def interrupt(force: bool) -> None:
-            with contextlib.suppress(OSError, AttributeError):
-                connection.sock.shutdown(socket.SHUT_RDWR)
-
-        task.on_stop(interrupt)
         try:
             connection.connect()
-            connection.sock.settimeout(task.timeout or HTTP_SECONDS)
+            sock = connection.sock      # which http.client forgets when the answer is to end with the connection
+            sock.settimeout(task.timeout or HTTP_SECONDS)
+
+            def interrupt(force: bool) -> None:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+
+            task.on_stop(interrupt)     # at once, if it was told to stop meanwhile: then nothing is sent
             body = f'{{"id": {task.id}, "attempt": {task.attempt}, "payload": {task.json}}}'
             connection.request("POST", self.target, body.encode(), self.headers | {"Idempotency-Key": f'"{task.idempotency_key}"'})
             with connection.getresponse() as response:
@@ -1079,7 +1120,7 @@ class HttpHandler:
                 raise Failed(f"answered {status} with a body that is {e}") from None
         text = headers.get("Location") if 300 <= status < 400 else body.decode("utf-8", "replace")
         error = f"answered {status}: {(text or '').strip()[:MAX_ERROR - 100]}"
-        if status in (408, 425, 429) or status >= 500:
+        if status < 200 or status in (408, 425, 429) or status >= 500:
             raise Retry(error, delay=retry_after(headers.get("Retry-After")))
         raise Failed(error)
 
@@ -1109,16 +1150,15 @@ def load_handler(text: str | None) -> Callable[[Task], Any] | None:
         if not callable(function) or inspect.iscoroutinefunction(function):
             raise ValueError(f"{name} is not a function (an async one would have to run an event loop of its own)")
         return function
-    except Exception as e:
-        reason = str(e) if type(e) is ValueError else describe(e)
-        raise BadSetting(f"HANDLER={redact(text)!r} can't be used: {reason}") from e
+    except (Exception, SystemExit) as e:
+        raise BadSetting("HANDLER", text, str(e) if type(e) is ValueError else describe(e)) from e
 
 
 # ----------------------------------------------------------------------------
 # The worker: one thread talks to the database (claims what there are free slots for, writes all outcomes that
 # have come in since it last did, extends leases), and a thread a slot runs handlers. No RabbitMQ in it.
 
-LOST = "its lease was lost"
+LOST, STOPS = "its lease was lost", "the worker stops"     # why a handler is told to stop, besides a timeout and "canceled"
 
 
 class Outcome(NamedTuple):
@@ -1149,27 +1189,38 @@ class Worker:
 
     def start(self) -> None:
         """Begin to take tasks, in threads of its own."""
-        self.store.bells.append(self.wake)
+        self._thread.start()
         for _ in range(self.slots if self.handler else 0):
             self._start_slot()
-        self._thread.start()
-        log.info("started worker handler=%r slots=%s", redact(self.config.handler or getattr(self.handler, "__qualname__", "none")).split("?")[0], self.slots)
+        self.store.bells.append(self.wake)
+        name = self.config.handler or getattr(self.handler, "__qualname__", type(self.handler).__name__) if self.handler else "none"
+        log.info("started worker handler=%r slots=%s", redact(name), self.slots)
 
     def wake(self) -> None:
         """There may be work."""
         self._look = True
         self._event.set()
 
+    def begin_stop(self, grace: float | None = None) -> None:
+        """Take no more tasks; let handlers finish for `grace` seconds (config.grace_seconds), then tell them to stop."""
+        if self._deadline is None:
+            self._deadline = time.monotonic() + (self.config.grace_seconds if grace is None else grace)
+        self._event.set()
+
     def stop(self, grace: float | None = None) -> None:
-        """Take no more tasks, let handlers finish for `grace` seconds (config.grace_seconds), give back the rest."""
+        """begin_stop(), and wait until all is finished or given back."""
+        self.begin_stop(grace)
         if self.wake in self.store.bells:
             self.store.bells.remove(self.wake)
-        grace = self.config.grace_seconds if grace is None else grace
-        self._deadline = time.monotonic() + grace
-        self._event.set()
-        self._thread.join(grace + 2 * STOP_SECONDS)
-        if self._thread.is_alive():
-            log.warning("stopped worker, which still waits for the database; what it holds will be reclaimed")
+        if self._thread.ident is None:
+            return
+        self._thread.join(max(0, self._deadline - time.monotonic()) + 2 * STOP_SECONDS + 1)
+        for _ in range(self.slots):
+            self._inbox.put(None)
+        if self._thread.is_alive():     # which it is only while the database does not answer
+            for task in self._tasks():
+                task.stop(STOPS, force=True)
+            log.warning("stopped worker; what it could not give back will be reclaimed")
         else:
             log.info("stopped worker")
 
@@ -1191,10 +1242,8 @@ class Worker:
                 tries += 1
                 if tries == 1 and not isinstance(e, Unavailable):   # the store has told of that one
                     log.exception("worker goes on after an error")
-                delay = backoff(tries, 0.1, 5)
-                time.sleep(delay if self._deadline is None else max(0, min(delay, self._deadline - time.monotonic())))
+                time.sleep(backoff(tries, 0.1, 1 if self._deadline else 5))
                 self.wake()
-        self._give_back()
 
     def _tasks(self) -> list[Task]:
         with self._lock:
@@ -1204,12 +1253,13 @@ class Worker:
         if self._deadline is None:
             return False
         with self._lock:
-            return not (self._running or self._outcomes) or time.monotonic() >= self._deadline
+            return not (self._running or self._outcomes) or time.monotonic() >= self._deadline + 2 * STOP_SECONDS
 
     def _idle_seconds(self) -> float:
         times = [self._next_tick]
-        times += [task.stopped_at + STOP_SECONDS if task.stopped else task.deadline for task in self._tasks() if task.stopped or task.deadline]
-        if self._deadline is not None:
+        for task in self._tasks():
+            times.append(task.stopped_at + STOP_SECONDS if task.stopped else min(task.held_until, task.deadline or task.held_until))
+        if self._deadline is not None and time.monotonic() < self._deadline:
             times.append(self._deadline)
         return max(0, min(times) - time.monotonic())
 
@@ -1218,18 +1268,19 @@ class Worker:
         if self._deadline is not None or not self._look or free <= 0:
             return
         self._look = False
+        held_until = time.monotonic() + self.config.lease_seconds
         claims = self.store.claim(free, self.config.lease_seconds)
-        self._look = self._look or len(claims) == free
         for claim in claims:
             task = Task(claim, self.config.task_timeout)
+            task.held_until = held_until
             if self.handler:
                 with self._lock:
                     self._running[claim.id, claim.attempt] = task
                 self._inbox.put(task)
             else:
                 self._outcomes.append(Outcome(task, "complete", (None,)))
-        if claims and not self.handler:
-            self._event.set()
+        if len(claims) == free or claims and not self.handler:
+            self.wake()
 
     def _slot(self) -> None:
         while task := self._inbox.get():
@@ -1249,11 +1300,12 @@ class Worker:
 
     def _run(self, task: Task) -> Outcome:
         try:
-            outcome = self._success(task, self.handler(task))
+            result = self.handler(task)
+            outcome = Outcome(task, "complete", (self._encode(result),))
         except Failed as e:
-            outcome = self._failure(task, str(e) or "failed", final=True)
+            outcome = self._failure(task, self._words(e), final=True)
         except Retry as e:
-            outcome = self._failure(task, str(e) or "to be tried again", delay=e.delay)
+            outcome = self._failure(task, self._words(e), delay=e.delay)
         except BaseException as e:      # a handler's sys.exit() must not end the slot
             log.debug("traceback task=%s attempt=%s", task.id, task.attempt, exc_info=True)
             frames = traceback.extract_tb(e.__traceback__)
@@ -1262,16 +1314,27 @@ class Worker:
         # One that was told to stop may have returned early: what it says does not count.
         return self._stopped(task) if task.stopped else outcome
 
-    def _success(self, task: Task, result: Any) -> Outcome:
+    @staticmethod
+    def _words(error: Exception) -> str:
+        """What the handler said, or what can be said of it."""
+        try:
+            return str(error) or describe(error)
+        except Exception:
+            return describe(error)
+
+    @staticmethod
+    def _encode(result: Any) -> str | None:
         try:
             text = None if result is None else encode_json(result)
         except Invalid as e:
             raise Failed(f"its result {e}") from None
         if text and len(text.encode()) > MAX_BODY:
             raise Failed(f"its result has more than {MAX_BODY} bytes")
-        return Outcome(task, "complete", (text,))
+        return text
 
     def _stopped(self, task: Task) -> Outcome:
+        if task.stopped == STOPS:
+            return Outcome(task, "release", ())
         return self._failure(task, task.stopped, final=task.stopped == "canceled")
 
     def _failure(self, task: Task, error: str, final: bool = False, delay: float | None = None) -> Outcome:
@@ -1284,12 +1347,17 @@ class Worker:
         return Outcome(task, "retry", (error, delay))
 
     def _mind_handlers(self) -> None:
-        """Stop handlers whose time is up, then use force, and at last go on without them."""
+        """Tell handlers to stop whose time is up, then use force, and at last go on without them."""
         now = time.monotonic()
         for task in self._tasks():
             if not task.stopped:
                 if task.deadline and now >= task.deadline:
                     task.stop(f"timed out after {task.timeout:g} s")
+                elif now >= task.held_until:
+                    log.warning("lost task=%s attempt=%s: its lease ran out before it could be extended", task.id, task.attempt)
+                    task.stop(LOST)
+                elif self._deadline is not None and now >= self._deadline:
+                    task.stop(STOPS)
             elif now >= task.stopped_at + STOP_SECONDS:
                 if not task.forced:
                     task.stop(task.stopped, force=True)
@@ -1326,12 +1394,12 @@ class Worker:
             return
         self._next_tick = now + min(config.poll_seconds, config.lease_seconds / 3)
         self._extend(now)
-        if self._deadline is not None:
-            return
         for id, attempt in self.store.canceled().items():
             task = self._running.get((id, attempt))
             if task and not task.stopped:
                 task.stop("canceled")
+        if self._deadline is not None:
+            return
         if self.store.reclaim(config.max_attempts) + self.store.promote() >= MANY:
             self._next_tick = now       # there is more
         if config.retention_days is not None and now >= self._next_delete:
@@ -1349,31 +1417,7 @@ class Worker:
         for task in held:
             if task.fraction == reported.get(task):
                 task.fraction = None
-            if task.id not in ours and (task.id, task.attempt) in self._running:
-                log.warning("lost task=%s attempt=%s: its lease ran out before it was extended", task.id, task.attempt)
-                task.stop(LOST)
-
-    def _give_back(self) -> None:
-        """At the end of the grace period: write what is done, release what is not."""
-        with self._lock:
-            rest = list(self._running.values())
-            self._running.clear()
-        try:
-            self._write_outcomes()
-            if rest:
-                # Held until it has ended here, so that nobody else begins it before.
-                self.store.extend([(task.id, task.attempt, None) for task in rest], self.config.lease_seconds + STOP_SECONDS)
-                for force in (False, True):
-                    for task in rest:
-                        task.stop("the worker stops", force)
-                    time.sleep(0 if force else 1)
-                self.store.release([(task.id, task.attempt) for task in rest])
-        except Exception as e:
-            log.warning("could not give tasks back: %s; they will be reclaimed", describe(e))
-            for task in rest:
-                task.stop("the worker stops", force=True)
-        for _ in range(self.slots):
-            self._inbox.put(None)
+            task.held_until = now + self.config.lease_seconds if task.id in ours else 0.0
 
 
 # ----------------------------------------------------------------------------
@@ -1383,7 +1427,10 @@ class Worker:
 def amqp_parameters(url: str, name: str):
     """pika's parameters for `url`, with a name for the connection that the broker shows."""
     import pika
-    parameters = pika.URLParameters(url)
+    try:
+        parameters = pika.URLParameters(url)
+    except Exception as e:
+        raise BadSetting("RABBITMQ_URL", url, describe(e)) from None
     parameters.client_properties = {"connection_name": name}
     parameters.blocked_connection_timeout = parameters.blocked_connection_timeout or 30
     return parameters
@@ -1398,7 +1445,7 @@ class Bell:
     """Rings from a thread of its own, which reconnects for ever."""
 
     def __init__(self, config: Config):
-        self.config = config
+        self.config, self.parameters = config, amqp_parameters(config.rabbitmq_url, "taskmanager bell")
         self._rung, self._stopped = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._loop, name="bell", daemon=True)
 
@@ -1412,14 +1459,15 @@ class Bell:
     def stop(self) -> None:
         self._stopped.set()
         self._rung.set()
-        self._thread.join(5)
+        if self._thread.ident is not None:
+            self._thread.join(2)
 
     def _loop(self) -> None:
         import pika
         outage, tries = Outage("RabbitMQ"), 0
         while not self._stopped.is_set():
             try:
-                with pika.BlockingConnection(amqp_parameters(self.config.rabbitmq_url, "taskmanager bell")) as connection:
+                with pika.BlockingConnection(self.parameters) as connection:
                     channel = connection.channel()
                     channel.exchange_declare(bell_exchange(self.config), "fanout", durable=True)
                     outage.back()
@@ -1615,7 +1663,7 @@ def begin(description: str) -> Config:
         try:
             handlers.append(logging.handlers.RotatingFileHandler(config.log_file, maxBytes=10_000_000, backupCount=5, encoding="utf-8"))
         except OSError as e:
-            raise BadSetting(f"LOG_FILE={config.log_file!r} can't be used: {e.strerror}") from None
+            raise BadSetting("LOG_FILE", config.log_file, e.strerror) from None
     logging.Formatter.converter = time.gmtime
     logging.basicConfig(level=config.log_level, handlers=handlers, format="%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
     logging.getLogger("pika").setLevel(logging.CRITICAL)            # what they say of a lost connection, we say ourselves
@@ -1623,18 +1671,12 @@ def begin(description: str) -> Config:
     sys.path.insert(0, os.getcwd())                                 # where HANDLER's module may be
 
     def terminate(number, frame):
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_IGN)     # once is enough: a second one must not break off what the first began
         raise KeyboardInterrupt
-    signal.signal(signal.SIGTERM, terminate)
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, terminate)
     return config
-
-
-def wait_for_store(config: Config) -> Store:
-    """The store of DATABASE_URL, as soon as its database can be reached."""
-    for tries in itertools.count(1):
-        try:
-            return open_store(config.database_url)
-        except Unavailable:
-            time.sleep(backoff(tries, 0.2, 5))
 
 
 def listen(app: Callable, config: Config):
@@ -1666,7 +1708,7 @@ def listen(app: Callable, config: Config):
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address[4])
     except OSError as e:
-        raise BadSetting(f"HOST={config.host!r} PORT={config.port!r} can't be used: {e.strerror}; expected a free port, such as PORT=5001") from None
+        raise BadSetting(f"HOST={config.host} PORT", config.port, f"{e.strerror}; expected an address of this machine and a free port, such as PORT=5001") from None
     return waitress.server.create_server(
         app, sockets=[listener], threads=config.threads, ident=None, connection_limit=1000, asyncore_use_poll=True,
         max_request_body_size=MAX_BODY + 1)
@@ -1675,21 +1717,22 @@ def listen(app: Callable, config: Config):
 def main() -> None:
     config = begin("Task Manager's HTTP API, and on SQLite a worker inside it.")
     handler = load_handler(config.handler)
-    store = wait_for_store(config)
+    store = open_store(config.database_url, wait=True)
     inside = config.worker == "on" or config.worker == "auto" and isinstance(store, SQLiteStore)
     worker = Worker(store, config, handler) if inside else None
     bell = Bell(config) if config.rabbitmq_url else None
 
     server = listen(create_app(store, config), config)
-    if bell:
-        store.bells.append(bell.ring)
-        bell.start()
-    if worker:
-        worker.start()
-    host = "localhost" if config.host in ("127.0.0.1", "0.0.0.0", "::1", "::") else config.host
-    url = f"http://{f'[{host}]' if ':' in host else host}:{server.effective_port}"
-    log.info("started api url=%s database=%s", url, redact(config.database_url))
-    print(f"""
+    try:
+        if bell:
+            store.bells.append(bell.ring)
+            bell.start()
+        if worker:
+            worker.start()
+        host = "localhost" if config.host in ("127.0.0.1", "0.0.0.0", "::1", "::") else config.host
+        url = f"http://{f'[{host}]' if ':' in host else host}:{server.effective_port}"
+        log.info("started api url=%s database=%s", url, redact(config.database_url))
+        print(f"""
   Task Manager {__version__}, tasks in {redact(config.database_url)}, {'with a worker inside' if worker else 'its workers elsewhere (worker.py)'}
 
     look at it      {url}
@@ -1698,7 +1741,6 @@ def main() -> None:
     read it         curl {url}/tasks/1
     stop            Ctrl-C
 """, flush=True)
-    try:
         server.run()        # until SIGTERM or Ctrl-C; requests under way are finished
     finally:
         server.close()

@@ -7,6 +7,7 @@ rows. Either goes on when the other's server is away.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import threading
 from typing import NamedTuple
@@ -15,7 +16,7 @@ import pika
 import pika.exceptions
 
 import taskmanager
-from taskmanager import Config, Invalid, NewTask, Outage, Store, TooLarge, Unavailable, Worker
+from taskmanager import Bell, Config, Invalid, NewTask, Outage, Store, TooLarge, Unavailable, Worker
 
 PREFETCH = 200              # messages that may wait here for the commit of those before them
 SUBSCRIBE_SECONDS = 10      # what the broker may take to let us begin
@@ -33,11 +34,13 @@ class Intake:
     """Takes what has arrived as a batch, inserts it in one transaction, and only then acknowledges it.
 
     What is no task goes to the queue of rejected messages (TASK_QUEUE + ".rejected") with the reason in its header
-    `reason`. Also hears the doorbell.
+    `reason`. Also hears the doorbell. On this connection nothing is published: under a memory or disk alarm the broker
+    no longer reads from a connection that publishes, and would not see its acknowledgements either.
     """
 
     def __init__(self, store: Store, config: Config, wake):
         self.store, self.config, self.wake = store, config, wake
+        self.parameters = taskmanager.amqp_parameters(config.rabbitmq_url, "taskmanager intake")
         self.rejected = f"{config.task_queue}.rejected"
         self._arrived: list[Message] = []
         self._transient_refused = False
@@ -47,33 +50,34 @@ class Intake:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self) -> None:
-        """Finish the batch at hand and close; what was not acknowledged goes back to the queue."""
+    def begin_stop(self) -> None:
+        """Take no more; what was not acknowledged goes back to the queue."""
         self._stopped.set()
-        self._thread.join(10)
+
+    def stop(self) -> None:
+        """begin_stop(), and wait until the batch at hand is finished."""
+        self.begin_stop()
+        if self._thread.ident is not None:
+            self._thread.join(5)
 
     def _loop(self) -> None:
         outage, tries = Outage("RabbitMQ"), 0
         while not self._stopped.is_set():
             try:
-                self.store.ping()       # without the database nothing can be taken, and a quorum queue counts vain deliveries
-                with pika.BlockingConnection(taskmanager.amqp_parameters(self.config.rabbitmq_url, "taskmanager intake")) as connection:
+                with pika.BlockingConnection(self.parameters) as connection:
                     with self._no_longer_than(SUBSCRIBE_SECONDS, connection):
                         channel, subscription = self._subscribe(connection)
                     outage.back()
-                    tries = 0
                     while not self._stopped.is_set():
                         connection.process_data_events(time_limit=1)
                         if self._arrived:
                             batch, self._arrived = self._arrived, []
-                            self._take(batch)
-                            channel.basic_ack(batch[-1].tag, multiple=True)
-                            self._ring(channel)
+                            self._take(batch, channel)
+                            tries = 0
                         if subscription not in channel.consumer_tags:
                             raise ConnectionError("the broker ended the subscription")
             except Exception as e:
-                if not isinstance(e, Unavailable):      # the store has told of that one
-                    outage.lost(e)
+                outage.lost(e)
                 self._arrived = []
                 tries += 1
                 self._stopped.wait(taskmanager.backoff(tries, 0.5, 10))
@@ -95,8 +99,7 @@ class Intake:
         transient = {"durable": False}                                              # as the documented producer declares it
         quorum = {"durable": True, "arguments": {"x-queue-type": "quorum"}}         # where the broker refuses transient queues
         channel = self._attach(connection, self.config.task_queue, quorum if self._transient_refused else transient)
-        self._rejects = self._attach(connection, self.rejected, {"durable": True})
-        self._rejects.confirm_delivery()
+        self._attach(connection, self.rejected, {"durable": True})
 
         bell = taskmanager.bell_exchange(self.config)
         channel.exchange_declare(bell, "fanout", durable=True)
@@ -125,53 +128,74 @@ class Intake:
                 raise
         return channel
 
-    def _take(self, batch: list[Message]) -> None:
-        valid = []
+    def _take(self, batch: list[Message], channel) -> None:
+        valid, rejects = [], []
         for message in batch:
             try:
                 valid.append((message, taskmanager.parse_task(message.body, message.properties.message_id)))
             except (Invalid, TooLarge) as e:
-                self._reject(message, e)
+                rejects.append((message, str(e)))
         if valid:
-            self._insert(valid)
+            rejects += self._insert(valid, channel.connection)
+        if not rejects:
+            channel.basic_ack(batch[-1].tag, multiple=True)
+            return
+        refused = {message.tag for message, _ in rejects}
+        for message in batch:
+            if message.tag not in refused:
+                channel.basic_ack(message.tag)
+        self._reject(rejects)
+        for tag in refused:
+            channel.basic_ack(tag)
 
-    def _insert(self, valid: list[tuple[Message, NewTask]]) -> None:
-        try:
-            self.store.create([task for _, task in valid], via="rabbitmq")
-        except Invalid as e:        # the database found fault with one of them
-            if len(valid) == 1:
-                self._reject(valid[0][0], e)
-                return
-            for one in valid:
-                self._insert([one])
+    def _insert(self, valid: list[tuple[Message, NewTask]], connection: pika.BlockingConnection) -> list[tuple[Message, str]]:
+        """Insert them, however long the database is away; those that it refuses, with the reason."""
+        for tries in itertools.count(1):
+            try:
+                self.store.create([task for _, task in valid], via="rabbitmq")
+                return []
+            except Invalid as e:        # it found fault with one of them
+                if len(valid) == 1:
+                    return [(valid[0][0], str(e))]
+                return [refused for one in valid for refused in self._insert([one], connection)]
+            except Unavailable:         # they are held, not returned: a quorum queue counts how often it delivers
+                if self._stopped.is_set():
+                    raise
+                connection.sleep(taskmanager.backoff(tries, 0.2, 5))
 
-    def _reject(self, message: Message, reason: Exception) -> None:
-        # Fresh properties: an expiration, a user id or a CC header of the sender's would lose it, refuse it or copy it.
-        given = message.properties
-        properties = pika.BasicProperties(
-            headers={"reason": str(reason)}, delivery_mode=pika.DeliveryMode.Persistent, message_id=given.message_id,
-            content_type=given.content_type, content_encoding=given.content_encoding)
-        self._rejects.basic_publish("", self.rejected, message.body, properties, mandatory=True)
-        log.warning("rejected message_id=%r bytes=%s reason=%r", given.message_id, len(message.body), str(reason))
-
-    def _ring(self, channel) -> None:
-        channel.basic_publish(taskmanager.bell_exchange(self.config), "", b"")
+    def _reject(self, rejects: list[tuple[Message, str]]) -> None:
+        with pika.BlockingConnection(self.parameters) as connection:
+            channel = connection.channel()
+            channel.confirm_delivery()
+            for message, reason in rejects:
+                given = message.properties
+                # Fresh properties: an expiration, a user id or a CC header of the sender's would lose it, refuse it or copy it.
+                properties = pika.BasicProperties(
+                    headers={"reason": reason[:taskmanager.MAX_ERROR]}, delivery_mode=pika.DeliveryMode.Persistent,
+                    message_id=given.message_id, content_type=given.content_type, content_encoding=given.content_encoding)
+                channel.basic_publish("", self.rejected, message.body, properties, mandatory=True)
+                log.warning("rejected message_id=%r bytes=%s reason=%r", given.message_id, len(message.body), reason[:taskmanager.MAX_ERROR])
 
 
 def main() -> None:
     config = taskmanager.begin("A worker of Task Manager: takes tasks from RabbitMQ, and runs what the table holds.")
     handler = taskmanager.load_handler(config.handler)
-    store = taskmanager.wait_for_store(config)
+    store = taskmanager.open_store(config.database_url, wait=True)
     worker = Worker(store, config, handler)
     intake = Intake(store, config, worker.wake) if config.rabbitmq_url else None
+    bell = Bell(config) if config.rabbitmq_url else None
     try:
         worker.start()
         if intake:
+            store.bells.append(bell.ring)       # for the other workers, when this one has taken more than it can run
+            bell.start()
             intake.start()
         threading.Event().wait()
     finally:
+        worker.begin_stop()
         if intake:
             intake.stop()
+            bell.stop()
         worker.stop()
 
 

@@ -123,6 +123,45 @@ def broker(request):
     return url
 
 
+# As it stands in the document.
+PRODUCER = """
+import pika
+import json
+
+def create_task_via_rabbitmq():
+    connection = pika.BlockingConnection(pika.ConnectionParameters('rabbitmq'))
+    channel = connection.channel()
+    channel.queue_declare(queue='task_queue')
+
+    task = {
+        'status': 'New'
+    }
+
+    channel.basic_publish(
+        exchange='',
+        routing_key='task_queue',
+        body=json.dumps(task)
+    )
+
+    connection.close()
+"""
+
+
+@pytest.fixture
+def document_producer(broker, monkeypatch):
+    """create_task_via_rabbitmq() of the document, with another host for 'rabbitmq'."""
+    import pika
+    scope = {}
+    exec(PRODUCER, scope)
+    parameters = pika.URLParameters(broker)
+
+    def produce():
+        with monkeypatch.context() as patch:
+            patch.setattr(pika, "ConnectionParameters", lambda host: {"rabbitmq": parameters}[host])
+            scope["create_task_via_rabbitmq"]()
+    return produce
+
+
 class Program:
     """taskmanager.py or worker.py, running."""
 

@@ -127,11 +127,14 @@ class Server:
 
     def freeze(self) -> None:
         """Not dead but silent: connections stay open, and nothing answers."""
-        self.process.send_signal(signal.SIGSTOP)
+        for pid in self.family():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
-        if self.process:
-            self.process.send_signal(signal.SIGCONT)
+        for pid in self.family() if self.process else ():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
     def close(self) -> None:
         """The end of process, folder and all."""

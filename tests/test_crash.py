@@ -4,13 +4,13 @@ import random
 import signal
 import threading
 import time
+from http.client import HTTPException
 
 import pytest
 
 import taskmanager
 from conftest import eventually, http
-from taskmanager import NewTask, new_task
-from test_intake import document_producer  # noqa: F401
+from taskmanager import new_task
 
 OBEY = dict(HANDLER="tests.handlers:obey", LEASE_SECONDS=1, POLL_SECONDS=0.1, RETRY_SECONDS=0.05)
 
@@ -112,7 +112,7 @@ def test_every_task_that_a_killed_api_accepted_is_there(start, store, database):
         while True:
             try:
                 accepted.append(http("POST", f"{url}/tasks").json["id"])
-            except (OSError, ValueError, KeyError):
+            except (OSError, ValueError, KeyError, HTTPException):
                 return
 
     threads = [threading.Thread(target=post) for _ in range(4)]
@@ -154,6 +154,23 @@ def test_a_database_that_is_killed_loses_nothing_and_everything_comes_back(start
         assert "Traceback" not in program.log()
 
 
+def test_a_frozen_database_holds_nobody_without_end(start, postgres, monkeypatch):
+    monkeypatch.setattr(taskmanager, "STATEMENT_SECONDS", 1)
+    store = taskmanager.open_store(postgres.create_database("frozen"))
+    worker = start("worker.py", DATABASE_URL=store.url, **OBEY, GRACE_SECONDS=0)
+    worker.logged("started worker")
+    began = time.monotonic()
+    postgres.freeze()
+    try:
+        with pytest.raises(taskmanager.Unavailable):
+            store.create()
+        assert time.monotonic() - began < 10
+        assert worker.stop() == 0
+    finally:
+        postgres.thaw()
+    eventually(lambda: store.create())
+
+
 def test_the_programs_wait_for_a_database_that_is_not_there_yet(start, postgres):
     database = postgres.create_database("late")
     postgres.stop()
@@ -175,7 +192,7 @@ def test_a_program_that_waits_for_its_database_can_be_stopped(start, postgres):
 
 # RabbitMQ
 
-def test_rabbitmq_away_neither_fails_nor_slows_a_request_and_loses_no_task(start, postgres_database, rabbitmq, document_producer, store):  # noqa: F811
+def test_rabbitmq_away_neither_fails_nor_slows_a_request_and_loses_no_task(start, postgres_database, rabbitmq, document_producer):
     settings = OBEY | dict(DATABASE_URL=postgres_database, RABBITMQ_URL=rabbitmq.url)
     api, worker = start("taskmanager.py", **settings), start("worker.py", **settings)
     worker.logged("started intake")

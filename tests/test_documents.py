@@ -43,7 +43,7 @@ def test_env_example_has_every_variable_with_its_default():
 
 
 @pytest.mark.parametrize("name, value", [
-    ("DATABASE_URL", "mysql://host/name"), ("DATABASE_URL", "sqlite://"), ("DATABASE_URL", "postgresql://user:s3cret@host:port/name"), ("RABBITMQ_URL", "rabbitmq"),
+    ("DATABASE_URL", "mysql://host/name"), ("DATABASE_URL", "sqlite://"), ("DATABASE_URL", "postgresql://user:s3cret@host:port/name"), ("RABBITMQ_URL", "rabbitmq"), ("RABBITMQ_URL", "amqp://user:s3cret@host:port"), ("RABBITMQ_URL", "amqp://host?heartbeat=soon"),
     ("PORT", "http"), ("PORT", "65536"), ("PORT", "-1"), ("THREADS", "0"), ("THREADS", "1.5"), ("WORKER", "yes"), ("CONCURRENCY", "many"), ("MAX_ATTEMPTS", "0"),
     ("RETRY_SECONDS", "-1"), ("RETRY_SECONDS", "nan"), ("LEASE_SECONDS", "inf"), ("POLL_SECONDS", "0"), ("GRACE_SECONDS", "soon"), ("RETENTION_DAYS", "-1"), ("TASK_TIMEOUT", "0"),
     ("TASK_QUEUE", "amq.queue"), ("TASK_QUEUE", "a b"), ("LOG_LEVEL", "LOUD"), ("LOG_FILE", "/no/such/folder/log"), ("API_TOKEN", "two words"), ("HANDLER", "nonsense"),
@@ -55,6 +55,15 @@ def test_a_value_that_can_not_be_used_stops_the_start_with_one_line(start, sqlit
     *_, line = program.log().splitlines()
     assert line.startswith("taskmanager.py: ") and f"{name}=" in line and "can't be used" in line
     assert "Traceback" not in program.log() and "s3cret" not in program.log() and "two words" not in program.log()
+
+
+@pytest.mark.parametrize("text", [
+    "postgresql://user:s3cret@host/name", "postgresql://user:s3#cret@host/name", "postgresql://user:s3?cret@host/name", "postgresql://user:s3/cret@host/name",
+    "postgresql://host/name?user=u&password=s3cret", "amqp://user:s3@cret@host", "https://host/path?token=s3cret", "no answer from http://u:s3cret@host: refused",
+])
+def test_a_password_is_not_shown(text):
+    shown = taskmanager.redact(text)
+    assert "s3" not in shown and "cret" not in shown and "host" in shown
 
 
 def test_an_empty_variable_counts_as_not_set():
@@ -270,6 +279,17 @@ def test_schema_sql_may_be_run_by_psql_first(postgres_database):
     connection.close()
     store = taskmanager.open_store(postgres_database)       # finds it current, and so alters nothing
     assert store.create() == [1]
+
+
+def test_an_older_program_leaves_a_newer_schema_alone(postgres_database):
+    store = taskmanager.open_store(postgres_database)
+    store._run("comment on table tasks is 'Task Manager, schema 99'")
+    assert taskmanager.open_store(postgres_database)._version() == 99
+
+
+def test_the_databases_own_options_are_kept(postgres_database):
+    store = taskmanager.PostgresStore(postgres_database + "?application_name=mine&options=-csearch_path%3Dpg_catalog")
+    assert store._execute("select current_setting('application_name'), current_setting('search_path'), current_setting('TimeZone')") == [("mine", "pg_catalog", "UTC")]
 
 
 def test_schema_is_not_touched_when_it_is_current(postgres_database):

@@ -5,7 +5,6 @@ import http.server
 import json
 import os
 import shlex
-import signal
 import sys
 import threading
 import time
@@ -91,7 +90,7 @@ def test_the_end_of_stderr_is_the_error(run, store):
 
 def test_a_program_that_was_killed_says_so(run, store):
     row = finished(store, run(python("import os; os.kill(os.getpid(), 9)"), max_attempts=1))
-    assert row.error == "ended by signal 9 (SIGKILL)"
+    assert row.error == "ended by signal 9 (Killed)"
 
 
 def group(tmp_path, listens):
@@ -136,7 +135,8 @@ def test_cancel_ends_the_whole_process_group(run, store, tmp_path):
         eventually(lambda: gone(pid))
 
 
-def test_stop_ends_the_whole_process_group_and_gives_the_task_back(store, tmp_path):
+def test_stop_ends_the_whole_process_group_and_gives_the_task_back(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(taskmanager, "STOP_SECONDS", 0.3)
     worker = Worker(store, Config(handler=group(tmp_path, False), **QUICK))
     worker.start()
     [id] = store.create()
@@ -264,7 +264,7 @@ def test_an_answer_that_was_cut_short_is_no_answer(run, store, receiver):
 
 def drip(request):
     """An answer that never ends, a byte at a time: no single read of it times out."""
-    request.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+    request.wfile.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 1000\r\n\r\n")
     with contextlib.suppress(OSError):
         for _ in range(100):
             request.wfile.write(b" ")
@@ -281,8 +281,25 @@ def test_a_timeout_is_of_the_whole_exchange(run, store, receiver, answer):
     assert time.monotonic() - began < 4
 
 
-def test_cancel_closes_the_connection(run, store, receiver):
-    receiver.answers = [(200, {}, lambda request: time.sleep(8) or b"")]
+def hints(request):
+    request.wfile.write(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+    request.close_connection = True
+    raise ConnectionAbortedError
+
+
+def test_an_answer_that_is_not_the_last_word_is_tried_again(run, store, receiver):
+    receiver.answers = [(200, {}, hints), (200, {}, b"")]
+    receiver.handle_error = lambda *_: None
+    assert finished(store, run(receiver.url)).attempts == 2
+
+
+def test_an_address_of_ipv6_has_the_port_of_its_scheme():
+    assert taskmanager.HttpHandler("http://[::1]/x").port == 80 and taskmanager.HttpHandler("https://[::1]/x").port == 443
+
+
+@pytest.mark.parametrize("headers", [{}, {"Connection": "close"}], ids=["kept open", "closed"])
+def test_cancel_closes_the_connection(run, store, receiver, headers):
+    receiver.answers = [(200, headers, drip if headers else lambda request: time.sleep(8) or b"")]
     id = run(receiver.url)
     eventually(lambda: receiver.requests)
     store.cancel(id)

@@ -108,6 +108,12 @@ def test_every_wrong_field_is_named_at_once():
     assert [where for where, _ in error.value.errors] == ["/priority", "/timeout", "/colour"]
 
 
+def test_an_answer_to_nonsense_stays_short():
+    with pytest.raises(Invalid) as error:
+        parse_task(json.dumps({"x" * 50_000 + str(n): n for n in range(9)} | {str(n): n for n in range(20_000)}).encode())
+    assert len(error.value.errors) == 20 and len(str(error.value)) < 5_000
+
+
 def test_a_payload_may_be_as_deep_as_the_limit():
     assert parse_task(nested(MAX_DEPTH)).payload == "[" * MAX_DEPTH + "]" * MAX_DEPTH
     assert parse_task(b'{"payload": "' + b"[" * 500 + b'"}').payload      # brackets in text are text

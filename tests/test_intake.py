@@ -8,51 +8,13 @@ import pika
 import pytest
 
 import taskmanager
-from conftest import ROOT, eventually, http
+from conftest import PRODUCER, ROOT, eventually, http
 from taskmanager import Config, Invalid, Unavailable
 from worker import Intake
-
-# As it stands in the document.
-PRODUCER = """
-import pika
-import json
-
-def create_task_via_rabbitmq():
-    connection = pika.BlockingConnection(pika.ConnectionParameters('rabbitmq'))
-    channel = connection.channel()
-    channel.queue_declare(queue='task_queue')
-
-    task = {
-        'status': 'New'
-    }
-
-    channel.basic_publish(
-        exchange='',
-        routing_key='task_queue',
-        body=json.dumps(task)
-    )
-
-    connection.close()
-"""
-
 
 @pytest.fixture
 def store(sqlite_database):
     return taskmanager.open_store(sqlite_database)
-
-
-@pytest.fixture
-def document_producer(broker, monkeypatch):
-    """create_task_via_rabbitmq() of the document, with another host for 'rabbitmq'."""
-    scope = {}
-    exec(PRODUCER, scope)
-    parameters = pika.URLParameters(broker)
-
-    def produce():
-        with monkeypatch.context() as patch:
-            patch.setattr(pika, "ConnectionParameters", lambda host: {"rabbitmq": parameters}[host])
-            scope["create_task_via_rabbitmq"]()
-    return produce
 
 
 @pytest.fixture
@@ -209,32 +171,44 @@ def test_what_the_database_refuses_is_rejected_alone(intake, store, channel, mon
     eventually(lambda: [row.payload for row in store.list()] == ["0", "1", "3", "4"])
 
 
-def test_a_message_is_acknowledged_only_after_the_commit(intake, store, channel, monkeypatch):
-    create, away = store.create, [True]
+def test_what_came_is_held_and_not_returned_while_the_database_is_away(intake, store, channel, monkeypatch):
+    create, tries = store.create, []
 
     def away_for_a_while(tasks, via):
-        if away.pop() if away else False:
+        tries.append(ready(channel))
+        if len(tries) < 4:
             raise Unavailable("the database can't be reached")
         return create(tasks, via)
     monkeypatch.setattr(store, "create", away_for_a_while)
-    channel.queue_declare("task_queue")
+    channel.queue_declare("task_queue", durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 1})
     publish(channel, b'{"payload": 1}')
     intake()
     eventually(lambda: len(store.list()) == 1)
-    assert not away
     eventually(lambda: ready(channel) == 0)
+    assert len(tries) == 4
 
 
-def test_intake_takes_nothing_while_the_database_is_away(intake, store, channel, monkeypatch):
-    def away():
+def test_a_message_is_acknowledged_only_after_the_commit(intake, store, channel, monkeypatch):
+    def away(tasks, via):
         raise Unavailable("the database can't be reached")
+    channel.queue_declare("task_queue")
+    publish(channel, b'{"payload": 1}')
     with monkeypatch.context() as patch:
-        patch.setattr(store, "ping", away)
-        channel.queue_declare("task_queue")
-        publish(channel, b"")
-        intake()
-        time.sleep(1)
-        assert ready(channel) == 1
+        patch.setattr(store, "create", away)
+        first = intake()
+        eventually(lambda: ready(channel) == 0)     # it is with the intake,
+        first.stop()
+    eventually(lambda: ready(channel) == 1)         # and goes back when that ends
+    intake()
+    eventually(lambda: len(store.list()) == 1)
+
+
+def test_a_message_with_a_monstrous_name_does_not_stop_the_intake(intake, store, channel):
+    channel.queue_declare("task_queue")
+    publish(channel, json.dumps({"x" * 200_000: 1}).encode())
+    publish(channel, b"")
+    intake()
+    assert len(rejected(channel)[0].headers["reason"]) < 5000
     eventually(lambda: len(store.list()) == 1)
 
 
@@ -248,6 +222,17 @@ def test_intake_comes_back_when_its_queue_is_deleted(intake, store, channel, cap
     publish(channel, b"")
     eventually(lambda: len(store.list()) == 2)
     assert caplog.text.count("lost RabbitMQ") == caplog.text.count("back RabbitMQ") == 1
+
+
+def test_a_fault_at_the_rejected_queue_does_not_keep_the_tasks_out(intake, store, channel, monkeypatch):
+    monkeypatch.setattr(Intake, "_reject", lambda self, rejects: (_ for _ in ()).throw(ConnectionError("blocked")))
+    channel.queue_declare("task_queue")
+    for n in range(5):
+        publish(channel, b"nonsense" if n == 2 else b'{"payload": %d}' % n)
+    intake()
+    eventually(lambda: [row.payload for row in store.list()] == ["0", "1", "3", "4"])
+    time.sleep(2)
+    assert len(store.list()) == 4       # those were acknowledged, and do not come again with the rejected one
 
 
 def test_two_intakes_share_a_queue(intake, store, channel):

@@ -1,5 +1,6 @@
 """The store's contract, the same on SQLite and PostgreSQL: one verb a transition, each of them guarded."""
 
+import contextlib
 import threading
 import time
 from datetime import datetime, timedelta, timezone
@@ -92,6 +93,14 @@ def test_a_row_of_plain_sql_is_a_task(store):
 def test_plain_sql_can_not_make_up_a_status(store):
     with pytest.raises(Exception, match="(?i)check"):
         sql(store, "insert into tasks (status) values ('Done')")
+
+
+def test_an_id_that_plain_sql_took_is_passed_over(store):
+    sql(store, "insert into tasks (id) values (1)")
+    with contextlib.suppress(taskmanager.Unavailable):     # "try again", on PostgreSQL
+        store.create()
+    store.create()
+    assert [row.id for row in store.list()][:2] == [1, 2]
 
 
 # Reading

@@ -115,7 +115,23 @@ def test_a_final_failure_without_words_still_has_an_error(store, work):
     def fail(task):
         raise taskmanager.Failed
     work(fail)
-    assert finished(store, order(store)).error == "failed"
+    assert finished(store, order(store)).error == "Failed"
+
+
+def test_an_exception_that_can_not_be_shown_does_not_cost_the_slot(store, work):
+    class Mute(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+    class Bare(taskmanager.Retry):
+        def __init__(self):
+            pass
+
+    def fail(task):
+        raise {1: Mute, 2: Bare, 3: type("MuteFailed", (Mute, taskmanager.Failed), {})}[task.payload]
+    work(fail, concurrency=1)
+    errors = [finished(store, create(store, payload=payload, max_attempts=1)).error for payload in (1, 2, 3)]
+    assert errors[0].startswith("Mute: it can't be shown") and errors[1] == "Bare" and errors[2] == "MuteFailed: it can't be shown"
 
 
 def test_a_handler_that_exits_does_not_end_its_slot(store, work):
@@ -258,6 +274,58 @@ def test_stop_lets_handlers_finish(store, work):
     assert store.read(id).result == '"done"'
 
 
+def test_stop_waits_for_a_handler_that_tidies_up(store, work):
+    def tidy(task):
+        while not task.canceled:
+            time.sleep(0.01)
+        time.sleep(0.5)
+        ended.append(store.read(task.id).status)
+    ended = []
+    worker = work(tidy)
+    id = order(store)
+    eventually(lambda: store.read(id).status == "In Progress")
+    worker.stop(grace=0.1)
+    assert ended == ["In Progress"] and store.read(id).status == "New"      # not given back while it still ran here
+
+
+def test_a_task_can_be_canceled_while_the_worker_stops(store, work):
+    worker = work()
+    id = order(store, sleep=60)
+    eventually(lambda: store.read(id).status == "In Progress")
+    worker.begin_stop(grace=20)
+    store.cancel(id)
+    assert finished(store, id).error == "canceled"
+    worker.stop()
+
+
+def test_stop_before_start_and_again_is_no_harm(store):
+    worker = Worker(store, Config(**QUICK), obey)
+    worker.stop()
+    worker = Worker(store, Config(**QUICK), obey)
+    worker.start()
+    with pytest.raises(RuntimeError):
+        worker.start()
+    worker.stop(), worker.stop()
+    assert store.bells == []
+
+
+def test_a_handler_is_told_to_stop_when_its_lease_can_not_be_extended(store, work, monkeypatch):
+    def away(*args):
+        raise taskmanager.Unavailable("the database can't be reached")
+    told = []
+
+    def wait(task):
+        while not task.canceled:
+            time.sleep(0.01)
+        told.append(task.stopped)
+    work(wait, lease_seconds=1)
+    id = order(store)
+    eventually(lambda: store.read(id).status == "In Progress")
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "extend", away)
+        eventually(lambda: told == [taskmanager.LOST], seconds=5)
+
+
 def test_stop_takes_no_more_work(store, work):
     worker = work()
     worker.stop()
@@ -266,7 +334,8 @@ def test_stop_takes_no_more_work(store, work):
     assert store.read(id).status == "New"
 
 
-def test_stop_gives_back_what_does_not_finish_in_time(store, work):
+def test_stop_gives_back_what_does_not_finish_in_time(store, work, monkeypatch):
+    monkeypatch.setattr(taskmanager, "STOP_SECONDS", 0.3)
     worker = work()
     id, deaf = order(store, sleep=60), order(store, deaf=4)
     eventually(lambda: all(store.read(each).status == "In Progress" for each in (id, deaf)))
