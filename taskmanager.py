@@ -27,6 +27,7 @@ import argparse
 import base64
 import contextlib
 import dataclasses
+import errno
 import functools
 import hmac
 import http.client
@@ -49,6 +50,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 import traceback
@@ -122,7 +124,7 @@ def _setting(default, parse: tuple[Callable[[str], Any], str | None], meaning: s
 class Config:
     """Every setting; the environment variable of each is its name in capitals."""
 
-    database_url: str = _setting("sqlite:///tasks.db", _match(r"sqlite:///.+|postgres(ql)?://.+"),
+    database_url: str = _setting("sqlite:///tasks.db", _match(r"sqlite:///(?!:memory:)[^?]+|postgres(ql)?://.+"),
                                  "`sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST:PORT/NAME`")
     rabbitmq_url: str | None = _setting(None, _match(r"amqps?://.+"), "`amqp://USER:PASSWORD@HOST:PORT/VHOST`; without it no tasks come from RabbitMQ")
     host: str = _setting("127.0.0.1", _match(r".*"), "address that the API listens on")
@@ -226,20 +228,21 @@ def describe(error: BaseException) -> str:
 
 
 class Outage:
-    """Says once that something is lost and once that it is back."""
+    """Says once that something is lost, or not there yet, and once that it is back."""
 
     def __init__(self, what: str):
-        self.what, self.since = what, None
+        self.what, self.since, self.met = what, None, False
 
     def lost(self, error: BaseException) -> None:
         if self.since is None:
             self.since = time.monotonic()
-            log.warning("lost %s error=%r: trying again until it is back", self.what, describe(error))
+            log.warning("%s %s error=%r: trying again until it answers", "lost" if self.met else "waiting for", self.what, describe(error))
 
     def back(self) -> None:
         since, self.since = self.since, None
         if since is not None:
-            log.warning("back %s after=%.1fs", self.what, time.monotonic() - since)
+            log.warning("%s %s after=%.1fs", "back" if self.met else "reached", self.what, time.monotonic() - since)
+        self.met = True
 
 
 # ----------------------------------------------------------------------------
@@ -741,9 +744,12 @@ class PostgresStore(Store):
     """PostgreSQL 12 or newer, with a connection a thread."""
 
     def __init__(self, url: str):
-        import psycopg2
-        import psycopg2.extensions
-        import psycopg2.extras
+        try:
+            import psycopg2
+            import psycopg2.extensions
+            import psycopg2.extras
+        except ImportError as e:
+            raise BadSetting("DATABASE_URL", url, f"{e}: pip install psycopg2-binary") from None
         super().__init__(url)
         self.psycopg2 = psycopg2
         try:
@@ -892,7 +898,6 @@ class SQLiteStore(Store):
         connection = getattr(self._local, "connection", None)
         if connection is None:
             connection = sqlite3.connect(self.path, timeout=10, isolation_level=None)
-            connection.execute("pragma journal_mode = wal")
             connection.execute("pragma synchronous = full")     # a commit is on the disk before it is answered
             connection.create_function("now", 0, time.time)
             connection.create_function("json", 1, lambda text: text, deterministic=True)     # the table's checks see to it
@@ -924,12 +929,18 @@ class SQLiteStore(Store):
         return rows
 
     def apply_schema(self):
-        try:
-            with self._writing:
-                self._connection().executescript("begin immediate;" + self.SCHEMA + "commit;")
-            self.file = self.path.stat().st_ino
-        except sqlite3.Error as e:
-            raise BadSetting("DATABASE_URL", self.url, str(e)) from e
+        for tries in itertools.count(1):
+            try:
+                with self._writing:
+                    connection = self._connection()
+                    connection.execute("pragma journal_mode = wal")     # does not wait for another process that is just doing it
+                    connection.executescript("begin immediate;" + self.SCHEMA + "commit;")
+                self.file = self.path.stat().st_ino
+                return
+            except sqlite3.Error as e:
+                if "locked" not in str(e) or tries == 100:
+                    raise BadSetting("DATABASE_URL", self.url, str(e)) from e
+                time.sleep(0.1)
 
 
 def open_store(url: str, wait: bool = False) -> Store:
@@ -1203,8 +1214,11 @@ class Worker:
 
     def begin_stop(self, grace: float | None = None) -> None:
         """Take no more tasks; let handlers finish for `grace` seconds (config.grace_seconds), then tell them to stop."""
+        grace = self.config.grace_seconds if grace is None else grace
         if self._deadline is None:
-            self._deadline = time.monotonic() + (self.config.grace_seconds if grace is None else grace)
+            self._deadline = time.monotonic() + grace
+            if self._running:
+                log.info("stopping worker running=%s grace=%gs", len(self._running), grace)
         self._event.set()
 
     def stop(self, grace: float | None = None) -> None:
@@ -1426,9 +1440,11 @@ class Worker:
 
 def amqp_parameters(url: str, name: str):
     """pika's parameters for `url`, with a name for the connection that the broker shows."""
-    import pika
     try:
+        import pika
         parameters = pika.URLParameters(url)
+    except ImportError as e:
+        raise BadSetting("RABBITMQ_URL", url, f"{e}: pip install pika") from None
     except Exception as e:
         raise BadSetting("RABBITMQ_URL", url, describe(e)) from None
     parameters.client_properties = {"connection_name": name}
@@ -1652,7 +1668,8 @@ def create_app(store: Store, config: Config = Config()) -> Callable:
 
 def begin(description: str) -> Config:
     """The command line (there is only --help), the configuration and the logging of a program; SIGTERM ends it as Ctrl-C does."""
-    table = "\n".join(f"  {name:16}{default or '-':20}{meaning.replace('`', '')}" for name, default, meaning in Config.table())
+    table = "\n".join(textwrap.fill(f"  {name:16}{default or '-':20}{meaning.replace('`', '')}", shutil.get_terminal_size().columns,
+                                    subsequent_indent=" " * 38) for name, default, meaning in Config.table())
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      epilog=f"environment variables, their defaults and meaning:\n{table}")
     parser.add_argument("--version", action="version", version=__version__)
@@ -1708,7 +1725,9 @@ def listen(app: Callable, config: Config):
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address[4])
     except OSError as e:
-        raise BadSetting(f"HOST={config.host} PORT", config.port, f"{e.strerror}; expected an address of this machine and a free port, such as PORT=5001") from None
+        if isinstance(e, socket.gaierror) or e.errno == errno.EADDRNOTAVAIL:
+            raise BadSetting("HOST", config.host, f"{e.strerror}; expected an address of this machine, such as 127.0.0.1, 0.0.0.0 or ::1") from None
+        raise BadSetting("PORT", config.port, f"{e.strerror}; expected a free one, such as PORT={config.port % 65535 + 1}") from None
     return waitress.server.create_server(
         app, sockets=[listener], threads=config.threads, ident=None, connection_limit=1000, asyncore_use_poll=True,
         max_request_body_size=MAX_BODY + 1)

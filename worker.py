@@ -77,7 +77,8 @@ class Intake:
                         if subscription not in channel.consumer_tags:
                             raise ConnectionError("the broker ended the subscription")
             except Exception as e:
-                outage.lost(e)
+                if not isinstance(e, Unavailable):      # the store has told of that one
+                    outage.lost(e)
                 self._arrived = []
                 tries += 1
                 self._stopped.wait(taskmanager.backoff(tries, 0.5, 10))
@@ -178,7 +179,7 @@ class Intake:
 
 
 def main() -> None:
-    config = taskmanager.begin("A worker of Task Manager: takes tasks from RabbitMQ, and runs what the table holds.")
+    config = taskmanager.begin("Task Manager's worker: takes tasks from RabbitMQ, runs what the table holds.")
     handler = taskmanager.load_handler(config.handler)
     store = taskmanager.open_store(config.database_url, wait=True)
     worker = Worker(store, config, handler)

@@ -153,9 +153,9 @@ def document_producer(broker, monkeypatch):
     import pika
     scope = {}
     exec(PRODUCER, scope)
-    parameters = pika.URLParameters(broker)
 
-    def produce():
+    def produce(url=broker):
+        parameters = pika.URLParameters(url)
         with monkeypatch.context() as patch:
             patch.setattr(pika, "ConnectionParameters", lambda host: {"rabbitmq": parameters}[host])
             scope["create_task_via_rabbitmq"]()
@@ -170,7 +170,9 @@ class Program:
         clean = {name: value for name, value in os.environ.items() if name not in SETTINGS}
         with self.log_file.open("wb") as output:
             self.process = subprocess.Popen([sys.executable, str(ROOT / script)], cwd=ROOT, env=clean | environ,
-                                            stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+                                            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        # When pytest is gone without a goodbye, this one's stdin ends, and so does the program.
+        self.guard = subprocess.Popen(["sh", "-c", 'read _; kill -s KILL -- "-$1"', "guard", str(self.process.pid)], stdin=subprocess.PIPE, start_new_session=True)
 
     def log(self):
         return self.log_file.read_text()
@@ -204,6 +206,8 @@ class Program:
             os.killpg(self.process.pid, signal.SIGCONT)
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        with self.guard:
+            self.guard.kill()
 
 
 SETTINGS = {name for name, _, _ in taskmanager.Config.table()}
