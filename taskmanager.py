@@ -1293,8 +1293,10 @@ class Worker:
                 self._inbox.put(task)
             else:
                 self._outcomes.append(Outcome(task, "complete", (None,)))
-        if len(claims) == free or claims and not self.handler:
-            self.wake()
+        if len(claims) == free:
+            self._look = True       # when a slot is free again; to go round at once would only make the batches smaller
+        if claims and not self.handler:
+            self._event.set()
 
     def _slot(self) -> None:
         while task := self._inbox.get():
