@@ -1,5 +1,6 @@
 # make run    the service on SQLite with a worker inside, at http://localhost:5000
 # make test   all tests, against a PostgreSQL and a RabbitMQ of their own
+# make lint   judges of openapi.yaml and asyncapi.yaml, and a fuzzer; needs Node.js
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -11,6 +12,9 @@ run: $(VENV)/run.stamp
 test: $(VENV)/test.stamp
 	@$(VENV)/bin/python tests/servers.py
 	$(VENV)/bin/python -m pytest -q -rs tests
+
+lint: $(VENV)/run.stamp
+	@lint/run $(VENV)/bin/python
 
 $(VENV)/run.stamp: requirements.txt | $(VENV)/bin/python
 	@echo "installing requirements.txt into $(VENV)"
@@ -31,6 +35,6 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) .pytest_cache tests/__pycache__ __pycache__
+	rm -rf $(VENV) lint/node_modules lint/.venv .pytest_cache tests/__pycache__ __pycache__
 
-.PHONY: run test clean
+.PHONY: run test lint clean

@@ -24,15 +24,19 @@ alter table tasks
     add column if not exists timeout         double precision check (timeout > 0 and timeout < 1e99), -- seconds; null: the worker's default
     add column if not exists lease_until     timestamp,                            -- null: nobody holds it
     add column if not exists canceled        boolean  not null default false,      -- cancellation was asked for
-    add column if not exists progress        real     check (progress between 0 and 1),
-    add column if not exists idempotency_key varchar(255);
+    add column if not exists progress        double precision check (progress between 0 and 1),
+    add column if not exists idempotency_key text,
+    add column if not exists fingerprint     text,                                 -- of what came with the idempotency key
+    add column if not exists ready_at        timestamp;                            -- since when it could be claimed; null: since it was created
 
--- What the documented table has in another form. On a new table nothing of this changes anything.
+-- What the documented table, or one of version 1, has in another form. On a new table nothing of this changes anything.
 update tasks set status     = 'New'                      where status     is null;
 update tasks set created_at = (now() at time zone 'utc') where created_at is null;
 update tasks set updated_at = created_at                 where updated_at is null;
 alter table tasks
-    alter column id         type bigint,
+    alter column id              type bigint,
+    alter column idempotency_key type text,
+    alter column progress        type double precision,
     alter column status     set not null,
     alter column created_at set not null,
     alter column updated_at set not null,
@@ -56,4 +60,4 @@ create index        if not exists tasks_list_status on tasks (status, id);      
 create index        if not exists tasks_delete_old  on tasks (updated_at)        where status in ('Completed', 'Failed');
 create unique index if not exists tasks_create      on tasks (idempotency_key)   where idempotency_key is not null;
 
-comment on table tasks is 'Task Manager, schema 1';
+comment on table tasks is 'Task Manager, schema 2';

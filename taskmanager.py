@@ -17,7 +17,7 @@ A task is one row of the table `tasks`, and the row is the truth. Each arrow is 
 
 The file reads from top to bottom, and nothing refers to what stands below it: configuration, errors and
 outages, what a task may be (the validation that both doors share), the SQL in the order of a task's life,
-the store on PostgreSQL and SQLite, the handlers, the worker, the doorbell, the HTTP API, main().
+metrics, the store on PostgreSQL and SQLite, the handlers, the worker, the doorbell, the HTTP API, main().
 Importing this module connects to nothing and starts nothing.
 """
 
@@ -25,14 +25,18 @@ from __future__ import annotations
 
 import argparse
 import base64
+import bisect
+import collections
 import contextlib
 import dataclasses
 import errno
 import functools
+import hashlib
 import hmac
 import http.client
 import importlib
 import inspect
+import ipaddress
 import itertools
 import json
 import logging
@@ -59,7 +63,7 @@ from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urlencode, urlsplit
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
 import bottle
 
@@ -68,11 +72,14 @@ __version__ = "0.1.0"
 HERE = Path(__file__).resolve().parent
 STATUSES = ("New", "In Progress", "Completed", "Failed")
 MAX_BODY = 1024 * 1024      # bytes of a request, a message or a result
+MAX_TASKS = 10_000          # tasks that are created at once
 MAX_DEPTH = 100             # levels of nesting in a JSON value
 MAX_ERROR = 2000            # characters of an error that are kept
 MAX_ERRORS = 20             # things that are named as wrong at once
 MAX_BACKOFF = 3600          # seconds between two attempts
-MAX_PAGE = 1000             # tasks in an answer
+MAX_PAGE = 1000             # tasks in an answer,
+MAX_PAGE_SIZE = 4_000_000   # and the characters of payloads and results after which no further task is put into it
+MAX_WAIT = 60               # seconds that a request may ask to wait
 MAX_ID = 2**63 - 1          # a bigint; a larger number would make PostgreSQL scan the table
 MANY = 500                  # rows of a batch that nothing else bounds
 STATEMENT_SECONDS = 20      # what the database may take to answer
@@ -129,12 +136,14 @@ class Config:
     rabbitmq_url: str | None = _setting(None, _match(r"amqps?://.+"), "`amqp://USER:PASSWORD@HOST:PORT/VHOST`; without it no tasks come from RabbitMQ")
     host: str = _setting("127.0.0.1", _match(r".*"), "address that the API listens on")
     port: int = _setting(5000, _number(0, 65535, int), "port that the API listens on; 0 takes a free one")
-    threads: int = _setting(8, _number(1, 1000, int), "HTTP threads, each with a database connection of its own")
+    threads: int = _setting(8, _number(1, 1000, int), "HTTP requests that are worked on at the same time")
+    waiters: int = _setting(32, _number(0, 1000, int), "requests that may wait for a task at the same time (`Prefer: wait`); others are answered at once")
     api_token: str | None = _setting(None, _match(r"[!-~]+", "printable ASCII without spaces"),
-                                     "when set, requests need `Authorization: Bearer …`, but for health and the static pages")
+                                     "when set, requests need `Authorization: Bearer …`, but for `/livez`, `/readyz` and the static pages")
+    metrics_port: int | None = _setting(None, _number(0, 65535, int), "port on which `worker.py` answers `/metrics`, `/livez` and `/readyz`; not set: none")
     worker: str = _setting("auto", _match(r"on|off|auto"), "run a worker inside the API process: `on`, `off`, or `auto`: on for SQLite, off for PostgreSQL")
     handler: str | None = _setting(None, _match(r".*"), "what a task does: `package.module:function`, `exec:program args…` or `https://…`; not set: nothing")
-    concurrency: int = _setting(8, _number(1, 1000, int), "tasks that a worker runs at the same time")
+    concurrency: int = _setting(8, _number(0, 1000, int), "tasks that a worker runs at the same time; 0: none, all are left to workers that claim over HTTP")
     max_attempts: int = _setting(3, _number(1, 1000, int), "attempts of a task that does not say")
     retry_seconds: float = _setting(1.0, _number(0, 3600), "wait before the second attempt; doubles with each further one, up to an hour")
     task_timeout: float | None = _setting(None, _number(0.001, 31536000), "seconds that one attempt may take, for a task that does not say; not set: no limit")
@@ -180,17 +189,31 @@ class TaskError(Exception):
 
 
 class Invalid(TaskError):
-    """The input is wrong. `errors` holds a JSON pointer (or the parameter's name) and a sentence for each thing wrong."""
+    """The input is wrong. `errors` says where, and what, for each thing wrong. Where: a JSON pointer into the body ("" is
+    the whole of it), "?" and the name of a parameter of the query, or the name of a header."""
     status = 400
 
     def __init__(self, *errors: tuple[str, str]):
-        super().__init__("; ".join(f"{where}: {what}" if where else what for where, what in errors))
+        super().__init__("; ".join(f"{where.lstrip('?')}: {what}" if where else what for where, what in errors))
         self.errors = errors
+
+
+class KeyReused(Invalid):
+    """The idempotency key belongs to a task that was created from something else."""
+    status = 422
+
+    def __init__(self):
+        super().__init__(("Idempotency-Key", "was used before, with another body"))
 
 
 class Unauthorized(TaskError):
     """The token is missing or wrong."""
     status = 401
+
+
+class Forbidden(TaskError):
+    """A browser sent it on behalf of somebody else's page."""
+    status = 403
 
 
 class NotFound(TaskError):
@@ -206,6 +229,11 @@ class Conflict(TaskError):
 class TooLarge(TaskError):
     """The body has more than MAX_BODY bytes."""
     status = 413
+
+
+class NotJson(TaskError):
+    """The body is not said to be JSON."""
+    status = 415
 
 
 class Unavailable(TaskError):
@@ -246,7 +274,7 @@ class Outage:
 
 
 # ----------------------------------------------------------------------------
-# What a task may be. Both doors hand the bytes that came in to `parse_task`, and nothing else decides.
+# What a task may be. Both doors ask the functions here, and nothing else decides.
 
 class NewTask(NamedTuple):
     """A task to create, in the order of CREATE's columns. `payload` is JSON text; times are UTC without zone."""
@@ -256,6 +284,7 @@ class NewTask(NamedTuple):
     max_attempts: int | None = None
     timeout: float | None = None
     idempotency_key: str | None = None
+    fingerprint: str | None = None      # of what came with the key
 
 
 def parse_json(data: bytes) -> Any:
@@ -301,10 +330,10 @@ def encode_json(value: Any) -> str:
     return text
 
 
-def _between(low: float, high: float, whole: bool = False) -> Callable[[Any], float]:
+def _between(low: float, high: float, whole: bool = False, what: str = "number of seconds") -> Callable[[Any], float]:
     def check(value):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high or whole and value != int(value):
-            raise ValueError(f"expected a {'whole number' if whole else 'number of seconds'} from {low} to {high}")
+            raise ValueError(f"expected a {'whole number' if whole else what} from {low} to {high}")
         return int(value) if whole else float(value)
     return check
 
@@ -329,57 +358,131 @@ def _new(value: Any) -> None:
         raise ValueError('expected "New": every task begins there')
 
 
-_FIELDS: dict[str, Callable[[Any], Any]] = {
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("expected true or false")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError("expected a text that is not empty")
+    return clip(value)
+
+
+def clip(error: str) -> str:
+    """The end of an error, as much as is kept, and of characters that both databases take."""
+    return error.replace("\0", "\ufffd").encode("utf-8", "replace").decode()[-MAX_ERROR:]
+
+
+Checks = dict[str, Callable[[Any], Any]]        # what each field of a JSON object must be; raises ValueError or Invalid
+
+DELAY = _between(0, 315360000)
+
+NEW_TASK: Checks = {
     "payload": encode_json,
     "priority": _between(-32768, 32767, whole=True),
     "run_at": _timestamp,
-    "delay": _between(0, 315360000),
+    "delay": DELAY,
     "max_attempts": _between(1, 1000, whole=True),
     "timeout": _between(0.001, 31536000),
     "status": _new,
 }
+# What a worker over HTTP says, to claim tasks and then of each.
+LEASE = _between(1, 86400)
+ATTEMPT = _between(1, 2**31 - 1, whole=True)
+CLAIM_TASKS: Checks = {"limit": _between(1, MAX_PAGE, whole=True), "lease": LEASE}
+EXTEND_TASK: Checks = {"attempt": ATTEMPT, "lease": LEASE}
+REPORT_PROGRESS: Checks = {"attempt": ATTEMPT, "progress": _between(0, 1, what="number")}
+COMPLETE_TASK: Checks = {"attempt": ATTEMPT, "result": encode_json}
+FAIL_TASK: Checks = {"attempt": ATTEMPT, "error": _text, "final": _boolean, "delay": DELAY}
+RELEASE_TASK: Checks = {"attempt": ATTEMPT}
 
 
-def new_task(fields: dict[str, Any], idempotency_key: str | None = None) -> NewTask:
-    """Check a task given as a JSON object: `payload`, `priority`, `run_at` or `delay`, `max_attempts`, `timeout`, `status`.
-
-    Raise Invalid with every field that is wrong, up to MAX_ERRORS of them.
-    """
-    values, errors = {}, []
+def check_fields(fields: Any, checks: Checks, required: Iterable[str] = (), at: str = "") -> dict[str, Any]:
+    """The values of a JSON object. Raise Invalid with every field that is wrong, up to MAX_ERRORS of them."""
+    if not isinstance(fields, dict):
+        raise Invalid((at, f"expected an object, such as {{{json.dumps(next(iter(checks)))}: …}}"))
+    values, errors = {}, [(f"{at}/{name}", "is missing") for name in required if name not in fields]
     for name, value in fields.items():
-        check = _FIELDS.get(name)
-        pointer = "/" + name[:100].replace("~", "~0").replace("/", "~1").encode("utf-8", "replace").decode()
         try:
-            if check is None:
-                raise ValueError(f"unknown field; expected any of {', '.join(_FIELDS)}")
-            values[name] = check(value)
+            if name not in checks:
+                raise ValueError(f"unknown field; expected any of {', '.join(checks)}")
+            values[name] = checks[name](value)
         except (Invalid, ValueError) as e:
-            errors.append((pointer, str(e)))
+            pointer = name[:100].replace("~", "~0").replace("/", "~1").encode("utf-8", "replace").decode()
+            errors.append((f"{at}/{pointer}", str(e)))
         if len(errors) >= MAX_ERRORS:
             break
-    if "run_at" in fields and "delay" in fields:
-        errors.append(("/delay", "expected run_at or delay, not both"))
-    if idempotency_key and (len(idempotency_key) > 255 or not idempotency_key.isprintable()):
-        errors.append(("idempotency_key", "expected up to 255 printable characters"))
     if errors:
         raise Invalid(*errors)
+    return values
+
+
+def parse_body(body: bytes) -> Any:
+    """What a body says; none at all says {}. Raise Invalid or TooLarge."""
+    if len(body) > MAX_BODY:
+        raise TooLarge(f"{len(body)} bytes are too many: expected at most {MAX_BODY}")
+    return parse_json(body) if body.strip() else {}
+
+
+def fingerprint(value: Any) -> str:
+    """The same for JSON values that say the same, and another for any other."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def check_key(idempotency_key: str | None) -> str | None:
+    """Raise Invalid; an empty key is none."""
+    if idempotency_key and (len(idempotency_key) > 255 or not idempotency_key.isprintable()):
+        raise Invalid(("Idempotency-Key", "expected up to 255 printable characters"))
+    return idempotency_key or None
+
+
+def new_task(fields: dict[str, Any], idempotency_key: str | None = None, at: str = "") -> NewTask:
+    """Check a task given as a JSON object: `payload`, `priority`, `run_at` or `delay`, `max_attempts`, `timeout`, `status`.
+
+    Raise Invalid with every field that is wrong, up to MAX_ERRORS of them; `at` stands before their names.
+    """
+    key = check_key(idempotency_key)
+    both = ((f"{at}/delay", "expected run_at or delay, not both"),) if isinstance(fields, dict) and {"run_at", "delay"} <= fields.keys() else ()
+    try:
+        values = check_fields(fields, NEW_TASK, at=at)
+    except Invalid as e:
+        raise Invalid(*e.errors, *both) from None
+    if both:
+        raise Invalid(*both)
     values.pop("status", None)
     now = datetime.now(timezone.utc).replace(tzinfo=None)
     if "delay" in values:
         values["run_at"] = now + timedelta(seconds=values.pop("delay"))
     if "run_at" in values and values["run_at"] <= now:
         del values["run_at"]
-    return NewTask(**values, idempotency_key=idempotency_key or None)
+    return NewTask(**values, idempotency_key=key, fingerprint=fingerprint(fields) if key else None)
 
 
 def parse_task(body: bytes, idempotency_key: str | None = None) -> NewTask:
-    """The task that a request's body or a message's says: nothing at all, or a JSON object. Raise Invalid or TooLarge."""
-    if len(body) > MAX_BODY:
-        raise TooLarge(f"{len(body)} bytes are too many: expected at most {MAX_BODY}")
-    fields = parse_json(body) if body.strip() else {}
-    if not isinstance(fields, dict):
-        raise Invalid(("", 'expected no body, or a JSON object such as {"payload": …}'))
-    return new_task(fields, idempotency_key)
+    """The one task that a body says. Raise Invalid or TooLarge."""
+    return new_task(parse_body(body), idempotency_key)
+
+
+def new_tasks(items: list[Any], idempotency_key: str | None = None) -> list[NewTask]:
+    """Check an array of tasks. The key is of all together: the first has it as it is, the others with their number behind it."""
+    if not 0 < len(items) <= MAX_TASKS:
+        raise Invalid(("", f"expected 1 to {MAX_TASKS} tasks, not {len(items)}"))
+    key, tasks, errors = check_key(idempotency_key), [], []
+    for n, item in enumerate(items):
+        try:
+            tasks.append(new_task(item, at=f"/{n}"))
+        except Invalid as e:
+            errors += e.errors
+            if len(errors) >= MAX_ERRORS:
+                break
+    if errors:
+        raise Invalid(*errors[:MAX_ERRORS])
+    if key:
+        same = fingerprint(items)
+        tasks = [task._replace(idempotency_key=f"{key}[{n}]" if n else key, fingerprint=same) for n, task in enumerate(tasks)]
+    return tasks
 
 
 # ----------------------------------------------------------------------------
@@ -392,32 +495,60 @@ ISO = """'YYYY-MM-DD"T"HH24:MI:SS'"""
 # In the order of the fields of `Row`.
 COLUMNS = f"""
     id, status, to_char(created_at, {ISO}), to_char(updated_at, {ISO}), payload, result, error,
-    attempt - uncounted, max_attempts, priority, to_char(run_at, {ISO}), timeout, progress, idempotency_key, canceled"""
+    attempt - uncounted, max_attempts, priority, to_char(run_at, {ISO}), timeout, progress, idempotency_key, canceled, attempt"""
 
 # Only the holder of this attempt, and only while its lease lasts. `is true` keeps PostgreSQL from the index on
 # status, in which the tasks that have just ended are still to be passed over; it takes the primary key.
 HELD = "tasks.id = held.id and tasks.attempt = held.attempt and (tasks.status = 'In Progress') is true and tasks.lease_until > now()"
 
-# A task whose idempotency key is already there is not made again.
+# An idempotency key that is already there makes no second task: its row is the answer when it was made from the same,
+# and else the statement fails as a whole, for an attempt can't be null.
 CREATE = """
-with new (payload, priority, run_at, max_attempts, timeout, idempotency_key) as (values %(rows)s)
-insert into tasks (payload, priority, run_at, max_attempts, timeout, idempotency_key)
-select json(payload), priority, cast(run_at as timestamp), cast(max_attempts as int), cast(timeout as double precision), idempotency_key
+with new (payload, priority, run_at, max_attempts, timeout, idempotency_key, fingerprint) as (values %(rows)s)
+insert into tasks (created_at, updated_at, payload, priority, run_at, max_attempts, timeout, idempotency_key, fingerprint)
+select now(), now(), json(payload), priority, cast(run_at as timestamp), cast(max_attempts as int), cast(timeout as double precision),
+       idempotency_key, fingerprint
 from   new
 where  true
-on conflict (idempotency_key) where idempotency_key is not null do nothing
-returning id, idempotency_key"""
+on conflict (idempotency_key) where idempotency_key is not null
+do update set attempt = case when coalesce(tasks.fingerprint, excluded.fingerprint, '') = coalesce(excluded.fingerprint, tasks.fingerprint, '')
+                             then tasks.attempt end
+returning id, idempotency_key, created_at = now()"""
 
 READ = f"select {COLUMNS} from tasks where id = %(id)s"
 
-# Pages by the last id seen, never by an offset: the millionth page costs what the first does.
-LIST = f"select {COLUMNS} from tasks where id > %(after)s order by id limit %(limit)s"
+# How long an attempt has been under way.
+RUNNING = "select now() - updated_at from tasks where id = %(id)s and attempt = %(attempt)s and status = 'In Progress'"
 
-LIST_STATUS = f"select {COLUMNS} from tasks where status = %(status)s and id > %(after)s order by id limit %(limit)s"
+
+def _list(after: str, order: str, rows: str) -> str:
+    # Pages by the last id seen, never by an offset: the millionth page costs what the first does. The page ends
+    # early, behind its first task at the soonest, when what is before a task in it is large.
+    return f"""
+select {COLUMNS} from (
+    select *, coalesce(sum(coalesce(length(cast(payload as text)), 0) + coalesce(length(cast(result as text)), 0))
+                       over (order by id {order} rows between unbounded preceding and 1 preceding), 0) as before
+    from   ({rows.format(page=f"and id {after} %(after)s order by id {order} limit %(limit)s")}) as page) as page
+where  before < %(size)s
+order  by id {order}"""
+
+
+_LIST = "select * from tasks where true {page}"
+LIST = {"asc": _list(">", "asc", _LIST), "desc": _list("<", "desc", _LIST)}
+
+# Of each status that is asked for as many as may be needed, from the index.
+_LIST_STATUS = "select * from (" + " union all ".join(
+    f"select * from (select * from tasks where status = '{status}' and %(status{n})s {{page}}) as status{n}" for n, status in enumerate(STATUSES)
+) + ") as tasks where true {page}"
+LIST_STATUS = {"asc": _list(">", "asc", _LIST_STATUS), "desc": _list("<", "desc", _LIST_STATUS)}
+
+COUNT = "select count(*) from tasks where status = %(status)s"
+
+OLDEST_READY = "select now() - min(coalesce(ready_at, created_at)) from tasks where status = 'New' and run_at is null"
 
 # No task is handed out twice, and nobody waits for a row that another worker is just taking.
 CLAIM = f"""
-with ready as materialized (
+with ready (task) as materialized (
     select id from tasks
     where  status = 'New' and run_at is null
     order  by priority desc, id
@@ -426,14 +557,14 @@ with ready as materialized (
 update tasks
 set    status = 'In Progress', attempt = attempt + 1, lease_until = now() + %(lease)s, updated_at = now()
 from   ready
-where  tasks.id = ready.id
-returning tasks.id, attempt, payload, attempt - uncounted, max_attempts, timeout, priority, to_char(created_at, {ISO})"""
+where  id = task
+returning {COLUMNS}, now() - coalesce(ready_at, created_at)"""
 
-# Also carries the progress that the handler reported.
+# Also carries the progress that the handler reported. A lease never gets shorter.
 EXTEND = f"""
 with held (id, attempt, progress) as (values %(rows)s)
 update tasks
-set    lease_until = now() + %(lease)s, progress = coalesce(cast(held.progress as double precision), tasks.progress)
+set    lease_until = greatest(lease_until, now() + %(lease)s), progress = coalesce(cast(held.progress as double precision), tasks.progress)
 from   held
 where  {HELD}
 returning tasks.id"""
@@ -477,7 +608,7 @@ with held (id, attempt) as (values %(rows)s)
 update tasks
 set    status = case when canceled then 'Failed'   else 'New' end,
        error  = case when canceled then 'canceled' else error end,
-       uncounted = uncounted + 1, lease_until = null, progress = null, updated_at = now()
+       uncounted = uncounted + 1, ready_at = now(), lease_until = null, progress = null, updated_at = now()
 from   held
 where  {HELD}
 returning tasks.id, tasks.canceled"""
@@ -495,13 +626,13 @@ update tasks
 set    status = case when canceled or attempt - uncounted >= coalesce(max_attempts, %(max_attempts)s) then 'Failed' else 'New' end,
        error  = case when canceled then 'canceled'
                 else 'the worker died or was cut off during attempt ' || (attempt - uncounted) || ' of ' || coalesce(max_attempts, %(max_attempts)s) end,
-       lease_until = null, progress = null, updated_at = now()
+       ready_at = now(), lease_until = null, progress = null, updated_at = now()
 from   lost
 where  tasks.id = lost.id
 returning tasks.id, attempt, status"""
 
 # A New task ends at once; one In Progress is marked, and its worker ends it.
-CANCEL = """
+CANCEL = f"""
 update tasks
 set    canceled   = true,
        error      = case when status = 'New' then 'canceled' else error      end,
@@ -509,16 +640,19 @@ set    canceled   = true,
        updated_at = case when status = 'New' then now()      else updated_at end,
        status     = case when status = 'New' then 'Failed'   else status     end
 where  id = %(id)s and status in ('New', 'In Progress')
-returning id, status"""
+returning {COLUMNS}"""
 
 CANCELED = "select id, attempt from tasks where status = 'In Progress' and canceled order by id limit %(limit)s"
 
 # A failed task begins anew, with all its attempts before it; the numbers of the old ones are not used again.
-RETRY_BY_HAND = """
+RETRY_BY_HAND = f"""
 update tasks
-set    status = 'New', error = null, canceled = false, uncounted = attempt, run_at = null, updated_at = now()
+set    status = 'New', error = null, canceled = false, uncounted = attempt, run_at = null, ready_at = now(), updated_at = now()
 where  id = %(id)s and status = 'Failed'
-returning id"""
+returning {COLUMNS}"""
+
+# Not while a worker holds it.
+DELETE = f"delete from tasks where id = %(id)s and status <> 'In Progress' returning {COLUMNS}"
 
 # What is due joins the tasks that are ready, so that CLAIM's index holds nothing else.
 PROMOTE = """
@@ -528,7 +662,7 @@ with due as materialized (
     order  by run_at
     limit  %(limit)s
     for update skip locked)
-update tasks set run_at = null from due where tasks.id = due.id
+update tasks set run_at = null, ready_at = run_at from due where tasks.id = due.id
 returning tasks.id"""
 
 DELETE_OLD = """
@@ -540,6 +674,74 @@ with old as materialized (
     for update skip locked)
 delete from tasks where id in (select id from old)
 returning id"""
+
+
+# ----------------------------------------------------------------------------
+# Metrics: what this process has done, counted here and told at /metrics. No label holds an id or anything else that a
+# client chooses: their number must have an end.
+
+class Metrics:
+    """Counters and histograms in the text form of Prometheus (version 0.0.4). Safe to use from any thread."""
+
+    HELP = {
+        "taskmanager_task_events_total": "What happened to tasks, as far as this process did it",
+        "taskmanager_messages_rejected_total": "Messages that were no tasks",
+        "taskmanager_http_requests_total": "HTTP requests that were answered",
+        "taskmanager_wait_seconds": "How long tasks that were claimed had been ready",
+        "taskmanager_run_seconds": "How long attempts took",
+    }
+    EVENTS = ("created", "claimed", "completed", "failed", "retried", "released", "reclaimed", "canceled", "deleted")
+    BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200)     # seconds
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._counts = {("taskmanager_task_events_total", f'{{event="{event}"}}'): 0 for event in self.EVENTS}
+        self._counts["taskmanager_messages_rejected_total", ""] = 0
+        self._buckets = {name: [0] * (len(self.BUCKETS) + 1) for name in ("wait", "run")}
+        self._sums = dict.fromkeys(self._buckets, 0.0)
+
+    def count(self, event: str, number: int = 1) -> None:
+        """Something happened to so many tasks."""
+        self._add("taskmanager_task_events_total", f'{{event="{event}"}}', number)
+
+    def rejected(self) -> None:
+        self._add("taskmanager_messages_rejected_total", "", 1)
+
+    def answered(self, route: str, method: str, status: str) -> None:
+        self._add("taskmanager_http_requests_total", f'{{route="{route}",method="{method}",status="{status}"}}', 1)
+
+    def _add(self, name: str, labels: str, number: int) -> None:
+        with self._lock:
+            self._counts[name, labels] = self._counts.get((name, labels), 0) + number
+
+    def observe(self, name: str, spans: Iterable[float]) -> None:
+        """Tasks waited ("wait") or attempts ran ("run") for so many seconds each."""
+        with self._lock:
+            for span in spans:
+                self._buckets[name][bisect.bisect_left(self.BUCKETS, span)] += 1
+                self._sums[name] += max(span, 0.0)
+
+    def text(self, gauges: dict[str, tuple[str, dict[str, float]]]) -> str:
+        """All of it. `gauges`: of each name the help, and the value of each set of labels."""
+        with self._lock:
+            counts = sorted(self._counts.items())
+            buckets = {name: list(itertools.accumulate(each)) for name, each in self._buckets.items()}
+            sums = dict(self._sums)
+        lines = []
+
+        def family(name, kind, meaning, samples):
+            lines.extend((f"# HELP {name} {meaning}", f"# TYPE {name} {kind}"))
+            lines.extend(f"{name}{labels} {value:.15g}" for labels, value in samples)
+        for name, (meaning, samples) in gauges.items():
+            family(name, "gauge", meaning, samples.items())
+        for name, each in itertools.groupby(counts, key=lambda item: item[0][0]):
+            family(name, "counter", self.HELP[name], ((labels, value) for (_, labels), value in each))
+        for short, each in buckets.items():
+            name = f"taskmanager_{short}_seconds"
+            family(name, "histogram", self.HELP[name], [
+                *((f'_bucket{{le="{le}"}}', number) for le, number in zip([*map(str, self.BUCKETS), "+Inf"], each)),
+                ("_sum", sums[short]), ("_count", each[-1])])
+        return "\n".join(lines) + "\n"
 
 
 # ----------------------------------------------------------------------------
@@ -555,7 +757,7 @@ class Row(NamedTuple):
     payload: str | None
     result: str | None
     error: str | None
-    attempts: int
+    attempts: int               # those that count
     max_attempts: int | None
     priority: int
     run_at: str | None
@@ -563,30 +765,19 @@ class Row(NamedTuple):
     progress: float | None
     idempotency_key: str | None
     canceled: bool
+    attempt: int                # the fencing token: grows with each claim
 
-    def to_json(self) -> str:
-        """What a client sees: the documented four fields, then those that the task has."""
+    def to_json(self, claimed: bool = False) -> str:
+        """What a client sees: the documented four fields, then those that the task has; `attempt` only when it has just been claimed."""
         text = f'{{"id": {self.id}, "status": {json.dumps(self.status)}, "created_at": "{self.created_at}", "updated_at": "{self.updated_at}"'
         if self.payload is not None:
             text += f', "payload": {self.payload}'
         if self.result is not None:
             text += f', "result": {self.result}'
-        for name, value in zip(self._fields[6:-1], self[6:-1]):
+        for name, value in zip(self._fields[6:14], self[6:14]):
             if value and (name, value) != ("attempts", 1):
                 text += f', "{name}": {json.dumps(value)}'
-        return text + (', "canceled": true}' if self.canceled else "}")
-
-
-class Claim(NamedTuple):
-    """A task handed to a worker, in the order of CLAIM's columns. `attempt` is the fencing token, `attempts` those that count."""
-    id: int
-    attempt: int
-    payload: str | None
-    attempts: int
-    max_attempts: int | None
-    timeout: float | None
-    priority: int
-    created_at: str
+        return text + (', "canceled": true' if self.canceled else "") + (f', "attempt": {self.attempt}}}' if claimed else "}")
 
 
 class Store:
@@ -595,8 +786,10 @@ class Store:
     def __init__(self, url: str):
         self.url = url
         self.bells: list[Callable[[], None]] = []
+        self.metrics = Metrics()
         self._outage = Outage("database")
-        self._local = threading.local()     # .connection: every thread has its own
+        self._idle: collections.deque = collections.deque()     # connections that no thread is using
+        self._figures: dict[Any, tuple[float, Any]] = {}
 
     def _execute(self, sql: str, params: dict[str, Any] | None = None, repeat: bool = True) -> list[tuple]:
         """Run one statement as one transaction. `repeat`: it may be sent again when its answer was lost."""
@@ -604,39 +797,36 @@ class Store:
 
     def _batch(self, sql: str, rows: Sequence[Sequence[Any]], params: dict[str, Any] | None = None, repeat: bool = True) -> list[tuple]:
         """Run a statement with `values %(rows)s`."""
-        params = dict(params or {})
-        lines = []
-        for r, row in enumerate(rows):
-            lines.append("(" + ", ".join(f"%(r{r}c{c})s" for c in range(len(row))) + ")")
-            params.update((f"r{r}c{c}", value) for c, value in enumerate(row))
-        return self._execute(sql.replace("%(rows)s", ", ".join(lines)), params, repeat)
+        return self._execute(*spread(sql, rows, params), repeat)
 
     def apply_schema(self) -> None:
         """Make the table, or bring an older one up to date. Any number of processes may do so at once."""
         raise NotImplementedError
 
     def ping(self) -> None:
-        """Raise Unavailable when the database does not answer."""
-        self._execute("select 1")
+        """Raise Unavailable when the database does not answer, or the table is not there."""
+        self._execute(READ, {"id": 0})
 
-    def create(self, tasks: Sequence[NewTask] = (NewTask(),), via: str = "call") -> list[int | None]:
-        """Create all of the tasks or none; their ids in the same order, None for a known idempotency key.
+    def create(self, tasks: Sequence[NewTask] = (NewTask(),), via: str = "call") -> list[int]:
+        """Create all of the tasks or none; their ids in the same order. A known idempotency key has the id of its task.
 
-        Raise Invalid when the database refuses what a task holds.
+        Raise Invalid when the database refuses what a task holds, KeyReused when a key was used for another task.
         """
-        rows = self._batch(CREATE, tasks, repeat=all(task.idempotency_key for task in tasks))
-        made, keys, ids = iter(sorted(id for id, _ in rows)), {key for _, key in rows if key}, []
-        for task in tasks:
-            fresh = task.idempotency_key is None or task.idempotency_key in keys
-            keys.discard(task.idempotency_key)
-            ids.append(next(made) if fresh else None)
-            if fresh:
-                log.info("created task=%s via=%s", ids[-1], via)
-            else:
-                log.info("known idempotency_key=%r via=%s: no new task", task.idempotency_key, via)
-        for ring in self.bells:
-            ring()
-        return ids
+        once = {task.idempotency_key or n: task for n, task in enumerate(tasks)}
+        if any(once[task.idempotency_key].fingerprint != task.fingerprint for task in tasks if task.idempotency_key):
+            raise KeyReused
+        rows = sorted(self._batch(CREATE, list(once.values()), repeat=all(task.idempotency_key for task in tasks)))
+        known, unnamed = {key: id for id, key, _ in rows if key}, (id for id, key, _ in rows if not key)
+        for id, key, made in rows:
+            log.info("created task=%s via=%s" if made else "known task=%s via=%s: no second one for its idempotency key", id, via)
+        self.metrics.count("created", sum(made for *_, made in rows))
+        self.ring()
+        return [known[task.idempotency_key] if task.idempotency_key else next(unnamed) for task in tasks]
+
+    def ring(self) -> None:
+        """Tell all who wait for work."""
+        for bell in self.bells:
+            bell()
 
     def read(self, id: int) -> Row:
         """Raise NotFound."""
@@ -645,19 +835,48 @@ class Store:
             raise NotFound(f"there is no task {id}")
         return Row(*rows[0])
 
-    def list(self, status: str | None = None, after: int = 0, limit: int = MAX_PAGE) -> list[Row]:
-        """Up to `limit` tasks in the order of their ids, beginning behind the id `after`."""
-        sql = LIST if status is None else LIST_STATUS
-        return [Row(*row) for row in self._execute(sql, {"status": status, "after": after, "limit": limit})]
+    def list(self, *statuses: str, after: int | None = None, limit: int = MAX_PAGE, order: str = "asc") -> list[Row]:
+        """Up to `limit` tasks, with one of the statuses if any are given, in the order of their ids ("asc" or "desc"), beginning behind the id `after`.
 
-    def claim(self, limit: int, lease: float) -> list[Claim]:
+        Fewer, but at least one, when they are large: see MAX_PAGE_SIZE.
+        """
+        after = (0 if order == "asc" else MAX_ID) if after is None else after
+        params = {"after": after, "limit": limit, "size": MAX_PAGE_SIZE} | {f"status{n}": status in statuses for n, status in enumerate(STATUSES)}
+        return [Row(*row) for row in self._execute((LIST_STATUS if statuses else LIST)[order], params)]
+
+    def count(self, status: str) -> int:
+        """How many tasks have this status: exact, but not always of this moment."""
+        return self._seldom(COUNT, {"status": status}) or 0
+
+    def oldest_ready(self) -> float:
+        """Seconds that the oldest of the tasks waits that could be claimed; 0 without any. Not always of this moment."""
+        return seconds(self._seldom(OLDEST_READY) or 0)
+
+    def _seldom(self, sql: str, params: dict[str, Any] = {}) -> Any:
+        """A figure, asked for again only after a hundred times as long as it took: at most 1% of the database's time."""
+        key = (sql, *params.values())
+        due, figure = self._figures.get(key, (0.0, None))
+        if (now := time.monotonic()) >= due:
+            if due:
+                self._figures[key] = (now + 1, figure)      # meanwhile others are given the old one
+            [(figure,)] = self._execute(sql, params)
+            self._figures[key] = (now + 100 * (time.monotonic() - now), figure)
+        return figure
+
+    def claim(self, limit: int, lease: float) -> list[Row]:
         """Take up to `limit` ready tasks for `lease` seconds, the most urgent first."""
         # Not sent again when the answer was lost: what was taken comes back when its lease runs out.
-        claims = [Claim(*row) for row in self._execute(CLAIM, {"limit": limit, "lease": timedelta(seconds=lease)}, repeat=False)]
-        claims.sort(key=lambda claim: (-claim.priority, claim.id))
-        for claim in claims:
-            log.info("claimed task=%s attempt=%s", claim.id, claim.attempt)
-        return claims
+        found = self._execute(CLAIM, {"limit": limit, "lease": timedelta(seconds=lease)}, repeat=False)
+        rows = sorted((Row(*row) for *row, _ in found), key=lambda row: (-row.priority, row.id))
+        for row in rows:
+            log.info("claimed task=%s attempt=%s", row.id, row.attempt)
+        self.metrics.count("claimed", len(rows))
+        self.metrics.observe("wait", (seconds(waited) for *_, waited in found))
+        return rows
+
+    def running(self, id: int, attempt: int) -> float:
+        """Seconds since this attempt began; 0 when it is no longer under way."""
+        return sum(seconds(span) for span, in self._execute(RUNNING, {"id": id, "attempt": attempt}))
 
     def extend(self, held: Sequence[tuple[int, int, float | None]], lease: float) -> set[int]:
         """Hold tasks (id, attempt, progress from 0 to 1 or None) for another `lease` seconds; the ids that are still ours."""
@@ -693,6 +912,8 @@ class Store:
                 log.warning("retried task=%s attempt=%s in=%.1fs error=%r", id, attempt, rest[1].total_seconds(), rest[0])
             else:
                 log.info("%s task=%s attempt=%s", verb, id, attempt)
+        self.metrics.count("canceled", sum(map(bool, canceled.values())))
+        self.metrics.count(verb, sum(not each for each in canceled.values()))
         return set(canceled)
 
     def reclaim(self, max_attempts: int) -> int:
@@ -700,30 +921,43 @@ class Store:
         rows = self._execute(RECLAIM, {"max_attempts": max_attempts, "limit": MANY})
         for id, attempt, status in sorted(rows):
             log.warning("reclaimed task=%s attempt=%s status=%r: its worker died or was cut off", id, attempt, status)
+        self.metrics.count("reclaimed", len(rows))
         return len(rows)
 
-    def cancel(self, id: int) -> str:
-        """End a New task as Failed, or ask the worker of one In Progress to; its status now. Raise NotFound, Conflict."""
-        rows = self._execute(CANCEL, {"id": id}) if 0 < id <= MAX_ID else []
-        if rows:
-            log.info("canceled task=%s" if rows[0][1] == "Failed" else "asked to cancel task=%s", id)
-            return rows[0][1]
-        row = self.read(id)
-        if row.status == "Failed" and row.canceled:
-            return row.status
-        raise Conflict(f"task {id} is {row.status}: only one that is New or In Progress can be canceled")
+    def _move(self, sql: str, id: int, verb: str, *statuses: str, repeat: bool = False) -> Row:
+        """Run a statement of one task that moves it from one of these statuses. Raise NotFound, Conflict."""
+        while not (rows := self._execute(sql, {"id": id}, repeat) if 0 < id <= MAX_ID else []):
+            row = self.read(id)
+            if row.status not in statuses:
+                raise Conflict(f"task {id} is {row.status}: only one that is {' or '.join(statuses)} can be {verb}")
+        asked = rows[0][1] == "In Progress"      # its worker will do it
+        log.info("asked to be %s task=%s" if asked else "%s task=%s by hand", verb, id)
+        self.metrics.count(verb, 0 if asked else 1)
+        return Row(*rows[0])
+
+    def cancel(self, id: int) -> Row:
+        """End a New task as Failed, or ask the worker of one In Progress to. Raise NotFound, Conflict."""
+        try:
+            return self._move(CANCEL, id, "canceled", "New", "In Progress", repeat=True)
+        except Conflict:
+            row = self.read(id)
+            if row.status == "Failed" and row.canceled:     # which it already was
+                return row
+            raise
 
     def canceled(self) -> dict[int, int]:
         """Id and attempt of the tasks In Progress whose cancellation was asked for."""
         return dict(self._execute(CANCELED, {"limit": MANY}))
 
-    def retry_by_hand(self, id: int) -> None:
+    def retry_by_hand(self, id: int) -> Row:
         """Make a Failed task New again, with all its attempts before it. Raise NotFound, Conflict."""
-        if not (0 < id <= MAX_ID and self._execute(RETRY_BY_HAND, {"id": id}, repeat=False)):
-            raise Conflict(f"task {id} is {self.read(id).status}: only one that is Failed can be tried again")
-        log.info("retried task=%s by hand", id)
-        for ring in self.bells:
-            ring()
+        row = self._move(RETRY_BY_HAND, id, "retried", "Failed")
+        self.ring()
+        return row
+
+    def delete(self, id: int) -> Row:
+        """The task that is no more. Raise NotFound, Conflict."""
+        return self._move(DELETE, id, "deleted", "New", "Completed", "Failed")
 
     def promote(self) -> int:
         """Make tasks ready whose time has come; how many."""
@@ -737,7 +971,23 @@ class Store:
         rows = self._execute(DELETE_OLD, {"age": timedelta(days=days), "limit": MANY})
         for id, in sorted(rows):
             log.info("deleted task=%s: finished more than %g days ago", id, days)
+        self.metrics.count("deleted", len(rows))
         return len(rows)
+
+
+def spread(sql: str, rows: Sequence[Sequence[Any]], params: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+    """A statement with `values %(rows)s`, for these rows, and its parameters."""
+    params = dict(params or {})
+    lines = []
+    for r, row in enumerate(rows):
+        lines.append("(" + ", ".join(f"%(r{r}c{c})s" for c in range(len(row))) + ")")
+        params.update((f"r{r}c{c}", value) for c, value in enumerate(row))
+    return sql.replace("%(rows)s", ", ".join(lines)), params
+
+
+def seconds(span: timedelta | float) -> float:
+    """PostgreSQL's spans of time are timedeltas, SQLite's are numbers."""
+    return span.total_seconds() if isinstance(span, timedelta) else float(span)
 
 
 class PostgresStore(Store):
@@ -762,17 +1012,23 @@ class PostgresStore(Store):
             "application_name": "taskmanager", "keepalives_idle": "10", "keepalives_interval": "5", "keepalives_count": "3", **parts,
             "options": f"-c TimeZone=UTC -c statement_timeout={STATEMENT_SECONDS}s {parts.get('options', '')}"}
 
-    def _connection(self):
-        connection = getattr(self._local, "connection", None)
-        if connection is None or connection.closed or self._has_news(connection):
-            self._disconnect()
-            # An asynchronous connection, so that a server that is frozen, and neither answers nor closes, is not waited
-            # for without end. Every statement on it is a transaction of its own.
-            connection = self.psycopg2.connect(**self.parameters, async_=True)
-            self._wait(connection, CONNECT_SECONDS)
-            self.psycopg2.extras.register_default_json(connection, loads=lambda text: text)
-            self._local.connection = connection
+    def _connect(self):
+        # An asynchronous connection, so that a server that is frozen, and neither answers nor closes, is not waited
+        # for without end. Every statement on it is a transaction of its own.
+        connection = self.psycopg2.connect(**self.parameters, async_=True)
+        self._wait(connection, CONNECT_SECONDS)
+        self.psycopg2.extras.register_default_json(connection, loads=lambda text: text)
         return connection
+
+    def _take(self):
+        """A connection that nobody uses, or None."""
+        while self._idle:
+            with contextlib.suppress(IndexError):       # another thread took the last one
+                connection = self._idle.pop()
+                if not connection.closed and not self._has_news(connection):
+                    return connection
+                connection.close()
+        return None
 
     @staticmethod
     def _has_news(connection) -> bool:
@@ -790,34 +1046,42 @@ class PostgresStore(Store):
             if not poll.poll(max(0, deadline - time.monotonic()) * 1000):
                 raise TimeoutError(f"no answer within {seconds} s")
 
-    def _disconnect(self) -> None:
-        connection = self._local.__dict__.pop("connection", None)
-        if connection is not None:
-            connection.close()
-
-    def _run(self, sql, params=None, seconds=None) -> list[tuple]:
-        connection = self._connection()
-        with connection.cursor() as cursor:
-            cursor.execute(sql, params)
-            self._wait(connection, seconds or STATEMENT_SECONDS + 5)
-            return cursor.fetchall() if cursor.description else []
+    def _run(self, connection, sql, params=None, seconds=None) -> list[tuple]:
+        """Run a statement on a connection that is then idle, or closed when it can't be used any more."""
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(sql, params)
+                self._wait(connection, seconds or STATEMENT_SECONDS + 5)
+                rows = cursor.fetchall() if cursor.description else []
+        except BaseException as e:
+            if isinstance(e, (self.psycopg2.DataError, self.psycopg2.IntegrityError, self.psycopg2.ProgrammingError)):
+                self._idle.append(connection)
+            else:
+                connection.close()
+            raise
+        self._idle.append(connection)
+        return rows
 
     def _execute(self, sql, params=None, repeat=True):
-        errors = self.psycopg2.errors
+        errors, used = self.psycopg2.errors, None
         try:
-            rows = self._run(sql, params)
+            used = self._take()
+            rows = self._run(used or self._connect(), sql, params)
         except (errors.DeadlockDetected, errors.SerializationFailure):
             return self._execute(sql, params, repeat)       # nothing of it was done
+        except (errors.UndefinedTable, errors.UndefinedColumn) as e:
+            self._outage.lost(e)
+            raise Unavailable("the table is not there, or not as it should be: a start of this program would make it") from e
         except (self.psycopg2.OperationalError, self.psycopg2.InterfaceError, self.psycopg2.InternalError, TimeoutError) as e:
-            connected = hasattr(self._local, "connection")
-            self._disconnect()
-            if repeat and connected and not isinstance(e, (TimeoutError, errors.QueryCanceled)):
+            if repeat and used and not isinstance(e, (TimeoutError, errors.QueryCanceled)):
                 return self._execute(sql, params, repeat=False)
             self._outage.lost(e)
             raise Unavailable("the database can't be reached") from e
         except (self.psycopg2.DataError, self.psycopg2.IntegrityError) as e:
             if e.diag.constraint_name == "tasks_pkey":      # somebody chose an id himself; the next one may be free
                 raise Unavailable("the next id is taken") from e
+            if e.diag.column_name == "attempt":             # which is how CREATE says it
+                raise KeyReused from None
             raise Invalid(("", f"the database refuses it: {describe(e)}")) from e
         self._outage.back()
         return rows
@@ -827,20 +1091,16 @@ class PostgresStore(Store):
         version = int(re.search(r"comment on table tasks is '.* (\d+)'", schema)[1])
         if self._version() >= version:
             return      # altering takes a lock that a long backup would make everybody wait for
-        lock = 1952543595       # any number, the same in every process
+        # As one text it is one transaction, and the lock (any number, the same in every process) ends with it.
+        lock = "set local statement_timeout = 0; set local client_min_messages = warning; select pg_advisory_xact_lock(1952543595);"
         try:
-            self._execute("select pg_advisory_lock(%(lock)s)", {"lock": lock})
-            if self._version() < version:
-                # As one text it is one transaction.
-                self._run("set local statement_timeout = 0; set local client_min_messages = warning;" + schema, seconds=86400)
-                log.info("applied schema.sql version=%s", version)
-            self._execute("select pg_advisory_unlock(%(lock)s)", {"lock": lock})
-        except self.psycopg2.OperationalError as e:
-            self._disconnect()
+            self._run(self._connect(), lock + schema, seconds=86400)
+        except (self.psycopg2.OperationalError, TimeoutError) as e:
             self._outage.lost(e)
             raise Unavailable("the database can't be reached") from e
         except self.psycopg2.Error as e:
             raise BadSetting("DATABASE_URL", self.url, f"schema.sql was refused: {describe(e)}") from e
+        log.info("applied schema.sql version=%s", version)
 
     def _version(self) -> int:
         """The version of the schema that the comment on the table names; 0 for none."""
@@ -872,18 +1132,26 @@ class SQLiteStore(Store):
             lease_until     real,
             canceled        int not null default 0,
             progress        real check (progress between 0 and 1),
-            idempotency_key text);
+            idempotency_key text,
+            fingerprint     text,
+            ready_at        real);
         create index        if not exists tasks_claim       on tasks (priority desc, id) where status = 'New' and run_at is null;
         create index        if not exists tasks_promote     on tasks (run_at)            where status = 'New' and run_at is not null;
         create index        if not exists tasks_list_status on tasks (status, id);
         create index        if not exists tasks_delete_old  on tasks (updated_at)        where status in ('Completed', 'Failed');
-        create unique index if not exists tasks_create      on tasks (idempotency_key)   where idempotency_key is not null;"""
+        create unique index if not exists tasks_create      on tasks (idempotency_key)   where idempotency_key is not null;
+        -- Statistics, not measured but said: a status has many tasks. Or else SQLite would look for what is ready among all that are New.
+        analyze sqlite_schema;
+        delete from sqlite_stat1 where tbl = 'tasks';
+        insert into sqlite_stat1 values ('tasks', 'tasks_list_status', '1000000 250000 1');
+        analyze sqlite_schema;"""
 
     def __init__(self, url: str):
         super().__init__(url)
         self.path = Path(url.removeprefix("sqlite:///")).absolute()     # a handler may change the folder
         self.file: int | None = None        # its number, once it is there
         self._writing = threading.Lock()
+        self._clock = threading.local()     # .now: the time of the statement that this thread is running
         if sqlite3.sqlite_version_info < (3, 35):
             raise BadSetting("DATABASE_URL", url, f"SQLite is {sqlite3.sqlite_version}, expected 3.35 or newer")
 
@@ -894,16 +1162,14 @@ class SQLiteStore(Store):
             return (value - datetime(1970, 1, 1)) // timedelta(milliseconds=1) / 1000
         return value.total_seconds() if isinstance(value, timedelta) else value
 
-    def _connection(self):
-        connection = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = sqlite3.connect(self.path, timeout=10, isolation_level=None)
-            connection.execute("pragma synchronous = full")     # a commit is on the disk before it is answered
-            connection.create_function("now", 0, time.time)
-            connection.create_function("json", 1, lambda text: text, deterministic=True)     # the table's checks see to it
-            connection.create_function("to_char", 2, lambda seconds, form: seconds if seconds is None else
-                                       time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)), deterministic=True)
-            self._local.connection = connection
+    def _connect(self):
+        connection = sqlite3.connect(self.path, timeout=10, isolation_level=None, check_same_thread=False)
+        connection.execute("pragma synchronous = full")     # a commit is on the disk before it is answered
+        connection.create_function("now", 0, lambda: self._clock.now)
+        connection.create_function("greatest", 2, max, deterministic=True)
+        connection.create_function("json", 1, lambda text: text, deterministic=True)     # the table's checks see to it
+        connection.create_function("to_char", 2, lambda seconds, form: seconds if seconds is None else
+                                   time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)), deterministic=True)
         return connection
 
     @staticmethod
@@ -912,15 +1178,30 @@ class SQLiteStore(Store):
         return re.sub(r"%\((\w+)\)s", r":\1", sql.replace("for update skip locked", ""))
 
     def _execute(self, sql, params=None, repeat=True):
-        params = {name: self._plain(value) for name, value in (params or {}).items()}
+        return self._transaction([(sql, params)])
+
+    def _batch(self, sql, rows, params=None, repeat=True):
+        # A statement may have 32,766 parameters, so a large batch is several of them.
+        return self._transaction([spread(sql, rows[n:n + MANY], params) for n in range(0, len(rows), MANY)])
+
+    def _transaction(self, statements) -> list[tuple]:
         # Within the process writers queue up here, which is fairer and quicker than SQLite's own waiting.
-        reading = sql.lstrip().startswith("select")
+        reading = all(sql.lstrip().startswith("select") for sql, _ in statements)
+        rows = []
         try:
             if self.path.stat().st_ino != self.file:
                 raise FileNotFoundError(f"{self.path} is no longer the file that it was")
-            with contextlib.nullcontext() if reading else self._writing:
-                rows = self._connection().execute(self._translate(sql), params).fetchall()
+            with contextlib.nullcontext() if reading else self._writing, self._connection() as connection:
+                if len(statements) > 1:
+                    connection.execute("begin immediate")
+                self._clock.now = time.time()
+                for sql, params in statements:
+                    params = {name: self._plain(value) for name, value in (params or {}).items()}
+                    rows += connection.execute(self._translate(sql), params)
+                connection.commit()
         except sqlite3.IntegrityError as e:
+            if "tasks.attempt" in str(e):       # which is how CREATE says it
+                raise KeyReused from None
             raise Invalid(("", f"the database refuses it: {e}")) from e
         except (sqlite3.DatabaseError, OSError) as e:
             self._outage.lost(e)
@@ -928,13 +1209,31 @@ class SQLiteStore(Store):
         self._outage.back()
         return rows
 
+    @contextlib.contextmanager
+    def _connection(self):
+        """A connection that nobody else uses meanwhile; what it did is undone, and it is closed, when something goes wrong."""
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self._connect()
+        try:
+            yield connection
+        except BaseException:
+            connection.close()
+            raise
+        self._idle.append(connection)
+
     def apply_schema(self):
         for tries in itertools.count(1):
             try:
-                with self._writing:
-                    connection = self._connection()
+                with self._writing, self._connection() as connection:
                     connection.execute("pragma journal_mode = wal")     # does not wait for another process that is just doing it
-                    connection.executescript("begin immediate;" + self.SCHEMA + "commit;")
+                    connection.executescript("begin immediate;" + self.SCHEMA)
+                    columns = [name for _, name, *_ in connection.execute("pragma table_info(tasks)")]
+                    for column in ("fingerprint text", "ready_at real"):        # which the first version did not have
+                        if column.split()[0] not in columns:
+                            connection.execute(f"alter table tasks add column {column}")
+                    connection.commit()
                 self.file = self.path.stat().st_ino
                 return
             except sqlite3.Error as e:
@@ -986,12 +1285,12 @@ class Task:
     json:     the payload as JSON text ("null" when the task has none)
     """
 
-    def __init__(self, claim: Claim, timeout: float | None):
-        self.id, self.attempt, self.json = claim.id, claim.attempt, claim.payload or "null"
-        self.idempotency_key = f"task-{claim.id}-{claim.created_at}"
-        self.timeout = claim.timeout or timeout
+    def __init__(self, row: Row, timeout: float | None):
+        self.id, self.attempt, self.json = row.id, row.attempt, row.payload or "null"
+        self.idempotency_key = f"task-{row.id}-{row.created_at}"
+        self.timeout = row.timeout or timeout
         self.deadline = time.monotonic() + self.timeout if self.timeout else None
-        self.claim = claim
+        self.row = row
         self.held_until = 0.0                   # when the lease runs out, if it is not extended
         self.fraction: float | None = None      # progress that was reported and is not yet in the table
         self.stopped: str | None = None         # why the handler was told to stop,
@@ -1169,6 +1468,13 @@ def load_handler(text: str | None) -> Callable[[Task], Any] | None:
 # The worker: one thread talks to the database (claims what there are free slots for, writes all outcomes that
 # have come in since it last did, extends leases), and a thread a slot runs handlers. No RabbitMQ in it.
 
+def retry_delay(row: Row, config: Config, delay: float | None = None) -> float | None:
+    """Seconds until a task whose attempt has failed is tried again (`delay`, or the backoff); None when it has had its attempts."""
+    if row.attempts >= (row.max_attempts or config.max_attempts):
+        return None
+    return backoff(row.attempts, config.retry_seconds, MAX_BACKOFF) if delay is None else delay
+
+
 LOST, STOPS = "its lease was lost", "the worker stops"     # why a handler is told to stop, besides a timeout and "canceled"
 
 
@@ -1187,7 +1493,7 @@ class Worker:
         self.store, self.config = store, config
         self.handler = handler or load_handler(config.handler)
         # Where a task does nothing there is nothing to run side by side, and a whole batch is done at once.
-        self.slots = config.concurrency if self.handler else MANY
+        self.slots = config.concurrency if self.handler or not config.concurrency else MANY
         self._running: dict[tuple[int, int], Task] = {}
         self._outcomes: list[Outcome] = []
         self._lock = threading.Lock()           # of the two above
@@ -1283,19 +1589,19 @@ class Worker:
             return
         self._look = False
         held_until = time.monotonic() + self.config.lease_seconds
-        claims = self.store.claim(free, self.config.lease_seconds)
-        for claim in claims:
-            task = Task(claim, self.config.task_timeout)
+        rows = self.store.claim(free, self.config.lease_seconds)
+        for row in rows:
+            task = Task(row, self.config.task_timeout)
             task.held_until = held_until
             if self.handler:
                 with self._lock:
-                    self._running[claim.id, claim.attempt] = task
+                    self._running[row.id, row.attempt] = task
                 self._inbox.put(task)
             else:
                 self._outcomes.append(Outcome(task, "complete", (None,)))
-        if len(claims) == free:
+        if len(rows) == free:
             self._look = True       # when a slot is free again; to go round at once would only make the batches smaller
-        if claims and not self.handler:
+        if rows and not self.handler:
             self._event.set()
 
     def _slot(self) -> None:
@@ -1315,6 +1621,7 @@ class Worker:
         return ours
 
     def _run(self, task: Task) -> Outcome:
+        begun = time.monotonic()
         try:
             result = self.handler(task)
             outcome = Outcome(task, "complete", (self._encode(result),))
@@ -1327,6 +1634,7 @@ class Worker:
             frames = traceback.extract_tb(e.__traceback__)
             frame = next((frame for frame in reversed(frames) if "/lib/python" not in frame.filename), frames[-1])
             outcome = self._failure(task, f"{describe(e)} ({Path(frame.filename).name}:{frame.lineno} in {frame.name})")
+        self.store.metrics.observe("run", [time.monotonic() - begun])
         # One that was told to stop may have returned early: what it says does not count.
         return self._stopped(task) if task.stopped else outcome
 
@@ -1354,13 +1662,8 @@ class Worker:
         return self._failure(task, task.stopped, final=task.stopped == "canceled")
 
     def _failure(self, task: Task, error: str, final: bool = False, delay: float | None = None) -> Outcome:
-        error = error.replace("\0", "\ufffd").encode("utf-8", "replace").decode()[-MAX_ERROR:]
-        tries = task.claim.attempts
-        if final or tries >= (task.claim.max_attempts or self.config.max_attempts):
-            return Outcome(task, "fail", (error,))
-        if delay is None:
-            delay = backoff(tries, self.config.retry_seconds, MAX_BACKOFF)
-        return Outcome(task, "retry", (error, delay))
+        delay = None if final else retry_delay(task.row, self.config, delay)
+        return Outcome(task, "fail", (clip(error),)) if delay is None else Outcome(task, "retry", (clip(error), delay))
 
     def _mind_handlers(self) -> None:
         """Tell handlers to stop whose time is up, then use force, and at last go on without them."""
@@ -1416,8 +1719,11 @@ class Worker:
                 task.stop("canceled")
         if self._deadline is not None:
             return
-        if self.store.reclaim(config.max_attempts) + self.store.promote() >= MANY:
+        freed = self.store.reclaim(config.max_attempts) + self.store.promote()
+        if freed >= MANY:
             self._next_tick = now       # there is more
+        if freed:
+            self.store.ring()
         if config.retention_days is not None and now >= self._next_delete:
             if self.store.delete_old(config.retention_days) < MANY:
                 self._next_delete = now + 60
@@ -1464,6 +1770,7 @@ class Bell:
 
     def __init__(self, config: Config):
         self.config, self.parameters = config, amqp_parameters(config.rabbitmq_url, "taskmanager bell")
+        self.connected = False
         self._rung, self._stopped = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._loop, name="bell", daemon=True)
 
@@ -1489,13 +1796,14 @@ class Bell:
                     channel = connection.channel()
                     channel.exchange_declare(bell_exchange(self.config), "fanout", durable=True)
                     outage.back()
-                    tries = 0
+                    self.connected, tries = True, 0
                     while not self._stopped.is_set():
                         if self._rung.wait(1):
                             self._rung.clear()
                             channel.basic_publish(bell_exchange(self.config), "", b"")
                         connection.process_data_events(0.01)    # heartbeats; also lets rings come together
             except Exception as e:
+                self.connected = False
                 outage.lost(e)
                 tries += 1
                 self._stopped.wait(backoff(tries, 0.5, 10))
@@ -1503,43 +1811,89 @@ class Bell:
 
 # ----------------------------------------------------------------------------
 # The HTTP API, in the order of openapi.yaml. A route reads the request, calls the store and returns; every
-# error becomes an answer in one place.
+# error becomes an answer in one place, and what all answers have in common is added in one place.
 
-def json_answer(text: str, status: int = 200, **headers: str) -> bottle.HTTPResponse:
-    return bottle.HTTPResponse(text.encode("utf-8", "backslashreplace"), status, Content_Type="application/json", **headers)
+# Of every answer, and besides that of those that a browser shows as a page.
+HEADERS = {
+    "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache",
+    "Cross-Origin-Resource-Policy": "same-origin", "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'"}
+PAGE_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS")
 
 
-def problem(status: int, detail: str, errors: Iterable[tuple[str, str]] = ()) -> str:
-    """The body of every error (RFC 9457)."""
-    body: dict[str, Any] = {"type": "about:blank", "title": http.client.responses.get(status, "Error"), "status": status, "detail": detail}
+def problem(status: int, detail: str, instance: str, errors: Iterable[tuple[str, str]] = ()) -> str:
+    """The body of every error (RFC 9457). `errors` are those of Invalid."""
+    body: dict[str, Any] = {"type": "about:blank", "title": http.client.responses.get(status, "Error"), "status": status, "detail": detail, "instance": instance}
     if errors:
-        body["errors"] = [{"pointer": where, "detail": what} for where, what in errors]
+        body["errors"] = [{"parameter" if where[:1] == "?" else "header" if where[:1].isalpha() else "pointer": where.lstrip("?"), "detail": what}
+                          for where, what in errors]
     return json.dumps(body)
 
 
-def create_app(store: Store, config: Config = Config()) -> Callable:
-    """The WSGI application on a store. It may be mounted under any prefix; of `config` it reads `api_token`."""
+def request_id(given: str) -> str:
+    """The id that a request brought along, when it is fit for a log, or else a new one."""
+    return given if re.fullmatch(r"[A-Za-z0-9._:+/=@~-]{1,128}", given) else os.urandom(8).hex()
+
+
+def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable[str] = (),
+               rabbitmq: Callable[[], bool] | None = None, only_health: bool = False) -> Callable:
+    """The WSGI application on a store. It may be mounted under any prefix.
+
+    config:       of which it reads what concerns the API; `waiters` should be no more than the server has threads to spare
+    hosts:        the only names by which it may be called; none: any
+    rabbitmq:     tells whether RabbitMQ is connected, where there should be one
+    only_health:  just /livez, /readyz and /metrics
+    """
     app = bottle.Bottle()
+    app.router.default_pattern = "(?!claim$)[^/]+"      # /tasks/claim is no task
     request = bottle.request
+    places = threading.Semaphore(config.waiters)
+    closing = threading.Event()         # the server stops: nobody waits any longer
+    work, rung = threading.Condition(), 0       # how often there was something new to claim
+
+    def ring() -> None:
+        nonlocal rung
+        with work:
+            rung += 1
+            work.notify()
+
+    store.bells.append(ring)
+
+    def application(environ, start_response):
+        """Around each request, whatever becomes of it: its id, the common headers, and its count."""
+        environ["taskmanager.id"] = request_id(environ.get("HTTP_X_REQUEST_ID", ""))
+
+        def start(status, headers, exc_info=None):
+            route, method = environ.get("bottle.route"), environ["REQUEST_METHOD"]
+            address = route.rule.replace("<", "{").replace(">", "}") if route else "other"
+            store.metrics.answered(address, method if method in METHODS else "other", status[:3])
+            headers = {**HEADERS, "X-Request-Id": environ["taskmanager.id"], **dict(headers)}
+            return start_response(status, list(headers.items()), exc_info)
+        return app.wsgi(environ, start)
 
     def error_answer(error: bottle.HTTPError) -> str:
-        cause = error.exception
-        errors = cause.errors if isinstance(cause, Invalid) else ()
+        status, detail, cause = error.status_code, str(error.body), error.exception
+        if status == 405:
+            allowed = set(bottle.response.headers["Allow"].split(",")) | {"OPTIONS"}
+            allowed |= {"HEAD"} & {method.replace("GET", "HEAD") for method in allowed}
+            bottle.response.set_header("Allow", ", ".join(sorted(allowed)))
+            if request.method == "OPTIONS":
+                bottle.response.status = 204
+                return ""
+            detail = f"{request.method} is not possible here; expected {', '.join(sorted(allowed))}"
+        elif status == 404 and not cause:
+            detail = "there is nothing at this address"
         bottle.response.content_type = "application/problem+json"
-        return problem(error.status_code, str(error.body), errors)
+        return problem(status, detail, quote("/" + request.fullpath.lstrip("/")[:500]), cause.errors if isinstance(cause, Invalid) else ())
 
     app.default_error_handler = error_answer
-
-    def is_text(raw: str) -> bool:
-        """Whether a path, as WSGI hands it over, is UTF-8: Bottle would just drop what is not."""
-        try:
-            return raw.isascii() or bool(raw.encode("latin-1").decode())
-        except UnicodeError:
-            return False
 
     def guard(callback):
         def guarded(*args, **kwargs):
             try:
+                check_sender()
                 if config.api_token and not request.route.config.get("public"):
                     check_token()
                 if not is_text(request.environ.get("bottle.raw_path", "")):
@@ -1551,119 +1905,324 @@ def create_app(store: Store, config: Config = Config()) -> Callable:
             except (bottle.HTTPResponse, MemoryError, KeyboardInterrupt, SystemExit):
                 raise
             except Exception:
-                log.exception("could not answer %s %s", request.method, request.path)
-                raise bottle.HTTPError(500, "something went wrong here; the log says what") from None
+                log.exception("could not answer %s %s request_id=%s", request.method, request.path, request.environ["taskmanager.id"])
+                raise bottle.HTTPError(500, "something went wrong here; the log says what, under the request's id") from None
         return guarded
 
     app.install(guard)
+
+    def check_sender() -> None:
+        """A page of another site could make a browser send what its user never meant to (CSRF), and, with a name of its
+        own that leads here (DNS rebinding), even read the answer."""
+        host, site, origin = (request.get_header(name, "").lower() for name in ("Host", "Sec-Fetch-Site", "Origin"))
+        if hosts and host and re.sub(r":\d*$", "", host) not in hosts:
+            raise Forbidden(f"{host!r} is not a name of this service: expected {', '.join(sorted(hosts))}, or a token on both sides (API_TOKEN)")
+        ours = site in ("same-origin", "none") if site else not origin or origin in (f"http://{host}", f"https://{host}")
+        if request.method not in ("GET", "HEAD") and not ours:
+            raise Forbidden("a browser sent this for a page of another site; only pages of this service may do so")
 
     def check_token() -> None:
         scheme, _, token = request.get_header("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), config.api_token.encode()):
             raise Unauthorized("expected the header Authorization: Bearer, with the token of this service")
 
-    def body() -> bytes:
+    def is_text(raw: str) -> bool:
+        """Whether a path, as WSGI hands it over, is UTF-8: Bottle would just drop what is not."""
+        try:
+            return raw.isascii() or bool(raw.encode("latin-1").decode())
+        except UnicodeError:
+            return False
+
+    def body() -> Any:
+        """What the body says; {} when there is none."""
         if request.content_length > MAX_BODY:
             raise TooLarge(f"{request.content_length} bytes are too many: expected at most {MAX_BODY}")
-        return request.body.read(MAX_BODY + 1)
+        data, kind = request.body.read(MAX_BODY + 1), request.environ.get("CONTENT_TYPE", "")
+        if kind and data.strip() and not re.match(r"application/([\w.+-]+\+)?json\s*(;|$)", kind, re.IGNORECASE):
+            raise NotJson(f"expected a body in JSON and Content-Type: application/json, not {kind}")
+        return parse_body(data)
 
-    def task_id(text: str) -> int:
-        if not re.fullmatch("[1-9][0-9]{0,18}", text):
-            raise NotFound(f"there is no task {text!r}: an id is a whole number from 1 on")
-        return int(text)
-
-    def parameters(*names: str) -> dict[str, str]:
-        """The query's parameters. What is not known, not text, or said twice is refused."""
-        errors = [(name.encode("latin-1").decode("utf-8", "replace"), f"unknown parameter; expected {' or '.join(names) or 'none'}")
+    def parameters(*names: str) -> dict[str, list[str]]:
+        """The values of the query's parameters; of what is not there []. What is not known, or not text, is refused."""
+        errors = [(f"?{name}".encode("latin-1").decode("utf-8", "replace"), f"unknown parameter; expected {' or '.join(names) or 'none'}")
                   for name in request.query if name not in names]
-        errors += [(name, "expected once") for name in names if len(request.query.getall(name)) > 1]
-        values = {name: request.query.getunicode(name) for name in names if name in request.query}
-        errors += [(name, "expected UTF-8") for name, value in values.items() if value is None]
+        values = {name: [] for name in names}
+        for name in names:
+            for value in request.query.getall(name):
+                try:
+                    values[name].append(value.encode("latin-1").decode())
+                except UnicodeError:
+                    errors.append((f"?{name}", "expected UTF-8"))
         if errors:
             raise Invalid(*errors)
         return values
 
-    def integer(values: dict[str, str], name: str, default: int, low: int, high: int) -> int:
-        text = values.get(name)
-        if text is None:
-            return default
-        if not re.fullmatch("[0-9]{1,19}", text) or not low <= int(text) <= high:
-            raise Invalid((name, f"{text!r}: expected a whole number from {low} to {high}"))
+    def task_id(text: str, nothing_said: bool = False) -> int:
+        parameters()
+        if nothing_said and request.body.read(9).strip() not in (b"", b"{}"):
+            raise Invalid(("", "expected no body"))
+        if not re.fullmatch("[1-9][0-9]{0,18}", text) or int(text) > MAX_ID:
+            raise NotFound(f"there is no task {text!r}: an id is a whole number from 1 on")
         return int(text)
+
+    def idempotency_key() -> str | None:
+        """The header, bare or as a quoted string (draft-ietf-httpapi-idempotency-key-header)."""
+        raw = request.environ.get("HTTP_IDEMPOTENCY_KEY")
+        if raw is None:
+            return None
+        text = raw.strip().encode("latin-1").decode("utf-8", "replace")
+        quoted = re.fullmatch(r'"((?:[^"\\]|\\["\\])*)"', text)
+        if not text or text == '""' or "\ufffd" in text or text[0] == '"' and not quoted:
+            raise Invalid(("Idempotency-Key", "expected up to 255 printable characters, bare or in double quotes"))
+        return check_key(re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else text)
+
+    def answer(text: str, status: int = 200, **headers: str) -> bottle.HTTPResponse:
+        return bottle.HTTPResponse(text.encode("utf-8", "backslashreplace"), status, Content_Type="application/json", **headers)
+
+    def tagged(text: str, **headers: str) -> bottle.HTTPResponse:
+        """An answer with its ETag, or 304 when the client has it."""
+        full = answer(text, **headers)
+        tag = f'"{hashlib.blake2b(full.body, digest_size=12).hexdigest()}"'
+        known = [each.strip().removeprefix("W/") for each in request.get_header("If-None-Match", "").split(",")]
+        if tag in known or "*" in known:
+            return bottle.HTTPResponse(status=304, ETag=tag, **headers)
+        full.set_header("ETag", tag)
+        return full
+
+    def is_gone() -> bool:
+        """Whether the client has hung up, as far as the server can tell."""
+        disconnected = request.environ.get("waitress.client_disconnected")
+        try:
+            return disconnected is not None and not disconnected.__self__.socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def preferred_wait() -> int | None:
+        """The seconds of the header `Prefer: wait=N` (RFC 7240), as far as they are granted."""
+        wish = re.search(r"(?:^|[,;])\s*wait\s*=\s*\"?([0-9]{1,99})\"?\s*(?:[,;]|$)", request.get_header("Prefer", ""), re.IGNORECASE)
+        return min(int(wish[1]), MAX_WAIT) if wish else None
+
+    def waited(look: Callable[[], Any], done: Callable[[Any], bool], pause: Callable[[float], Any], longest: float) -> tuple[Any, dict[str, str]]:
+        """What look() returns, asked again until it is done or the client would wait no longer."""
+        found, most = look(), preferred_wait()
+        if most is None:
+            return found, {}
+        applied = {"Preference-Applied": f"wait={most}"}
+        if done(found):
+            return found, applied
+        if not places.acquire(blocking=False):
+            return found, {}
+        try:
+            # Looks that come ever more seldom: late by no more than what was waited already, and cheap when that is long.
+            deadline, gap = time.monotonic() + most, 0.01
+            while not done(found) and (left := deadline - time.monotonic()) > 0 and not closing.is_set():
+                pause(min(gap, left))
+                if is_gone():
+                    break
+                found, gap = look(), min(2 * gap, longest)
+            return found, applied
+        finally:
+            places.release()
+
+    def until_ended(id: int) -> tuple[Row, dict[str, str]]:
+        return waited(lambda: store.read(id), lambda row: row.status in ("Completed", "Failed"), closing.wait, 0.5)
+
+    def address(rest: str) -> str:
+        return request.script_name + rest
 
     @app.post("/tasks")
     def create_task():
         parameters()
-        [id] = store.create([parse_task(body())], via="http")
-        return json_answer(f'{{"id": {id}}}', 201, Location=f"{request.script_name}tasks/{id}")
+        key, said = idempotency_key(), body()
+        if isinstance(said, list):
+            return answer(json.dumps(store.create(new_tasks(said, key), via="http")), 201)
+        [id] = store.create([new_task(said, key)], via="http")
+        headers = {"Location": address(f"tasks/{id}")}
+        if preferred_wait() is None:
+            return answer(f'{{"id": {id}}}', 201, **headers)
+        try:
+            row, applied = until_ended(id)
+            return answer(row.to_json(), 201, **headers, **applied)
+        except (NotFound, Unavailable):     # it was created, whatever came then
+            return answer(f'{{"id": {id}}}', 201, **headers)
 
     @app.get("/tasks")
     def list_tasks():
-        values = parameters("status", "limit", "after")
-        status, limit = values.get("status"), integer(values, "limit", MAX_PAGE, 1, MAX_PAGE)
-        if status is not None and status not in STATUSES:
-            raise Invalid(("status", f"{status!r}: expected one of {', '.join(STATUSES)}"))
-        rows = store.list(status, integer(values, "after", 0, 0, MAX_ID), limit + 1)
-        headers = {}
-        if len(rows) > limit:
-            del rows[limit:]
-            query = urlencode({**values, "limit": limit, "after": rows[-1].id})
-            headers["Link"] = f'<{request.script_name}tasks?{query}>; rel="next"'
-        return json_answer("[" + ", ".join(row.to_json() for row in rows) + "]", **headers)
+        query = parameters("status", "order", "limit", "after")
+        statuses, order = query["status"], (query["order"] or ["asc"])[-1]
+        errors = [(f"?{name}", "expected once") for name in ("order", "limit", "after") if len(query[name]) > 1]
+        errors += [("?status", f"{status!r}: expected one of {', '.join(STATUSES)}") for status in statuses if status not in STATUSES]
+        if order not in LIST:
+            errors.append(("?order", f"{order!r}: expected asc or desc"))
+        numbers = {}
+        for name, low, high in (("limit", 1, MAX_PAGE), ("after", 0, MAX_ID)):
+            for text in query[name][:1]:
+                if re.fullmatch("[0-9]{1,19}", text) and low <= int(text) <= high:
+                    numbers[name] = int(text)
+                else:
+                    errors.append((f"?{name}", f"{text!r}: expected a whole number from {low} to {high}"))
+        if errors:
+            raise Invalid(*errors[:MAX_ERRORS])
+        limit = numbers.get("limit", MAX_PAGE)
+        rows = store.list(*statuses, after=numbers.get("after"), limit=limit + 1, order=order)
+        more = len(rows) > limit or sum(len(row.payload or "") + len(row.result or "") for row in rows) >= MAX_PAGE_SIZE
+        del rows[limit:]
+        given = [(name, value) for name in ("status", "order") for value in query[name]] + [("limit", limit)] * ("limit" in numbers or more)
+        first = address("tasks") + ("?" + urlencode(given) if given else "")
+        links = [f'<{first}>; rel="first"']
+        if more:
+            links.append(f'<{address("tasks")}?{urlencode([*given, ("after", rows[-1].id)])}>; rel="next"')
+        return tagged("[" + ", ".join(row.to_json() for row in rows) + "]", Link=", ".join(links))
+
+    @app.post("/tasks/claim")
+    def claim_tasks():
+        parameters()
+        wish, seen = check_fields(body(), CLAIM_TASKS), 0
+
+        def look():
+            nonlocal seen
+            seen = rung
+            return store.claim(wish.get("limit", 1), wish.get("lease", config.lease_seconds))
+
+        def pause(span):
+            with work:
+                if seen == rung:
+                    work.wait(span)
+        rows, applied = waited(look, bool, pause, config.poll_seconds)
+        if rows:
+            ring()      # there may be more, for another who waits
+        return answer("[" + ", ".join(row.to_json(claimed=True) for row in rows) + "]", **applied)
 
     @app.get("/tasks/<id>")
     def read_task(id):
-        return json_answer(store.read(task_id(id)).to_json())
+        row, applied = until_ended(task_id(id))
+        return tagged(row.to_json(), **applied)
+
+    @app.delete("/tasks/<id>")
+    def delete_task(id):
+        store.delete(task_id(id))
+        return bottle.HTTPResponse(status=204)
 
     @app.post("/tasks/<id>/cancel")
     def cancel_task(id):
-        status = store.cancel(task_id(id))
-        return json_answer(store.read(int(id)).to_json(), 200 if status == "Failed" else 202)
+        row = store.cancel(task_id(id, nothing_said=True))
+        return answer(row.to_json(), 200 if row.status == "Failed" else 202)
 
     @app.post("/tasks/<id>/retry")
     def retry_task(id):
-        store.retry_by_hand(task_id(id))
-        return json_answer(store.read(int(id)).to_json())
+        return answer(store.retry_by_hand(task_id(id, nothing_said=True)).to_json())
 
-    @app.get("/livez", public=True)
+    def held(id: str, checks: Checks, *required: str) -> tuple[int, int, dict[str, Any]]:
+        """The task and the attempt that a worker over HTTP speaks of, and what it says."""
+        said = check_fields(body(), checks, ("attempt", *required))
+        return task_id(id), said["attempt"], said
+
+    def settled(id: int, attempt: int, ours: set[int], *again: tuple) -> bottle.HTTPResponse:
+        """The task as it is now. When it was not ours any more: still so if this request says `again` what has been done, else 409."""
+        row = store.read(id)
+        if not ours and (row.attempt != attempt or (row.status, row.result, row.error) not in again):
+            raise Conflict(f"the lease of task {id} has run out" if (row.attempt, row.status) == (attempt, "In Progress") else
+                           f"attempt {attempt} of task {id} is over: the task is {row.status}, and its last attempt was number {row.attempt}")
+        return answer(row.to_json())
+
+    def ended(id: int, attempt: int, end: Callable[[], set[int]]) -> set[int]:
+        ran = store.running(id, attempt)
+        if ours := end():
+            store.metrics.observe("run", [ran])
+        return ours
+
+    @app.post("/tasks/<id>/extend")
+    def extend_task(id):
+        id, attempt, said = held(id, EXTEND_TASK)
+        return settled(id, attempt, store.extend([(id, attempt, None)], said.get("lease", config.lease_seconds)))
+
+    @app.post("/tasks/<id>/progress")
+    def report_progress(id):
+        id, attempt, said = held(id, REPORT_PROGRESS, "progress")
+        return settled(id, attempt, store.extend([(id, attempt, said["progress"])], config.lease_seconds))
+
+    @app.post("/tasks/<id>/complete")
+    def complete_task(id):
+        id, attempt, said = held(id, COMPLETE_TASK)
+        result = said.get("result")
+        return settled(id, attempt, ended(id, attempt, lambda: store.complete([(id, attempt, result)])),
+                       ("Completed", result, None), ("Failed", None, "canceled"))
+
+    @app.post("/tasks/<id>/fail")
+    def fail_task(id):
+        id, attempt, said = held(id, FAIL_TASK, "error")
+        row, error = store.read(id), said["error"]
+        delay = None if said.get("final") else retry_delay(row, config, said.get("delay"))
+        ours = ended(id, attempt, lambda: store.fail([(id, attempt, error)]) if delay is None else store.retry([(id, attempt, error, delay)]))
+        return settled(id, attempt, ours, *((status, row.result, error) for status in ("New", "Failed")), ("Failed", row.result, "canceled"))
+
+    @app.post("/tasks/<id>/release")
+    def release_task(id):
+        id, attempt, _ = held(id, RELEASE_TASK)
+        return settled(id, attempt, store.release([(id, attempt)]))
+
+    @app.get("/livez", public=True, health=True)
     def livez():
-        return json_answer('{"status": "ok"}')
+        return answer('{"status": "ok"}')
 
-    @app.get("/readyz", public=True)
+    @app.get("/readyz", public=True, health=True)
     def readyz():
         store.ping()
-        return json_answer('{"status": "ok"}')
+        state = {"status": "ok", "database": "ok"}
+        if rabbitmq:
+            state |= {"rabbitmq": "ok"} if rabbitmq() else {"status": "degraded", "rabbitmq": "away"}
+        return answer(json.dumps(state))
 
-    @app.get("/", public=True)
-    def index():
-        return bottle.HTTPResponse(status=302, Location=f"{request.script_name}swagger")
+    @app.get("/metrics", health=True)
+    def metrics():
+        gauges = {"taskmanager_info": ("The program", {f'{{version="{__version__}"}}': 1})}
+        try:
+            store.ping()
+            gauges["taskmanager_tasks"] = ("Tasks in the table", {f'{{status="{status}"}}': store.count(status) for status in STATUSES})
+            gauges["taskmanager_oldest_ready_seconds"] = ("How long the oldest task waits that could be claimed", {"": store.oldest_ready()})
+            there = 1
+        except Unavailable:
+            there = 0
+        gauges["taskmanager_database_up"] = ("Whether the database answers", {"": there})
+        if rabbitmq:
+            gauges["taskmanager_rabbitmq_up"] = ("Whether RabbitMQ is connected", {"": int(rabbitmq())})
+        return bottle.HTTPResponse(store.metrics.text(gauges), Content_Type="text/plain; version=0.0.4; charset=utf-8")
+
+    def static(name: str, folder: str = "", mimetype: bool | str = True):
+        page = bottle.static_file(name, root=str(HERE / folder), mimetype=mimetype, etag=False)
+        page.set_header("Content-Security-Policy", PAGE_POLICY)
+        return page
 
     @app.get("/openapi.yaml", public=True)
-    def openapi():
-        return static("openapi.yaml", HERE, "application/yaml")
+    @app.get("/asyncapi.yaml", public=True)
+    def description():
+        return static(request.path[1:], mimetype="application/yaml")
 
     @app.get("/swagger", public=True)
     def swagger():
-        return static("index.html", HERE / "static" / "swagger")
+        return static("index.html", "static/swagger")
 
+    @app.get("/", public=True)
     @app.get("/swagger/", public=True)
-    def swagger_slash():
-        return bottle.HTTPResponse(status=302, Location=f"{request.script_name}swagger")
+    @app.get("/swagger/index.html", public=True)       # whose addresses are for /swagger
+    def to_swagger():
+        return bottle.HTTPResponse(status=302, Location=address("swagger"))
 
     @app.get("/swagger/<name>", public=True)
     def swagger_file(name):
-        if name == "index.html":        # its addresses are for /swagger
-            return swagger_slash()
-        return static(name, HERE / "static" / "swagger", True if "." in name else "text/plain")
+        return static(name, "static/swagger", True if "." in name else "text/plain")
 
-    def static(name: str, root: Path, mimetype: bool | str = True):
-        answer = bottle.static_file(name, root=str(root), mimetype=mimetype, etag=False)
-        answer.set_header("Content-Security-Policy", "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
-        answer.set_header("X-Content-Type-Options", "nosniff")
-        answer.set_header("Cache-Control", "no-cache")
-        return answer
+    if only_health:
+        small = bottle.Bottle()
+        small.default_error_handler = error_answer
+        small.merge(route for route in app.routes if route.config.get("health"))
+        app = small
+    # A plain WSGI callable: a Bottle app, mounted in another, would lose its error answers.
+    application.routes, application.closing = app.routes, closing
+    return application
 
-    return app.wsgi     # a plain WSGI callable: a Bottle app, mounted in another, would lose its error answers
 
 # ----------------------------------------------------------------------------
 # main(): the API as a program. worker.py begins with the same `begin`.
@@ -1698,8 +2257,15 @@ def begin(description: str) -> Config:
     return config
 
 
-def listen(app: Callable, config: Config):
-    """A waitress server for `app` that listens on HOST and PORT; its run() serves. Its port: server.effective_port."""
+def is_loopback(host: str) -> bool:
+    """Whether only programs on this machine reach what listens there."""
+    with contextlib.suppress(OSError):
+        return all(ipaddress.ip_address(address[0]).is_loopback for *_, address in socket.getaddrinfo(host, None, flags=socket.AI_PASSIVE))
+    return False
+
+
+def listen(app: Callable, config: Config, setting: str = "PORT"):
+    """A waitress server for an application, that listens on HOST and PORT; its run() serves. Its port: server.effective_port."""
     import waitress.channel
     import waitress.server
     import waitress.task
@@ -1710,15 +2276,38 @@ def listen(app: Callable, config: Config):
         def execute(self):
             error = self.request.error
             detail = f"expected a body of at most {MAX_BODY} bytes" if error.code == 413 else str(error.body)
-            body = problem(error.code, detail).encode()
+            body = problem(error.code, detail, quote(getattr(self.request, "path", "/"))).encode()
             self.status = f"{error.code} {error.reason}"
-            self.response_headers.append(("Content-Type", "application/problem+json"))
+            self.response_headers.extend((("Content-Type", "application/problem+json"), *HEADERS.items(),
+                                          ("X-Request-Id", request_id(self.request.headers.get("X_REQUEST_ID", "")))))
             self.set_close_on_finish()
             self.content_length = len(body)
             self.write(body)
 
     class Channel(waitress.channel.HTTPChannel):
         error_task_class = ErrorTask
+        begun = 0.0
+
+        def received(self, data):
+            """A request that dribbles in is no activity: it must be here as a whole within the time that a connection may be idle."""
+            if self.request is None:
+                self.begun = self.last_activity
+            done = super().received(data)
+            if self.request is not None:
+                self.last_activity = self.begun
+            return done
+
+        def handle_close(self):
+            with contextlib.suppress(OSError):      # what came in and was not read would make the system drop the answer
+                for _ in range(16):
+                    if not self.socket.recv(65536):
+                        break
+            super().handle_close()
+
+    class Dispatcher(waitress.task.ThreadedTaskDispatcher):
+        def shutdown(self, *args, **kwargs):
+            getattr(app, "closing", threading.Event()).set()
+            return super().shutdown(*args, **kwargs)
 
     waitress.server.BaseWSGIServer.channel_class = Channel
     try:
@@ -1729,10 +2318,13 @@ def listen(app: Callable, config: Config):
     except OSError as e:
         if isinstance(e, socket.gaierror) or e.errno == errno.EADDRNOTAVAIL:
             raise BadSetting("HOST", config.host, f"{e.strerror}; expected an address of this machine, such as 127.0.0.1, 0.0.0.0 or ::1") from None
-        raise BadSetting("PORT", config.port, f"{e.strerror}; expected a free one, such as PORT={config.port % 65535 + 1}") from None
+        raise BadSetting(setting, config.port, f"{e.strerror}; expected a free one, such as {setting}={config.port % 65535 + 1}") from None
+    dispatcher = Dispatcher()
+    dispatcher.set_thread_count(config.threads + config.waiters)
     return waitress.server.create_server(
-        app, sockets=[listener], threads=config.threads, ident=None, connection_limit=1000, asyncore_use_poll=True,
-        max_request_body_size=MAX_BODY + 1)
+        app, _dispatcher=dispatcher, sockets=[listener], threads=config.threads + config.waiters, ident=None, connection_limit=1000, asyncore_use_poll=True,
+        channel_timeout=60, max_request_header_size=65536,
+        max_request_body_size=16 * MAX_BODY)        # more than is taken, since a client that is cut off while it sends does not see why
 
 
 def main() -> None:
@@ -1743,7 +2335,11 @@ def main() -> None:
     worker = Worker(store, config, handler) if inside else None
     bell = Bell(config) if config.rabbitmq_url else None
 
-    server = listen(create_app(store, config), config)
+    local = is_loopback(config.host)
+    hosts = {*LOOPBACK, config.host.lower()} if local and not config.api_token else ()
+    server = listen(create_app(store, config, hosts, bell and (lambda: bell.connected)), config)
+    if not (local or config.api_token):
+        log.warning("ANYBODY who can reach %s port %s can read, create and delete tasks, for there is no API_TOKEN", config.host, server.effective_port)
     try:
         if bell:
             store.bells.append(bell.ring)

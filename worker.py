@@ -7,6 +7,7 @@ rows. Either goes on when the other's server is away.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import logging
 import threading
@@ -135,7 +136,7 @@ class Intake:
             try:
                 valid.append((message, taskmanager.parse_task(message.body, message.properties.message_id)))
             except (Invalid, TooLarge) as e:
-                rejects.append((message, str(e)))
+                rejects.append((message, self._reason(e)))
         if valid:
             rejects += self._insert(valid, channel.connection)
         if not rejects:
@@ -157,12 +158,16 @@ class Intake:
                 return []
             except Invalid as e:        # it found fault with one of them
                 if len(valid) == 1:
-                    return [(valid[0][0], str(e))]
+                    return [(valid[0][0], self._reason(e))]
                 return [refused for one in valid for refused in self._insert([one], connection)]
             except Unavailable:         # they are held, not returned: a quorum queue counts how often it delivers
                 if self._stopped.is_set():
                     raise
                 connection.sleep(taskmanager.backoff(tries, 0.2, 5))
+
+    @staticmethod
+    def _reason(error: taskmanager.TaskError) -> str:
+        return str(error).replace("Idempotency-Key:", "message_id:")
 
     def _reject(self, rejects: list[tuple[Message, str]]) -> None:
         with pika.BlockingConnection(self.parameters) as connection:
@@ -175,6 +180,7 @@ class Intake:
                     headers={"reason": reason[:taskmanager.MAX_ERROR]}, delivery_mode=pika.DeliveryMode.Persistent,
                     message_id=given.message_id, content_type=given.content_type, content_encoding=given.content_encoding)
                 channel.basic_publish("", self.rejected, message.body, properties, mandatory=True)
+                self.store.metrics.rejected()
                 log.warning("rejected message_id=%r bytes=%s reason=%r", given.message_id, len(message.body), reason[:taskmanager.MAX_ERROR])
 
 
@@ -185,6 +191,11 @@ def main() -> None:
     worker = Worker(store, config, handler)
     intake = Intake(store, config, worker.wake) if config.rabbitmq_url else None
     bell = Bell(config) if config.rabbitmq_url else None
+    if config.metrics_port is not None:
+        aside = dataclasses.replace(config, port=config.metrics_port, threads=2, waiters=0)
+        server = taskmanager.listen(taskmanager.create_app(store, aside, rabbitmq=bell and (lambda: bell.connected), only_health=True), aside, "METRICS_PORT")
+        threading.Thread(target=server.run, name="metrics", daemon=True).start()
+        log.info("started metrics port=%s", server.effective_port)
     try:
         worker.start()
         if intake:

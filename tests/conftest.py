@@ -11,12 +11,15 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -245,9 +248,50 @@ def http(method, url, body=None, **headers):
     """One request; an Answer, whatever its status."""
     if isinstance(body, (dict, list)):
         body = json.dumps(body).encode()
-    request = urllib.request.Request(url, body, {name.replace("_", "-"): value for name, value in headers.items()}, method=method)
+    headers = ({"Content-Type": "application/json"} if body else {}) | {name.replace("_", "-"): value for name, value in headers.items()}
+    request = urllib.request.Request(url, body, headers, method=method)
     try:
         with urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
             return Answer(answer.status, answer.headers, answer.read())
     except urllib.error.HTTPError as e:
         return Answer(e.code, e.headers, e.read())
+
+
+@pytest.fixture
+def serve():
+    """serve(app or store, **settings): its address."""
+    servers = []
+
+    def serve(app, hosts=(), rabbitmq=None, **settings):
+        config = taskmanager.Config(port=0, **settings)
+        app = taskmanager.create_app(app, config, hosts, rabbitmq) if isinstance(app, taskmanager.Store) else app
+        server = taskmanager.listen(app, config)
+        threading.Thread(target=server.run, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.effective_port}"
+
+    yield serve
+    for server in servers:
+        server.close()
+        server.task_dispatcher.shutdown()
+
+
+@pytest.fixture
+def api(store, serve):
+    return serve(store)
+
+
+def raw(url, request):
+    """Send bytes; what comes back until the server closes."""
+    address = urlsplit(url)
+    with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
+        connection.sendall(request)
+        connection.shutdown(socket.SHUT_WR)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def is_problem(answer, status):
+    assert answer.status == status
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert answer.json["status"] == status and answer.json["title"] and answer.json["detail"]
+    return answer.json["detail"]

@@ -3,55 +3,13 @@
 import concurrent.futures
 import json
 import re
-import socket
-import threading
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import pytest
 
 import taskmanager
-from conftest import http
+from conftest import http, is_problem, raw
 from taskmanager import Config, NewTask
-
-
-@pytest.fixture
-def serve():
-    """serve(app or store, **settings): its address."""
-    servers = []
-
-    def serve(app, **settings):
-        config = Config(port=0, **settings)
-        app = taskmanager.create_app(app, config) if isinstance(app, taskmanager.Store) else app
-        server = taskmanager.listen(app, config)
-        threading.Thread(target=server.run, daemon=True).start()
-        servers.append(server)
-        return f"http://127.0.0.1:{server.effective_port}"
-
-    yield serve
-    for server in servers:
-        server.close()
-        server.task_dispatcher.shutdown()
-
-
-@pytest.fixture
-def api(store, serve):
-    return serve(store)
-
-
-def raw(url, request):
-    """Send bytes; what comes back until the server closes."""
-    address = urlsplit(url)
-    with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
-        connection.sendall(request)
-        connection.shutdown(socket.SHUT_WR)
-        return b"".join(iter(lambda: connection.recv(65536), b""))
-
-
-def is_problem(answer, status):
-    assert answer.status == status
-    assert answer.headers["Content-Type"] == "application/problem+json"
-    assert answer.json["status"] == status and answer.json["title"] and answer.json["detail"]
-    return answer.json["detail"]
 
 
 CLOCK = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d"
@@ -103,7 +61,7 @@ def test_an_unknown_status_is_told_the_four(api):
 
 
 @pytest.mark.parametrize("query, said", [
-    ("status=", "status: ''"), ("status=new", "status: 'new'"), ("status=%FF", "status: expected UTF-8"), ("status=New&status=Failed", "status: expected once"),
+    ("status=", "status: ''"), ("status=new", "status: 'new'"), ("status=%FF", "status: expected UTF-8"), ("limit=1&limit=2", "limit: expected once"), ("order=up", "order: 'up': expected asc or desc"), ("order=", "order"),
     ("limit=0", "limit: '0': expected a whole number from 1 to 1000"), ("limit=1001", "limit"), ("limit=-1", "limit"), ("limit=ten", "limit"), ("limit=%D9%A1", "limit"),
     ("after=-1", "after"), ("after=" + "9" * 30, "after"), ("after=9223372036854775808", "after"), ("after=", "after"), ("statos=New", "statos: unknown parameter"), ("%C3%A9=1", "é: unknown parameter"),
 ], ids=lambda value: value[:20])
@@ -115,7 +73,18 @@ def test_a_body_that_is_wrong_creates_nothing_and_names_every_field(api, store):
     answer = http("POST", f"{api}/tasks", {"priority": "high", "color": 1})
     is_problem(answer, 400)
     assert [error["pointer"] for error in answer.json["errors"]] == ["/priority", "/color"]
+    answer = http("POST", f"{api}/tasks", [{}, {"priority": "high"}, 7, {"payload": {}, "a/b~": 1}])
+    is_problem(answer, 400)
+    assert [error["pointer"] for error in answer.json["errors"]] == ["/1/priority", "/2", "/3/a~1b~0"]
     assert store.list() == []
+
+
+def test_all_that_is_wrong_in_a_query_is_named_at_once(api):
+    answer = http("GET", f"{api}/tasks?limit=0&after=x&status=Done&status=New&colour=red")
+    is_problem(answer, 400)
+    assert [error["parameter"] for error in answer.json["errors"]] == ["colour"]       # the names first, for the rest may be a misunderstanding
+    answer = http("GET", f"{api}/tasks?limit=0&after=x&status=Done&status=New&order=up")
+    assert sorted(error["parameter"] for error in answer.json["errors"]) == ["after", "limit", "order", "status"]
 
 
 def test_a_field_in_the_query_is_not_overlooked(api, store):
@@ -124,11 +93,11 @@ def test_a_field_in_the_query_is_not_overlooked(api, store):
 
 
 def test_a_body_that_is_too_large(api, store):
-    for announced in (b"Content-Length: 1048577", b"Content-Length: 99999999999"):
-        head, _, body = raw(api, b"POST /tasks HTTP/1.1\r\nHost: x\r\n" + announced + b"\r\n\r\n").partition(b"\r\n\r\n")
+    for announced, sent in ((b"Content-Length: 1048577", 1_048_577), (b"Content-Length: 5000000", 5_000_000), (b"Content-Length: 99999999999", 0)):
+        head, _, body = raw(api, b"POST /tasks HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + announced + b"\r\n\r\n" + b" " * sent).partition(b"\r\n\r\n")
         assert b" 413 " in head and b"application/problem+json" in head and "1048576" in json.loads(body)["detail"]
     chunk = b"10000\r\n" + b" " * 65536 + b"\r\n"
-    assert b" 413 " in raw(api, b"POST /tasks HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk * 16 + b"1\r\n \r\n0\r\n\r\n").split(b"\r\n")[0]
+    assert b" 413 " in raw(api, b"POST /tasks HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk * 16 + b"1\r\n \r\n0\r\n\r\n").split(b"\r\n")[0]
     assert store.list() == []
     assert http("POST", f"{api}/tasks", b" " * 1_048_576).status == 201
 
@@ -150,7 +119,7 @@ def test_what_there_is_not_is_json_too(api, method, path, status):
 
 @pytest.mark.parametrize("request_, status", [
     (b"nonsense\r\n\r\n", 400), (b"GET /tasks HTTP/1.1\r\nHost: x\r\nContent-Length: abc\r\n\r\n", 400), (b"GET /tasks HTTP/1.1\r\nbroken\r\n\r\n", 400),
-    (b"GET /tasks HTTP/1.1\r\nX: " + b"x" * 262_200 + b"\r\n\r\n", 431), (b"POST /tasks HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
+    (b"GET /tasks HTTP/1.1\r\nX: " + b"x" * 65_600 + b"\r\n\r\n", 431), (b"POST /tasks HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
 ], ids=["no request", "length", "header", "large header", "encoding"])
 def test_what_the_server_itself_refuses_is_json_too(api, request_, status):
     head, _, body = raw(api, request_).partition(b"\r\n\r\n")
@@ -159,7 +128,7 @@ def test_what_the_server_itself_refuses_is_json_too(api, request_, status):
 
 
 def test_an_error_in_the_program_says_nothing_of_its_inside(store, serve, monkeypatch, caplog):
-    def burst(*args):
+    def burst(*args, **kwargs):
         raise ZeroDivisionError("secret")
     monkeypatch.setattr(store, "list", burst)
     assert "secret" not in is_problem(http("GET", f"{serve(store)}/tasks"), 500)
@@ -188,12 +157,119 @@ def test_lists_come_in_pages(api, store):
     while url:
         answer = http("GET", url)
         seen.append(len(answer.json))
-        link = re.fullmatch(r'<(/.+)>; rel="next"', answer.headers["Link"] or "")
-        url = link and api + link[1]
+        url = "next" in links(answer) and api + links(answer)["next"]
     assert seen == [1000, 1]
     answer = http("GET", f"{api}/tasks?limit=2&status=New&after=7")
     assert [task["id"] for task in answer.json] == [8, 9]
-    assert answer.headers["Link"] == '</tasks?status=New&limit=2&after=9>; rel="next"'
+    assert answer.headers["Link"] == '</tasks?status=New&limit=2>; rel="first", </tasks?status=New&limit=2&after=9>; rel="next"'
+
+
+def links(answer):
+    """The addresses in the header Link, by their relation."""
+    return {relation: address for address, relation in re.findall(r'<([^>]+)>; rel="(\w+)"', answer.headers["Link"])}
+
+
+def test_lists_in_pages_of_several_statuses_in_either_order(api, store):
+    ids = store.create([NewTask()] * 9)
+    for row in store.claim(3, 30):
+        store.fail([(row.id, row.attempt, "why")])
+    store.claim(3, 30)      # so: three Failed, three In Progress, three New
+    for query, expected in {"": ids, "order=asc&status=New": ids[6:], "order=desc": ids[::-1], "status=New&status=Failed": ids[:3] + ids[6:],
+                            "order=desc&status=Failed&status=New&status=New": (ids[:3] + ids[6:])[::-1]}.items():
+        for limit in (1, 2, 5, 9, 1000):
+            seen, url = [], f"{api}/tasks?{query}&limit={limit}"
+            first = links(http("GET", url))["first"]
+            while url:
+                answer = http("GET", url)
+                assert answer.status == 200 and links(answer)["first"] == first
+                seen += [task["id"] for task in answer.json]
+                url = "next" in links(answer) and api + links(answer)["next"]
+            assert seen == expected
+
+
+def test_a_page_of_large_tasks_ends_early_and_leads_on(api, store):
+    ids = store.create([NewTask(payload=f'"{"x" * 1_000_000}"')] * 6)
+    answer = http("GET", f"{api}/tasks?order=desc")
+    assert [task["id"] for task in answer.json] == ids[:1:-1]
+    answer = http("GET", api + links(answer)["next"])
+    assert [task["id"] for task in answer.json] == ids[1::-1] and "next" not in links(answer)
+
+
+def test_an_array_creates_all_or_none(api, store):
+    answer = http("POST", f"{api}/tasks", [{"payload": n, "priority": n % 3} for n in range(700)])
+    assert answer.status == 201 and answer.headers["Location"] is None
+    assert [store.read(id).payload for id in answer.json[::100]] == [str(n) for n in range(0, 700, 100)]
+    for wrong in ([], [{}] * 10_001, [{}, {"priority": 1e9}], [{}, None], [[]]):
+        is_problem(http("POST", f"{api}/tasks", wrong), 400)
+    assert len(store.list()) == 700
+
+
+@pytest.mark.parametrize("said", [None, {}, {"payload": [1, {"b": 2, "a": None}], "delay": 60}, [{}, {"payload": 1}]], ids=["nothing", "bare", "payload", "array"])
+def test_a_replay_answers_as_the_first_time(api, store, said):
+    first = http("POST", f"{api}/tasks", said, Idempotency_Key='"key"')
+    again = http("POST", f"{api}/tasks", said, Idempotency_Key="key")
+    assert (first.status, first.body, first.headers["Location"]) == (again.status, again.body, again.headers["Location"]) == (201, again.body, again.headers["Location"])
+    for other in ({"payload": 0}, [{"payload": 0}], [{}]):
+        answer = http("POST", f"{api}/tasks", other, Idempotency_Key="key")
+        is_problem(answer, 422)
+        assert answer.json["errors"] == [{"header": "Idempotency-Key", "detail": "was used before, with another body"}]
+    assert len(store.list()) == (len(said) if isinstance(said, list) else 1)
+
+
+@pytest.mark.parametrize("header, key", [("a", "a"), ('"a"', "a"), ('"a \\"b\\" \\\\"', 'a "b" \\'), ("x" * 255, "x" * 255), ("ключ".encode().decode("latin-1"), "ключ"), ("a, b;c", "a, b;c"), ('a"b', 'a"b')], ids=str)
+def test_the_idempotency_key_may_be_bare_or_quoted(api, header, key):
+    http("POST", f"{api}/tasks", Idempotency_Key=header)
+    assert http("GET", f"{api}/tasks/1").json["idempotency_key"] == key
+
+
+@pytest.mark.parametrize("header", ["", '""', '"a', '"a"b"', '"a\\x"', "x" * 256, f'"{"x" * 256}"', "a\tb", "\xff"], ids=repr)
+def test_an_idempotency_key_that_is_wrong(api, store, header):
+    answer = http("POST", f"{api}/tasks", Idempotency_Key=header)
+    is_problem(answer, 400)
+    assert answer.json["errors"][0]["header"] == "Idempotency-Key" and store.list() == []
+
+
+def test_etags(api, store):
+    store.create([NewTask(payload="[1]"), NewTask()])
+    for path in ("/tasks/1", "/tasks", "/tasks?status=New", "/tasks?limit=1"):
+        answer = http("GET", api + path)
+        tag = answer.headers["ETag"]
+        assert re.fullmatch('"[0-9a-f]+"', tag) and http("HEAD", api + path).headers["ETag"] == tag
+        for known in (tag, f"W/{tag}", f'"x", {tag}', "*"):
+            same = http("GET", api + path, If_None_Match=known)
+            assert (same.status, same.body, same.headers["ETag"]) == (304, b"", tag) and same.headers["Link"] == answer.headers["Link"]
+        assert http("GET", api + path, If_None_Match='"x"').status == 200
+        store.cancel(1) if path == "/tasks/1" else store.create()
+        assert path.endswith("limit=1") or http("GET", api + path, If_None_Match=tag).status == 200
+
+
+def test_head_and_options(api, store):
+    store.create()
+    for path in ("/tasks", "/tasks/1", "/tasks/7", "/livez", "/readyz", "/metrics", "/swagger", "/openapi.yaml", "/nothing"):
+        head, get = http("HEAD", api + path), http("GET", api + path)
+        assert (head.status, head.body, head.headers["Content-Type"]) == (get.status, b"", get.headers["Content-Type"])
+    for path, allow in {"/tasks": "GET, HEAD, OPTIONS, POST", "/tasks/1": "DELETE, GET, HEAD, OPTIONS", "/tasks/1/cancel": "OPTIONS, POST", "/livez": "GET, HEAD, OPTIONS", "/tasks/claim": "OPTIONS, POST"}.items():
+        answer = http("OPTIONS", api + path)
+        assert (answer.status, answer.body, answer.headers["Allow"]) == (204, b"", allow)
+        assert http("PATCH", api + path).headers["Allow"] == allow
+    is_problem(http("OPTIONS", f"{api}/nothing"), 404)
+
+
+def test_delete(api, store):
+    store.create([NewTask()] * 2)
+    store.claim(1, 30)
+    assert "In Progress" in is_problem(http("DELETE", f"{api}/tasks/1"), 409)
+    answer = http("DELETE", f"{api}/tasks/2")
+    assert (answer.status, answer.body) == (204, b"")
+    is_problem(http("DELETE", f"{api}/tasks/2"), 404)
+    assert [row.id for row in store.list()] == [1]
+
+
+@pytest.mark.parametrize("verb", ["cancel", "retry"])
+def test_cancel_and_retry_take_no_body(api, store, verb):
+    store.create()
+    assert "expected no body" in is_problem(http("POST", f"{api}/tasks/1/{verb}", {"delay": 60}), 400)
+    assert store.read(1).status == "New"
 
 
 def test_cancel_and_retry(api, store):
@@ -243,7 +319,8 @@ def test_a_token_is_needed_where_one_is_set(store, serve):
 
 
 def test_health(api, store, monkeypatch):
-    assert http("GET", f"{api}/livez").json == http("GET", f"{api}/readyz").json == {"status": "ok"}
+    assert http("GET", f"{api}/livez").json == {"status": "ok"}
+    assert http("GET", f"{api}/readyz").json == {"status": "ok", "database": "ok"}
 
     def away(*args):
         raise taskmanager.Unavailable("the database can't be reached")
@@ -281,6 +358,7 @@ def test_under_a_prefix(store, serve):
     answer = http("POST", f"{url}/jobs/tasks")
     assert (answer.status, answer.headers["Location"]) == (201, "/jobs/tasks/1")
     http("POST", f"{url}/jobs/tasks")
-    assert http("GET", f"{url}/jobs/tasks?limit=1").headers["Link"] == '</jobs/tasks?limit=1&after=1>; rel="next"'
+    assert links(http("GET", f"{url}/jobs/tasks?limit=1")) == {"first": "/jobs/tasks?limit=1", "next": "/jobs/tasks?limit=1&after=1"}
+    assert http("GET", f"{url}/jobs/tasks/7").json["instance"] == "/jobs/tasks/7"
     assert http("GET", f"{url}/jobs/swagger").status == 200
     assert http("GET", f"{url}/jobs/").headers["Location"] == "/jobs/swagger"

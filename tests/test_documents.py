@@ -98,9 +98,9 @@ def operations():
 
 
 def test_openapi_has_the_operations_of_the_application(sqlite_database):
-    app = taskmanager.create_app(taskmanager.open_store(sqlite_database)).__self__
+    app = taskmanager.create_app(taskmanager.open_store(sqlite_database))
     routes = [(route.method, route.rule.replace("<", "{").replace(">", "}")) for route in app.routes]
-    assert list(operations()) == [(method, path) for method, path in routes if not re.match(r"/($|swagger|openapi)", path)]
+    assert list(operations()) == [(method, path) for method, path in routes if not re.match(r"/($|swagger|openapi|asyncapi)", path)]
 
 
 def call(app, method, path, body=b"", **environ):
@@ -117,27 +117,41 @@ def test_openapi_has_the_statuses_that_the_application_answers(sqlite_database, 
     store = taskmanager.open_store(sqlite_database)
     app = taskmanager.create_app(store)
     locked = taskmanager.create_app(store, Config(api_token="s3cret"))
-    store.create([taskmanager.NewTask()] * 4)
-    store.claim(1, 30), store.fail([(1, 1, "why")])
-    store.claim(1, 30), store.complete([(2, 1, None)])
-    store.claim(1, 30)      # so: 1 Failed, 2 Completed, 3 In Progress, 4 New
+    named = taskmanager.create_app(store, hosts=("localhost",))
+    store.create([taskmanager.NewTask()] * 13)
+    for row in store.claim(11, 30):       # so: 1 Failed, 2 Completed, 3 to 11 In Progress, the others New
+        {1: store.fail, 2: store.complete}.get(row.id, lambda _: None)([(row.id, row.attempt, "0")])
     answers = {}
+    json_ = {"CONTENT_TYPE": "application/json"}
+    huge, text, none = (b" " * 1_048_577, json_), (b"1", {"CONTENT_TYPE": "text/plain"}), (b"", {})
 
     def ask(method, path, *requests):
-        requests = [request if isinstance(request, tuple) else (request,) for request in requests]
-        answers[method, path] = {call(app, method, *request) for request in requests} | {call(locked, method, *requests[0])}
+        requests = [(path, body, headers) for path, (body, headers) in requests]
+        first_path, first_body, first_headers = requests[0]
+        answers[method, path] = {call(app, method, path, body, **headers) for path, body, headers in requests}
+        answers[method, path] |= {call(other, method, first_path, first_body, **first_headers) for other in (locked, named)}
         for error in (taskmanager.Unavailable("away"), ZeroDivisionError()):
             with monkeypatch.context() as patch:
                 patch.setattr(store, "_execute", raising(error))
-                answers[method, path].add(call(app, method, *requests[0]))
+                patch.setattr(store, "_batch", raising(error))
+                answers[method, path].add(call(app, method, first_path, first_body, **first_headers))
 
-    ask("POST", "/tasks", "/tasks", ("/tasks", b"nonsense"), ("/tasks", b" " * 1_048_577))
-    ask("GET", "/tasks", "/tasks", "/tasks?status=Done")
-    ask("GET", "/tasks/{id}", "/tasks/1", "/tasks/99", "/tasks/abc")
-    ask("POST", "/tasks/{id}/cancel", "/tasks/4/cancel", "/tasks/3/cancel", "/tasks/2/cancel", "/tasks/99/cancel")
-    ask("POST", "/tasks/{id}/retry", "/tasks/1/retry", "/tasks/2/retry", "/tasks/99/retry")
-    ask("GET", "/livez", "/livez")
-    ask("GET", "/readyz", "/readyz")
+    key = {"HTTP_IDEMPOTENCY_KEY": "key"}
+    ask("POST", "/tasks", ("/tasks", none), ("/tasks", (b"nonsense", json_)), ("/tasks", huge), ("/tasks", text), ("/tasks", (b"{}", key)), ("/tasks", (b'{"payload": 1}', key)))
+    ask("GET", "/tasks", ("/tasks", none), ("/tasks?status=Done", none), ("/tasks", (b"", {"HTTP_IF_NONE_MATCH": "*"})))
+    ask("POST", "/tasks/claim", ("/tasks/claim", none), ("/tasks/claim", (b'{"limit": 0}', json_)), ("/tasks/claim", huge), ("/tasks/claim", text))
+    ask("GET", "/tasks/{id}", ("/tasks/1", none), ("/tasks/99", none), ("/tasks/1?x=1", none), ("/tasks/1", (b"", {"HTTP_IF_NONE_MATCH": "*"})))
+    for verb, (body, *more) in {"extend": ("",), "progress": ('"progress": 0.5',), "complete": ("",), "fail": ('"error": "why"',), "release": ("",)}.items():
+        id = list(("extend", "progress", "complete", "fail", "release")).index(verb) + 5
+        good, bad = ("{" + ", ".join(filter(None, ('"attempt": 1', body))) + "}").encode(), b'{"attempt": 0}'
+        stale = good.replace(b"1", b"7", 1)
+        path = f"/tasks/{id}/{verb}"
+        ask("POST", "/tasks/{id}/" + verb, (path, (good, json_)), (path, (bad, json_)), (path, (stale, json_)), (f"/tasks/99/{verb}", (good, json_)), (path, huge), (path, text))
+    ask("DELETE", "/tasks/{id}", ("/tasks/2", none), ("/tasks/3", none), ("/tasks/2", none), ("/tasks/2?x=1", none))
+    ask("POST", "/tasks/{id}/cancel", ("/tasks/13/cancel", none), ("/tasks/3/cancel", none), ("/tasks/7/cancel", none), ("/tasks/99/cancel", none), ("/tasks/13/cancel?x=1", none))
+    ask("POST", "/tasks/{id}/retry", ("/tasks/1/retry", none), ("/tasks/7/retry", none), ("/tasks/99/retry", none), ("/tasks/1/retry?x=1", none))
+    for path in ("/livez", "/readyz", "/metrics"):
+        ask("GET", path, (path, none))
     documented = {key: set(map(int, re.findall(r"^        '(\d{3})':", text, re.MULTILINE))) for key, text in operations().items()}
     assert documented == answers
 
@@ -161,8 +175,8 @@ def test_openapi_has_the_fields_and_statuses_of_the_program():
         block = re.search(rf"^    {schema}:\n(.*?)(?=^    \w|\Z)", OPENAPI, re.MULTILINE | re.DOTALL)[1]
         return re.findall(r"^        (\w+):", block[block.index("      properties:"):].split("\n      required:")[0], re.MULTILINE)
 
-    assert properties("NewTask")[:len(taskmanager._FIELDS)] == list(taskmanager._FIELDS)
-    assert properties("Task")[:len(taskmanager.Row._fields)] == list(taskmanager.Row._fields)
+    assert properties("NewTask") == list(taskmanager.NEW_TASK)
+    assert properties("Task") == list(taskmanager.Row._fields)
     for status in taskmanager.STATUSES:
         assert status in OPENAPI and f"'{status}'" in (ROOT / "schema.sql").read_text()
 
@@ -176,22 +190,37 @@ def commands(text):
             yield command, output.strip()
 
 
-def curl(command, api):
+def curl(command, api, tags={}):
     """What README's curl would print."""
-    command, _, grep = command.partition(" | grep ")
+    command, _, pattern = command.partition(" | grep ")
     words = iter(shlex.split(command)[1:])
-    method, body, url = None, None, None
+    method, body, url, headers, heads, write_out, tag = None, None, None, {}, False, "", None
     for word in words:
         if word == "-X":
             method = next(words)
         elif word == "-d":
             body = next(words).encode()
-        elif not word.startswith("-"):
+            headers.setdefault("Content-Type", "application/x-www-form-urlencoded")
+        elif word == "-H":
+            name, _, value = next(words).partition(":")
+            headers[name.title()] = value.strip()
+        elif word == "-w":
+            write_out = next(words)
+        elif word == "--etag-save":
+            tag = next(words)
+        elif word == "--etag-compare":
+            headers["If-None-Match"] = tags[next(words)]
+        elif word in ("-s", "-si"):
+            heads = "i" in word
+        else:
             address = urlsplit(word if "//" in word else f"http://{word}")
             assert address.netloc == "localhost:5000"
             url = api + address.path + (f"?{address.query}" if address.query else "")
-    answer = http(method or ("POST" if body else "GET"), url, body)
-    return f"{grep}: {answer.headers[grep]}" if grep else answer.body.decode()
+    answer = http(method or ("POST" if body else "GET"), url, body, **headers)
+    tags[tag] = answer.headers["ETag"]
+    lines = [f"{name}: {value}" for name, value in answer.headers.items() if heads]
+    lines += [*answer.body.decode().splitlines(), *([write_out.replace("%{http_code}", str(answer.status))] if write_out else [])]
+    return "\n".join(line for line in lines if re.search(pattern, line))
 
 
 def same(said, got):
@@ -201,19 +230,34 @@ def same(said, got):
     return still(said) == still(got)
 
 
-@pytest.mark.parametrize("title, handler", [("# Task Manager", None), ("### A function", "examples.report:summarize")], ids=["API", "function"])
-def test_readmes_commands_print_what_it_says(start, sqlite_database, title, handler):
-    text = section(title) if handler else README[:README.index("## RabbitMQ by example")]
-    api = start("taskmanager.py", DATABASE_URL=sqlite_database, **({"HANDLER": handler} if handler else {})).url
+@pytest.mark.parametrize("title, settings", [
+    (None, {}), ("### A worker in any language", {"CONCURRENCY": 0}), ("### A function", {"HANDLER": "examples.report:summarize"})], ids=["API", "worker", "function"])
+def test_readmes_commands_print_what_it_says(start, sqlite_database, title, settings):
+    text = section(title) if title else README[:README.index("### A worker in any language")]
+    api = start("taskmanager.py", DATABASE_URL=sqlite_database, **settings).url
     tried = 0
     for command, said in commands(text):
         if command.startswith("curl"):
             tried += 1
-            if "-X POST" in command or "-d" in command:
-                assert same(said, curl(command, api)), command
+            if "-X" in command or "-d" in command:
+                got = curl(command, api)
+                assert same(said, got), (command, got)
             else:       # a worker may need a moment
                 eventually(lambda: same(said, curl(command, api)) or print(curl(command, api)), seconds=5)
     assert tried >= 4
+
+
+def test_readmes_worker_works(start, sqlite_database, tmp_path):
+    [code] = re.findall(r"```python\n(.*?)```", section("### A worker in any language"), re.DOTALL)
+    api = start("taskmanager.py", DATABASE_URL=sqlite_database, CONCURRENCY=0)
+    http("POST", f"{api.url}/tasks", [{"payload": [1, 2, 3]}, {"payload": ["a"], "max_attempts": 1}])
+    (tmp_path / "remote.py").write_text(code.replace("http://localhost:5000", api.url))
+    with subprocess.Popen([sys.executable, tmp_path / "remote.py"]) as worker:
+        try:
+            done, failed = eventually(lambda: [task for task in http("GET", f"{api.url}/tasks?status=Completed&status=Failed").json][1:] and http("GET", f"{api.url}/tasks").json)
+        finally:
+            worker.kill()
+    assert done["result"] == 6 and failed["error"].startswith("TypeError")
 
 
 def test_readmes_embedding_example_runs(tmp_path):
@@ -285,7 +329,7 @@ def test_schema_sql_may_be_run_by_psql_first(postgres_database):
 
 def test_an_older_program_leaves_a_newer_schema_alone(postgres_database):
     store = taskmanager.open_store(postgres_database)
-    store._run("comment on table tasks is 'Task Manager, schema 99'")
+    store._execute("comment on table tasks is 'Task Manager, schema 99'")
     assert taskmanager.open_store(postgres_database)._version() == 99
 
 

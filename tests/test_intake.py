@@ -9,7 +9,7 @@ import pytest
 
 import taskmanager
 from conftest import PRODUCER, ROOT, eventually, http
-from taskmanager import Config, Invalid, Unavailable
+from taskmanager import Config, Invalid, Unavailable, new_task
 from worker import Intake
 
 @pytest.fixture
@@ -121,6 +121,22 @@ def test_a_message_id_is_an_idempotency_key(intake, store, channel):
     publish(channel, b"", message_id="c")
     eventually(lambda: len(store.list()) == 6)
     assert [row.idempotency_key for row in store.list()] == ["a", "b", None, None, None, "c"]
+    assert store.create([new_task({}, "a")]) == [1]        # the same keys as over HTTP
+
+
+def test_a_message_id_of_another_task_is_rejected(intake, store, channel):
+    channel.queue_declare("task_queue")
+    for message_id, body in (("a", b'{"payload": 1}'), ("b", b""), ("a", b'{"payload": 2}'), ("c", b"")):
+        publish(channel, body, message_id=message_id)
+    intake()
+    properties, kept = rejected(channel)
+    assert (kept, properties.message_id, properties.headers["reason"]) == (b'{"payload": 2}', "a", "message_id: was used before, with another body")
+    eventually(lambda: [row.idempotency_key for row in store.list()] == ["a", "b", "c"])
+    publish(channel, b'{"payload":  1}', message_id="a")
+    publish(channel, b'[]', message_id="a")
+    assert rejected(channel)[1] == b"[]"
+    eventually(lambda: ready(channel) == 0)
+    assert len(store.list()) == 3
 
 
 @pytest.mark.parametrize("body, reason", [
@@ -143,7 +159,7 @@ def test_a_message_id_that_is_too_long_is_rejected(intake, store, channel):
     channel.queue_declare("task_queue")
     publish(channel, b"", message_id="a\nb")
     intake()
-    assert "idempotency_key" in rejected(channel)[0].headers["reason"]
+    assert "message_id: expected" in rejected(channel)[0].headers["reason"]
 
 
 def test_what_a_sender_set_does_not_lose_a_rejected_message(intake, store, channel):

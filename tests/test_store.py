@@ -1,6 +1,7 @@
 """The store's contract, the same on SQLite and PostgreSQL: one verb a transition, each of them guarded."""
 
 import contextlib
+import json
 import threading
 import time
 from datetime import datetime, timedelta, timezone
@@ -8,7 +9,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 
 import taskmanager
-from taskmanager import Conflict, Invalid, NewTask, NotFound, new_task
+from taskmanager import Conflict, Invalid, KeyReused, NewTask, NotFound, new_task, new_tasks
 
 LEASE = 30
 
@@ -43,16 +44,16 @@ def test_create_makes_a_new_task(store):
 
 def test_a_bare_task_is_the_documents_four_fields_whatever_happens_to_it(store):
     [id] = store.create()
-    assert list(taskmanager.json.loads(store.read(id).to_json())) == ["id", "status", "created_at", "updated_at"]
+    assert list(json.loads(store.read(id).to_json())) == ["id", "status", "created_at", "updated_at"]
     [claim] = store.claim(1, LEASE)
     assert store.read(id).to_json().count(":") == 4 + 4       # four names, and two clocks
     store.complete([(id, claim.attempt, None)])
-    assert list(taskmanager.json.loads(store.read(id).to_json())) == ["id", "status", "created_at", "updated_at"]
+    assert list(json.loads(store.read(id).to_json())) == ["id", "status", "created_at", "updated_at"]
 
 
 def test_create_keeps_what_it_was_given(store):
     [id] = store.create([new_task({"payload": {"ключ": [1, "☃"]}, "priority": 3, "run_at": "2999-01-02T03:04:05Z", "max_attempts": 4, "timeout": 2.5})])
-    assert taskmanager.json.loads(store.read(id).to_json()) | {"created_at": 0, "updated_at": 0} == {
+    assert json.loads(store.read(id).to_json()) | {"created_at": 0, "updated_at": 0} == {
         "id": id, "status": "New", "created_at": 0, "updated_at": 0, "payload": {"ключ": [1, "☃"]},
         "priority": 3, "run_at": "2999-01-02T03:04:05", "max_attempts": 4, "timeout": 2.5}
 
@@ -63,10 +64,51 @@ def test_create_gives_ids_in_the_order_of_the_tasks(store):
 
 
 def test_an_idempotency_key_makes_one_task(store):
-    key, other = NewTask(idempotency_key="a"), NewTask(idempotency_key="b")
+    key, other = new_task({"payload": 1}, "a"), new_task({"payload": 1}, "b")
     first, again, none, second = store.create([key, key, NewTask(), other])
-    assert again is None and first < none < second
-    assert store.create([other, NewTask(), key]) == [None, second + 1, None] or len(store.list()) == 4
+    assert again == first and len({first, none, second}) == 3
+    before = [store.read(id) for id in (first, second)]
+    assert store.create([other, NewTask(), key])[::2] == [second, first]
+    assert [store.read(id) for id in (first, second)] == before and len(store.list()) == 4
+
+
+def test_an_idempotency_key_is_still_known_when_its_task_has_moved_on(store):
+    task = new_task({"delay": 60}, "key")
+    [id] = store.create([task])
+    store.cancel(id)
+    assert store.create([new_task({"delay": 60}, "key")]) == [id] and store.read(id).status == "Failed"
+
+
+def test_an_idempotency_key_of_another_task_is_refused_and_so_is_the_whole_batch(store):
+    store.create([new_task({"payload": 1}, "key")])
+    for batch in ([NewTask(), new_task({"payload": 2}, "key")], [new_task({}, "new"), new_task({"payload": 2}, "new")]):
+        with pytest.raises(KeyReused):
+            store.create(batch)
+    assert len(store.list()) == 1
+
+
+def test_a_key_without_a_fingerprint_has_no_other_task_to_be_of(store):
+    sql(store, "insert into tasks (idempotency_key) values ('key')")      # by plain SQL, or before there were fingerprints
+    assert store.create([new_task({"payload": 1}, "key")]) == [1]
+    assert store.create([NewTask(idempotency_key="other")]) == store.create([NewTask(idempotency_key="other")])
+
+
+def test_an_array_has_one_key_for_all_of_it(store):
+    items = [{"payload": 1}, {"payload": 2}]
+    ids = store.create(new_tasks(items, "key"))
+    assert store.create(new_tasks(items, "key")) == ids
+    for other in (items[::-1], items[:1], [*items, {}], [{}]):
+        with pytest.raises(KeyReused):
+            store.create(new_tasks(other, "key"))
+    with pytest.raises(KeyReused):
+        store.create([new_task({"payload": 1}, "key")])
+    assert [row.id for row in store.list()] == ids
+
+
+def test_create_takes_ten_thousand_at_once(store):
+    ids = store.create(new_tasks([{"payload": n, "priority": n % 7} for n in range(10_000)], "x" * 255))
+    assert len(ids) == 10_000 and [store.read(id).payload for id in ids[::2500]] == ["0", "2500", "5000", "7500"]
+    assert store.create(new_tasks([{"payload": n, "priority": n % 7} for n in range(10_000)], "x" * 255)) == ids
 
 
 def test_create_makes_all_of_a_batch_or_none(store):
@@ -124,6 +166,26 @@ def test_list_by_status(store):
         store.complete([(claim.id, claim.attempt, None)])
     found = {status: [row.id for row in store.list(status)] for status in taskmanager.STATUSES}
     assert found == {"New": ids[2:], "In Progress": ids[1:2], "Completed": ids[:1], "Failed": []}
+    assert [row.id for row in store.list("New", "Completed")] == [ids[0], *ids[2:]]
+    assert [row.id for row in store.list("New", "Completed", order="desc", limit=2)] == ids[:1:-1]
+    assert [row.id for row in store.list(*taskmanager.STATUSES)] == ids
+
+
+def test_list_backwards(store):
+    ids = store.create([NewTask()] * 6)
+    assert [row.id for row in store.list(order="desc")] == ids[::-1]
+    assert [row.id for row in store.list(order="desc", after=ids[3], limit=2)] == [ids[2], ids[1]]
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_a_page_of_large_tasks_ends_early(store, order):
+    ids = store.create([NewTask(payload=json.dumps("é" * 900_000, ensure_ascii=False))] * 7 + [NewTask()])
+    ids.sort(reverse=order == "desc")
+    seen = []
+    while rows := store.list(*["New"] * bool(seen), order=order, after=seen[-1] if seen else None):
+        assert sum(len(row.payload or "") for row in rows) <= taskmanager.MAX_PAGE_SIZE + 1_000_000
+        seen += [row.id for row in rows]
+    assert seen == ids
 
 
 # Claiming
@@ -238,7 +300,7 @@ def test_complete_keeps_the_result_and_forgets_the_last_error(store):
     store.complete([(claim.id, claim.attempt, '{"a": [1, "☃"]}')])
     row = store.read(claim.id)
     assert (row.status, row.error, row.attempts) == ("Completed", None, 2)
-    assert taskmanager.json.loads(row.result) == {"a": [1, "☃"]}
+    assert json.loads(row.result) == {"a": [1, "☃"]}
 
 
 def test_a_result_may_be_json_null(store):
@@ -312,17 +374,17 @@ def test_a_row_in_progress_without_a_lease_is_nobodys(store):
 
 def test_cancel_ends_a_new_task(store):
     [id] = store.create([new_task({"delay": 60})])
-    assert store.cancel(id) == "Failed"
+    assert store.cancel(id).status == "Failed"
     row = store.read(id)
     assert (row.status, row.error, row.canceled, row.run_at) == ("Failed", "canceled", True, None)
-    assert store.cancel(id) == "Failed"     # again: no harm
+    assert store.cancel(id).status == "Failed"     # again: no harm
     assert store.promote() == 0 and store.claim(1, LEASE) == []
 
 
 def test_cancel_asks_the_holder(store):
     claim = claimed(store)
     before = store.read(claim.id)
-    assert store.cancel(claim.id) == "In Progress"
+    assert store.cancel(claim.id).status == "In Progress"
     assert store.canceled() == {claim.id: claim.attempt}
     assert store.read(claim.id) == before._replace(canceled=True)       # the status, and so updated_at, did not move
 
@@ -363,6 +425,19 @@ def test_retry_by_hand_begins_anew(store):
     assert (claim.attempts, claim.attempt) == (1, old.attempt + 1)      # the old number is not used again
 
 
+def test_delete_is_for_tasks_that_nobody_runs(store):
+    ids = store.create([NewTask()] * 4)
+    done, failed, running = store.claim(3, LEASE)
+    store.complete([(done.id, done.attempt, None)]), store.fail([(failed.id, failed.attempt, "why")])
+    with pytest.raises(Conflict, match="In Progress"):
+        store.delete(running.id)
+    for id in (done.id, failed.id, ids[3]):
+        assert store.delete(id).id == id
+        with pytest.raises(NotFound):
+            store.delete(id)
+    assert [row.id for row in store.list()] == [running.id]
+
+
 def test_retry_by_hand_is_for_failed_tasks(store):
     [id] = store.create()
     with pytest.raises(Conflict, match="New"):
@@ -397,6 +472,20 @@ def test_delete_old_deletes_what_was_finished_long_ago(store):
     assert id == ids[-1] + 1                                 # and ids are not used again
 
 
+def test_it_is_known_how_long_a_task_was_ready(store):
+    new, due = store.create([NewTask(), new_task({"delay": 7200})])
+    hours = {"hour": timedelta(hours=1), "hours": timedelta(hours=2)}
+    sql(store, "update tasks set created_at = created_at - %(hours)s, run_at = run_at - %(hours)s - %(hour)s", **hours)
+    assert round(store.oldest_ready()) == 7200
+    store.promote()
+    store.claim(2, LEASE)
+    assert "taskmanager_wait_seconds_sum 1080" in store.metrics.text({})       # two hours, and one, and a bit
+    store.release([(new, 1)])
+    store.claim(1, LEASE)
+    assert "taskmanager_wait_seconds_sum 1080" in store.metrics.text({})
+    assert store.running(new, 2) < 5 and store.running(new, 1) == 0 and store.count("In Progress") == 2
+
+
 def test_apply_schema_may_be_done_again_and_at_once(database):
     errors = []
 
@@ -412,6 +501,13 @@ def test_apply_schema_may_be_done_again_and_at_once(database):
     for thread in threads:
         thread.join()
     assert not errors and len(taskmanager.open_store(database).list()) == 6
+
+
+@pytest.mark.parametrize("statement, index", [("CLAIM", "tasks_claim"), ("PROMOTE", "tasks_promote"), ("DELETE_OLD", "tasks_delete_old"), ("RECLAIM", "tasks_list_status")])
+def test_sqlite_takes_the_index_that_was_made_for_the_statement(sqlite_database, statement, index):
+    store = taskmanager.open_store(sqlite_database)
+    plan = store._execute("explain query plan " + getattr(taskmanager, statement), {"limit": 1, "lease": 1, "age": 1, "max_attempts": 1})
+    assert any(f" INDEX {index}" in row[-1] for row in plan)
 
 
 def test_both_databases_have_the_same_columns(sqlite_database, postgres_database):
