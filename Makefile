@@ -1,4 +1,5 @@
 # make run    the service on SQLite with a worker inside, at http://localhost:5000
+# make demo   the same with a trickle of tasks of several kinds, to look at
 # make test   all tests, against a PostgreSQL and a RabbitMQ of their own
 # make lint   judges of openapi.yaml and asyncapi.yaml, and a fuzzer; needs Node.js
 
@@ -8,6 +9,9 @@ PIP     = $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 
 run: $(VENV)/run.stamp
 	@$(VENV)/bin/python taskmanager.py
+
+demo: $(VENV)/run.stamp
+	@$(VENV)/bin/python examples/demo.py
 
 test: $(VENV)/test.stamp
 	@$(VENV)/bin/python tests/servers.py
@@ -37,4 +41,4 @@ $(VENV)/bin/python:
 clean:
 	rm -rf $(VENV) lint/node_modules lint/.venv .pytest_cache tests/__pycache__ __pycache__
 
-.PHONY: run test lint clean
+.PHONY: run demo test lint clean

@@ -546,18 +546,21 @@ COUNT = "select count(*) from tasks where status = %(status)s"
 
 OLDEST_READY = "select now() - min(coalesce(ready_at, created_at)) from tasks where status = 'New' and run_at is null"
 
-# No task is handed out twice, and nobody waits for a row that another worker is just taking.
+# No task is handed out twice, and nobody waits for a row that another worker is just taking. As in a list,
+# no further one is taken when those before it are large.
 CLAIM = f"""
-with ready (task) as materialized (
-    select id from tasks
+with ready as materialized (
+    select id, priority, length(cast(payload as text)) as length from tasks
     where  status = 'New' and run_at is null
     order  by priority desc, id
     limit  %(limit)s
-    for update skip locked)
+    for update skip locked),
+sized (task, before) as (
+    select id, sum(length) over (order by priority desc, id rows between unbounded preceding and 1 preceding) from ready)
 update tasks
 set    status = 'In Progress', attempt = attempt + 1, lease_until = now() + %(lease)s, updated_at = now()
-from   ready
-where  id = task
+from   sized
+where  id = task and coalesce(before, 0) < %(size)s
 returning {COLUMNS}, now() - coalesce(ready_at, created_at)"""
 
 # Also carries the progress that the handler reported. A lease never gets shorter.
@@ -780,6 +783,11 @@ class Row(NamedTuple):
         return text + (', "canceled": true' if self.canceled else "") + (f', "attempt": {self.attempt}}}' if claimed else "}")
 
 
+def is_full(rows: Sequence[Row], limit: int) -> bool:
+    """Whether there may be more where these came from: there are as many as were asked for, or they are large."""
+    return len(rows) >= limit or sum(len(row.payload or "") + len(row.result or "") for row in rows) >= MAX_PAGE_SIZE
+
+
 class Store:
     """The table of tasks. Every method may raise Unavailable, and then may be called again later."""
 
@@ -864,9 +872,9 @@ class Store:
         return figure
 
     def claim(self, limit: int, lease: float) -> list[Row]:
-        """Take up to `limit` ready tasks for `lease` seconds, the most urgent first."""
+        """Take up to `limit` ready tasks for `lease` seconds, the most urgent first; fewer, but at least one, when they are large."""
         # Not sent again when the answer was lost: what was taken comes back when its lease runs out.
-        found = self._execute(CLAIM, {"limit": limit, "lease": timedelta(seconds=lease)}, repeat=False)
+        found = self._execute(CLAIM, {"limit": limit, "lease": timedelta(seconds=lease), "size": MAX_PAGE_SIZE}, repeat=False)
         rows = sorted((Row(*row) for *row, _ in found), key=lambda row: (-row.priority, row.id))
         for row in rows:
             log.info("claimed task=%s attempt=%s", row.id, row.attempt)
@@ -897,7 +905,9 @@ class Store:
 
     def release(self, held: Sequence[tuple[int, int]]) -> set[int]:
         """Give tasks (id, attempt) back unfinished, the attempt not counted; the ids that were still ours."""
-        return self._log("released", held, self._batch(RELEASE, held))
+        ours = self._log("released", held, self._batch(RELEASE, held))
+        self.ring()
+        return ours
 
     def _log(self, verb: str, held: Sequence[Sequence[Any]], rows: list[tuple]) -> set[int]:
         canceled = dict(rows)
@@ -1185,20 +1195,26 @@ class SQLiteStore(Store):
         return self._transaction([spread(sql, rows[n:n + MANY], params) for n in range(0, len(rows), MANY)])
 
     def _transaction(self, statements) -> list[tuple]:
-        # Within the process writers queue up here, which is fairer and quicker than SQLite's own waiting.
-        reading = all(sql.lstrip().startswith("select") for sql, _ in statements)
-        rows = []
+        reading, rows = statements[0][0].lstrip().startswith("select"), []
         try:
             if self.path.stat().st_ino != self.file:
                 raise FileNotFoundError(f"{self.path} is no longer the file that it was")
-            with contextlib.nullcontext() if reading else self._writing, self._connection() as connection:
-                if len(statements) > 1:
-                    connection.execute("begin immediate")
-                self._clock.now = time.time()
-                for sql, params in statements:
-                    params = {name: self._plain(value) for name, value in (params or {}).items()}
-                    rows += connection.execute(self._translate(sql), params)
-                connection.commit()
+            # Within the process writers queue up here, which is fairer and quicker than SQLite's own waiting.
+            with contextlib.nullcontext() if reading else self._writing:
+                connection = self._take()
+                try:
+                    if len(statements) > 1:
+                        connection.execute("begin immediate")
+                    self._clock.now = time.time()
+                    for sql, params in statements:
+                        params = {name: self._plain(value) for name, value in (params or {}).items()}
+                        rows += connection.execute(self._translate(sql), params).fetchall()
+                    if connection.in_transaction:
+                        connection.commit()
+                except BaseException:
+                    connection.close()      # which undoes what it did
+                    raise
+                self._idle.append(connection)
         except sqlite3.IntegrityError as e:
             if "tasks.attempt" in str(e):       # which is how CREATE says it
                 raise KeyReused from None
@@ -1209,24 +1225,17 @@ class SQLiteStore(Store):
         self._outage.back()
         return rows
 
-    @contextlib.contextmanager
-    def _connection(self):
-        """A connection that nobody else uses meanwhile; what it did is undone, and it is closed, when something goes wrong."""
+    def _take(self):
+        """A connection that nobody uses."""
         try:
-            connection = self._idle.pop()
+            return self._idle.pop()
         except IndexError:
-            connection = self._connect()
-        try:
-            yield connection
-        except BaseException:
-            connection.close()
-            raise
-        self._idle.append(connection)
+            return self._connect()
 
     def apply_schema(self):
         for tries in itertools.count(1):
             try:
-                with self._writing, self._connection() as connection:
+                with self._writing, contextlib.closing(self._connect()) as connection:
                     connection.execute("pragma journal_mode = wal")     # does not wait for another process that is just doing it
                     connection.executescript("begin immediate;" + self.SCHEMA)
                     columns = [name for _, name, *_ in connection.execute("pragma table_info(tasks)")]
@@ -1599,7 +1608,7 @@ class Worker:
                 self._inbox.put(task)
             else:
                 self._outcomes.append(Outcome(task, "complete", (None,)))
-        if len(rows) == free:
+        if is_full(rows, free):
             self._look = True       # when a slot is free again; to go round at once would only make the batches smaller
         if rows and not self.handler:
             self._event.set()
@@ -1820,12 +1829,13 @@ HEADERS = {
 PAGE_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+TITLES = http.client.responses | {413: "Content Too Large", 422: "Unprocessable Content"}      # RFC 9110; older Pythons have older names
 METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS")
 
 
 def problem(status: int, detail: str, instance: str, errors: Iterable[tuple[str, str]] = ()) -> str:
     """The body of every error (RFC 9457). `errors` are those of Invalid."""
-    body: dict[str, Any] = {"type": "about:blank", "title": http.client.responses.get(status, "Error"), "status": status, "detail": detail, "instance": instance}
+    body: dict[str, Any] = {"type": "about:blank", "title": TITLES.get(status, "Error"), "status": status, "detail": detail, "instance": instance}
     if errors:
         body["errors"] = [{"parameter" if where[:1] == "?" else "header" if where[:1].isalpha() else "pointer": where.lstrip("?"), "detail": what}
                           for where, what in errors]
@@ -1886,7 +1896,7 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
         elif status == 404 and not cause:
             detail = "there is nothing at this address"
         bottle.response.content_type = "application/problem+json"
-        return problem(status, detail, quote("/" + request.fullpath.lstrip("/")[:500]), cause.errors if isinstance(cause, Invalid) else ())
+        return problem(status, detail, quote(address(request.path.lstrip("/"))[:500]), cause.errors if isinstance(cause, Invalid) else ())
 
     app.default_error_handler = error_answer
 
@@ -1911,18 +1921,24 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
 
     app.install(guard)
 
+    def header(name: str) -> str:
+        """As it came, in latin-1; Bottle's own way fails where it is not UTF-8."""
+        return request.environ.get(name, "")
+
     def check_sender() -> None:
         """A page of another site could make a browser send what its user never meant to (CSRF), and, with a name of its
         own that leads here (DNS rebinding), even read the answer."""
-        host, site, origin = (request.get_header(name, "").lower() for name in ("Host", "Sec-Fetch-Site", "Origin"))
+        host = header("HTTP_HOST").lower()
         if hosts and host and re.sub(r":\d*$", "", host) not in hosts:
             raise Forbidden(f"{host!r} is not a name of this service: expected {', '.join(sorted(hosts))}, or a token on both sides (API_TOKEN)")
-        ours = site in ("same-origin", "none") if site else not origin or origin in (f"http://{host}", f"https://{host}")
-        if request.method not in ("GET", "HEAD") and not ours:
+        if request.method in ("GET", "HEAD"):
+            return
+        site, origin = header("HTTP_SEC_FETCH_SITE").lower(), header("HTTP_ORIGIN").lower()
+        if not (site in ("same-origin", "none") if site else not origin or origin in (f"http://{host}", f"https://{host}")):
             raise Forbidden("a browser sent this for a page of another site; only pages of this service may do so")
 
     def check_token() -> None:
-        scheme, _, token = request.get_header("Authorization", "").partition(" ")
+        scheme, _, token = header("HTTP_AUTHORIZATION").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), config.api_token.encode()):
             raise Unauthorized("expected the header Authorization: Bearer, with the token of this service")
 
@@ -1944,6 +1960,8 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
 
     def parameters(*names: str) -> dict[str, list[str]]:
         """The values of the query's parameters; of what is not there []. What is not known, or not text, is refused."""
+        if not request.query_string:
+            return {name: [] for name in names}
         errors = [(f"?{name}".encode("latin-1").decode("utf-8", "replace"), f"unknown parameter; expected {' or '.join(names) or 'none'}")
                   for name in request.query if name not in names]
         values = {name: [] for name in names}
@@ -1967,10 +1985,9 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
 
     def idempotency_key() -> str | None:
         """The header, bare or as a quoted string (draft-ietf-httpapi-idempotency-key-header)."""
-        raw = request.environ.get("HTTP_IDEMPOTENCY_KEY")
-        if raw is None:
+        if "HTTP_IDEMPOTENCY_KEY" not in request.environ:
             return None
-        text = raw.strip().encode("latin-1").decode("utf-8", "replace")
+        text = header("HTTP_IDEMPOTENCY_KEY").strip().encode("latin-1").decode("utf-8", "replace")
         quoted = re.fullmatch(r'"((?:[^"\\]|\\["\\])*)"', text)
         if not text or text == '""' or "\ufffd" in text or text[0] == '"' and not quoted:
             raise Invalid(("Idempotency-Key", "expected up to 255 printable characters, bare or in double quotes"))
@@ -1981,13 +1998,11 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
 
     def tagged(text: str, **headers: str) -> bottle.HTTPResponse:
         """An answer with its ETag, or 304 when the client has it."""
-        full = answer(text, **headers)
-        tag = f'"{hashlib.blake2b(full.body, digest_size=12).hexdigest()}"'
-        known = [each.strip().removeprefix("W/") for each in request.get_header("If-None-Match", "").split(",")]
+        tag = f'"{hashlib.blake2b(text.encode("utf-8", "backslashreplace"), digest_size=12).hexdigest()}"'
+        known = [each.strip().removeprefix("W/") for each in header("HTTP_IF_NONE_MATCH").split(",")]
         if tag in known or "*" in known:
             return bottle.HTTPResponse(status=304, ETag=tag, **headers)
-        full.set_header("ETag", tag)
-        return full
+        return answer(text, ETag=tag, **headers)
 
     def is_gone() -> bool:
         """Whether the client has hung up, as far as the server can tell."""
@@ -1996,13 +2011,13 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
             return disconnected is not None and not disconnected.__self__.socket.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
             return False
-        except OSError:
+        except (OSError, AttributeError):       # the server has closed it
             return True
 
     def preferred_wait() -> int | None:
         """The seconds of the header `Prefer: wait=N` (RFC 7240), as far as they are granted."""
-        wish = re.search(r"(?:^|[,;])\s*wait\s*=\s*\"?([0-9]{1,99})\"?\s*(?:[,;]|$)", request.get_header("Prefer", ""), re.IGNORECASE)
-        return min(int(wish[1]), MAX_WAIT) if wish else None
+        wish = re.search(r'(?:^|[,;])\s*wait\s*=\s*(?:"([0-9]{1,99})"|([0-9]{1,99}))\s*(?:[,;]|$)', header("HTTP_PREFER"), re.IGNORECASE)
+        return min(int(wish[1] or wish[2]), MAX_WAIT) if wish else None
 
     def waited(look: Callable[[], Any], done: Callable[[Any], bool], pause: Callable[[float], Any], longest: float) -> tuple[Any, dict[str, str]]:
         """What look() returns, asked again until it is done or the client would wait no longer."""
@@ -2067,7 +2082,7 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
             raise Invalid(*errors[:MAX_ERRORS])
         limit = numbers.get("limit", MAX_PAGE)
         rows = store.list(*statuses, after=numbers.get("after"), limit=limit + 1, order=order)
-        more = len(rows) > limit or sum(len(row.payload or "") + len(row.result or "") for row in rows) >= MAX_PAGE_SIZE
+        more = is_full(rows, limit + 1)
         del rows[limit:]
         given = [(name, value) for name in ("status", "order") for value in query[name]] + [("limit", limit)] * ("limit" in numbers or more)
         first = address("tasks") + ("?" + urlencode(given) if given else "")
@@ -2084,14 +2099,14 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
         def look():
             nonlocal seen
             seen = rung
-            return store.claim(wish.get("limit", 1), wish.get("lease", config.lease_seconds))
+            return [] if is_gone() else store.claim(wish.get("limit", 1), wish.get("lease", config.lease_seconds))
 
         def pause(span):
             with work:
                 if seen == rung:
                     work.wait(span)
-        rows, applied = waited(look, bool, pause, config.poll_seconds)
-        if rows:
+        rows, applied = waited(look, bool, pause, min(config.poll_seconds, 2))
+        if rows or is_gone():
             ring()      # there may be more, for another who waits
         return answer("[" + ", ".join(row.to_json(claimed=True) for row in rows) + "]", **applied)
 
@@ -2156,7 +2171,8 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
         row, error = store.read(id), said["error"]
         delay = None if said.get("final") else retry_delay(row, config, said.get("delay"))
         ours = ended(id, attempt, lambda: store.fail([(id, attempt, error)]) if delay is None else store.retry([(id, attempt, error, delay)]))
-        return settled(id, attempt, ours, *((status, row.result, error) for status in ("New", "Failed")), ("Failed", row.result, "canceled"))
+        again = [("Failed", row.result, error), ("Failed", row.result, "canceled")] + [("New", row.result, error)] * (not said.get("final"))
+        return settled(id, attempt, ours, *again)
 
     @app.post("/tasks/<id>/release")
     def release_task(id):
@@ -2298,10 +2314,11 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
             return done
 
         def handle_close(self):
-            with contextlib.suppress(OSError):      # what came in and was not read would make the system drop the answer
-                for _ in range(16):
-                    if not self.socket.recv(65536):
-                        break
+            for _ in range(16):     # what came in and was not read would make the system drop the answer
+                with contextlib.suppress(OSError):
+                    if self.socket and self.socket.recv(65536):
+                        continue
+                break
             super().handle_close()
 
     class Dispatcher(waitress.task.ThreadedTaskDispatcher):

@@ -169,7 +169,7 @@ class Program:
     """taskmanager.py or worker.py, running."""
 
     def __init__(self, script, folder, environ):
-        self.log_file = folder / f"{script}-{next(numbers)}.log"
+        self.log_file = folder / f"{Path(script).name}-{next(numbers)}.log"
         clean = {name: value for name, value in os.environ.items() if name not in SETTINGS}
         with self.log_file.open("wb") as output:
             self.process = subprocess.Popen([sys.executable, str(ROOT / script)], cwd=ROOT, env=clean | environ,

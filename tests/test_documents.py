@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import wsgiref.util
@@ -14,6 +15,7 @@ import pytest
 
 import taskmanager
 from conftest import ROOT, eventually, http
+from servers import free_port
 from taskmanager import Config
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -258,6 +260,14 @@ def test_readmes_worker_works(start, sqlite_database, tmp_path):
         finally:
             worker.kill()
     assert done["result"] == 6 and failed["error"].startswith("TypeError")
+
+
+def test_make_demo_has_life_in_it(start, sqlite_database):
+    assert "examples/demo.py" in (ROOT / "Makefile").read_text()
+    demo = start("examples/demo.py", DATABASE_URL=sqlite_database, PORT=free_port())
+    tasks = eventually(lambda: (found := http("GET", f"{demo.url}/tasks?status=Completed").json) and found)
+    assert tasks[0]["payload"]["kind"] in ("quick", "slow", "flaky")
+    assert demo.stop(signal.SIGINT) == 0
 
 
 def test_readmes_embedding_example_runs(tmp_path):

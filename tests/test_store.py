@@ -197,6 +197,15 @@ def test_claim_takes_the_most_urgent_first_and_then_the_oldest(store):
     assert store.claim(4, LEASE) == []
 
 
+def test_claim_takes_no_more_than_can_be_held(store):
+    ids = store.create([NewTask(payload=json.dumps("x" * 1_000_000), priority=n % 2) for n in range(12)])
+    taken = [row.id for row in store.claim(500, LEASE)]
+    assert taken == ids[1:8:2]
+    while rows := store.claim(500, LEASE):
+        taken += [row.id for row in rows]
+    assert taken == ids[1::2] + ids[::2]
+
+
 def test_claim_leaves_what_is_scheduled(store):
     store.create([new_task({"delay": 60})])
     assert store.claim(1, LEASE) == []
@@ -506,7 +515,7 @@ def test_apply_schema_may_be_done_again_and_at_once(database):
 @pytest.mark.parametrize("statement, index", [("CLAIM", "tasks_claim"), ("PROMOTE", "tasks_promote"), ("DELETE_OLD", "tasks_delete_old"), ("RECLAIM", "tasks_list_status")])
 def test_sqlite_takes_the_index_that_was_made_for_the_statement(sqlite_database, statement, index):
     store = taskmanager.open_store(sqlite_database)
-    plan = store._execute("explain query plan " + getattr(taskmanager, statement), {"limit": 1, "lease": 1, "age": 1, "max_attempts": 1})
+    plan = store._execute("explain query plan " + getattr(taskmanager, statement), {"limit": 1, "lease": 1, "age": 1, "max_attempts": 1, "size": 1})
     assert any(f" INDEX {index}" in row[-1] for row in plan)
 
 
