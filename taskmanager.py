@@ -45,6 +45,7 @@ import os
 import queue
 import random
 import re
+import resource
 import select
 import shlex
 import shutil
@@ -78,9 +79,10 @@ MAX_ERROR = 2000            # characters of an error that are kept
 MAX_ERRORS = 20             # things that are named as wrong at once
 MAX_BACKOFF = 3600          # seconds between two attempts
 MAX_PAGE = 1000             # tasks in an answer,
-MAX_PAGE_SIZE = 4_000_000   # and the characters of payloads and results after which no further task is put into it
+MAX_PAGE_SIZE = 4_000_000   # and the characters of payloads and results after which no further ones are put into it
 MAX_WAIT = 60               # seconds that a request may ask to wait
 MAX_ID = 2**63 - 1          # a bigint; a larger number would make PostgreSQL scan the table
+FEW = 8                     # tasks that are read together before it is known how large they are
 MANY = 500                  # rows of a batch that nothing else bounds
 STATEMENT_SECONDS = 20      # what the database may take to answer
 STOP_SECONDS = 5            # what a handler that was told to stop is given to do so
@@ -138,6 +140,8 @@ class Config:
     port: int = _setting(5000, _number(0, 65535, int), "port that the API listens on; 0 takes a free one")
     threads: int = _setting(8, _number(1, 1000, int), "HTTP requests that are worked on at the same time")
     waiters: int = _setting(32, _number(0, 1000, int), "requests that may wait for a task at the same time (`Prefer: wait`); others are answered at once")
+    allowed_hosts: str | None = _setting(None, _match(r"[^\s,]+(,[^\s,]+)*", "names separated by commas, without ports", str.lower),
+                                         "where there is no token: the names that requests may call the service by, separated by commas; not set: its own on a loopback address, else any")
     api_token: str | None = _setting(None, _match(r"[!-~]+", "printable ASCII without spaces"),
                                      "when set, requests need `Authorization: Bearer …`, but for `/livez`, `/readyz` and the static pages")
     metrics_port: int | None = _setting(None, _number(0, 65535, int), "port on which `worker.py` answers `/metrics`, `/livez` and `/readyz`; not set: none")
@@ -206,39 +210,13 @@ class KeyReused(Invalid):
         super().__init__(("Idempotency-Key", "was used before, with another body"))
 
 
-class Unauthorized(TaskError):
-    """The token is missing or wrong."""
-    status = 401
-
-
-class Forbidden(TaskError):
-    """A browser sent it on behalf of somebody else's page."""
-    status = 403
-
-
-class NotFound(TaskError):
-    """There is no such task."""
-    status = 404
-
-
-class Conflict(TaskError):
-    """The task is not in a state that allows this."""
-    status = 409
-
-
-class TooLarge(TaskError):
-    """The body has more than MAX_BODY bytes."""
-    status = 413
-
-
-class NotJson(TaskError):
-    """The body is not said to be JSON."""
-    status = 415
-
-
-class Unavailable(TaskError):
-    """The database can't be reached. Whether a statement that was under way took effect is not known."""
-    status = 503
+class Unauthorized(TaskError): status = 401     # the token is missing or wrong
+class Forbidden(TaskError): status = 403        # a browser sent it on behalf of somebody else's page
+class NotFound(TaskError): status = 404         # there is no such task
+class Conflict(TaskError): status = 409         # the task is not in a state that allows this
+class TooLarge(TaskError): status = 413         # the body has more than MAX_BODY bytes
+class NotJson(TaskError): status = 415          # the body is not said to be JSON
+class Unavailable(TaskError): status = 503      # the database can't be reached; whether a statement that was under way took effect is not known
 
 
 def backoff(tries: int, first: float, most: float) -> float:
@@ -321,6 +299,8 @@ def encode_json(value: Any) -> str:
         raise Invalid(("", "holds a lone surrogate, which is not text")) from None
     except (TypeError, ValueError) as e:
         raise Invalid(("", f"can't be said in JSON: {e}")) from None
+    if len(text) > 2 * MAX_BODY:        # numbers may be longer than they came
+        raise Invalid(("", f"has more than {2 * MAX_BODY} characters when written out"))
     if "\\u0000" in text and _NUL.search(text):
         raise Invalid(("", "holds the character NUL (\\u0000), which PostgreSQL can't keep"))
     if text.count("[") + text.count("{") > MAX_DEPTH:
@@ -370,6 +350,27 @@ def _text(value: Any) -> str:
     return clip(value)
 
 
+def _texts(allowed: Sequence[str], many: bool = False) -> Callable[[list[str]], Any]:
+    def check(texts):
+        for text in texts:
+            if text not in allowed:
+                raise ValueError(f"{text!r}: expected {'one of ' if many else ''}{(', ' if many else ' or ').join(allowed)}")
+        if not many and len(texts) > 1:
+            raise ValueError("expected once")
+        return texts if many else texts[0]
+    return check
+
+
+def _number_text(low: int, high: int) -> Callable[[list[str]], int]:
+    def check(texts):
+        if len(texts) > 1:
+            raise ValueError("expected once")
+        if not re.fullmatch("[0-9]{1,19}", texts[0]) or not low <= int(texts[0]) <= high:
+            raise ValueError(f"{texts[0]!r}: expected a whole number from {low} to {high}")
+        return int(texts[0])
+    return check
+
+
 def clip(error: str) -> str:
     """The end of an error, as much as is kept, and of characters that both databases take."""
     return error.replace("\0", "\ufffd").encode("utf-8", "replace").decode()[-MAX_ERROR:]
@@ -397,21 +398,22 @@ REPORT_PROGRESS: Checks = {"attempt": ATTEMPT, "progress": _between(0, 1, what="
 COMPLETE_TASK: Checks = {"attempt": ATTEMPT, "result": encode_json}
 FAIL_TASK: Checks = {"attempt": ATTEMPT, "error": _text, "final": _boolean, "delay": DELAY}
 RELEASE_TASK: Checks = {"attempt": ATTEMPT}
+# And what stands in the query of a list, each of them a list of texts.
+LIST_TASKS: Checks = {"status": _texts(STATUSES, many=True), "order": _texts(("asc", "desc")), "limit": _number_text(1, MAX_PAGE), "after": _number_text(0, MAX_ID)}
 
 
-def check_fields(fields: Any, checks: Checks, required: Iterable[str] = (), at: str = "") -> dict[str, Any]:
-    """The values of a JSON object. Raise Invalid with every field that is wrong, up to MAX_ERRORS of them."""
+def check_fields(fields: Any, checks: Checks, required: Iterable[str] = (), at: str = "/") -> dict[str, Any]:
+    """The values of a JSON object. Raise Invalid with every field that is wrong, up to MAX_ERRORS of them; `at` stands before their names."""
     if not isinstance(fields, dict):
-        raise Invalid((at, f"expected an object, such as {{{json.dumps(next(iter(checks)))}: …}}"))
-    values, errors = {}, [(f"{at}/{name}", "is missing") for name in required if name not in fields]
+        raise Invalid((at[:-1], f"expected an object, such as {{{json.dumps(next(iter(checks)))}: …}}"))
+    values, errors = {}, [(at + name, "is missing") for name in required if name not in fields]
     for name, value in fields.items():
         try:
             if name not in checks:
-                raise ValueError(f"unknown field; expected any of {', '.join(checks)}")
+                raise ValueError(f"unknown; expected {' or '.join(checks) or 'none'}")
             values[name] = checks[name](value)
         except (Invalid, ValueError) as e:
-            pointer = name[:100].replace("~", "~0").replace("/", "~1").encode("utf-8", "replace").decode()
-            errors.append((f"{at}/{pointer}", str(e)))
+            errors.append((at + name[:100].replace("~", "~0").replace("/", "~1").encode("utf-8", "replace").decode(), str(e)))
         if len(errors) >= MAX_ERRORS:
             break
     if errors:
@@ -438,13 +440,13 @@ def check_key(idempotency_key: str | None) -> str | None:
     return idempotency_key or None
 
 
-def new_task(fields: dict[str, Any], idempotency_key: str | None = None, at: str = "") -> NewTask:
+def new_task(fields: dict[str, Any], idempotency_key: str | None = None, at: str = "/") -> NewTask:
     """Check a task given as a JSON object: `payload`, `priority`, `run_at` or `delay`, `max_attempts`, `timeout`, `status`.
 
     Raise Invalid with every field that is wrong, up to MAX_ERRORS of them; `at` stands before their names.
     """
     key = check_key(idempotency_key)
-    both = ((f"{at}/delay", "expected run_at or delay, not both"),) if isinstance(fields, dict) and {"run_at", "delay"} <= fields.keys() else ()
+    both = ((f"{at}delay", "expected run_at or delay, not both"),) if isinstance(fields, dict) and {"run_at", "delay"} <= fields.keys() else ()
     try:
         values = check_fields(fields, NEW_TASK, at=at)
     except Invalid as e:
@@ -472,7 +474,7 @@ def new_tasks(items: list[Any], idempotency_key: str | None = None) -> list[NewT
     key, tasks, errors = check_key(idempotency_key), [], []
     for n, item in enumerate(items):
         try:
-            tasks.append(new_task(item, at=f"/{n}"))
+            tasks.append(new_task(item, at=f"/{n}/"))
         except Invalid as e:
             errors += e.errors
             if len(errors) >= MAX_ERRORS:
@@ -501,6 +503,12 @@ COLUMNS = f"""
 # status, in which the tasks that have just ended are still to be passed over; it takes the primary key.
 HELD = "tasks.id = held.id and tasks.attempt = held.attempt and (tasks.status = 'In Progress') is true and tasks.lease_until > now()"
 
+# What the statements have in common that end an attempt, each of which says first how.
+END = f"""lease_until = null, progress = null, updated_at = now()
+from   held
+where  {HELD}
+returning tasks.id, tasks.canceled"""
+
 # An idempotency key that is already there makes no second task: its row is the answer when it was made from the same,
 # and else the statement fails as a whole, for an attempt can't be null.
 CREATE = """
@@ -521,46 +529,32 @@ READ = f"select {COLUMNS} from tasks where id = %(id)s"
 RUNNING = "select now() - updated_at from tasks where id = %(id)s and attempt = %(attempt)s and status = 'In Progress'"
 
 
-def _list(after: str, order: str, rows: str) -> str:
-    # Pages by the last id seen, never by an offset: the millionth page costs what the first does. The page ends
-    # early, behind its first task at the soonest, when what is before a task in it is large.
-    return f"""
-select {COLUMNS} from (
-    select *, coalesce(sum(coalesce(length(cast(payload as text)), 0) + coalesce(length(cast(result as text)), 0))
-                       over (order by id {order} rows between unbounded preceding and 1 preceding), 0) as before
-    from   ({rows.format(page=f"and id {after} %(after)s order by id {order} limit %(limit)s")}) as page) as page
-where  before < %(size)s
-order  by id {order}"""
+# Pages by the last id seen, never by an offset: the millionth page costs what the first does.
+_PAGE = {"asc": "id > %(after)s order by id limit %(limit)s", "desc": "id < %(after)s order by id desc limit %(limit)s"}
 
-
-_LIST = "select * from tasks where true {page}"
-LIST = {"asc": _list(">", "asc", _LIST), "desc": _list("<", "desc", _LIST)}
+LIST = {order: f"select {COLUMNS} from tasks where {page}" for order, page in _PAGE.items()}
 
 # Of each status that is asked for as many as may be needed, from the index.
-_LIST_STATUS = "select * from (" + " union all ".join(
-    f"select * from (select * from tasks where status = '{status}' and %(status{n})s {{page}}) as status{n}" for n, status in enumerate(STATUSES)
-) + ") as tasks where true {page}"
-LIST_STATUS = {"asc": _list(">", "asc", _LIST_STATUS), "desc": _list("<", "desc", _LIST_STATUS)}
+LIST_STATUS = {order: f"select {COLUMNS} from (" + " union all ".join(
+    f"select * from (select * from tasks where status = '{status}' and %(status{n})s and {page}) as status{n}" for n, status in enumerate(STATUSES)
+) + f") as tasks where {page}" for order, page in _PAGE.items()}
 
 COUNT = "select count(*) from tasks where status = %(status)s"
 
-OLDEST_READY = "select now() - min(coalesce(ready_at, created_at)) from tasks where status = 'New' and run_at is null"
+OLDEST_READY = "select coalesce(now() - min(coalesce(ready_at, created_at)), %(none)s) from tasks where status = 'New' and run_at is null"
 
-# No task is handed out twice, and nobody waits for a row that another worker is just taking. As in a list,
-# no further one is taken when those before it are large.
+# No task is handed out twice, and nobody waits for a row that another worker is just taking.
 CLAIM = f"""
-with ready as materialized (
-    select id, priority, length(cast(payload as text)) as length from tasks
+with ready (task) as materialized (
+    select id from tasks
     where  status = 'New' and run_at is null
     order  by priority desc, id
     limit  %(limit)s
-    for update skip locked),
-sized (task, before) as (
-    select id, sum(length) over (order by priority desc, id rows between unbounded preceding and 1 preceding) from ready)
+    for update skip locked)
 update tasks
 set    status = 'In Progress', attempt = attempt + 1, lease_until = now() + %(lease)s, updated_at = now()
-from   sized
-where  id = task and coalesce(before, 0) < %(size)s
+from   ready
+where  id = task
 returning {COLUMNS}, now() - coalesce(ready_at, created_at)"""
 
 # Also carries the progress that the handler reported. A lease never gets shorter.
@@ -579,10 +573,7 @@ update tasks
 set    status = case when canceled then 'Failed' else 'Completed' end,
        result = case when canceled then null else json(held.result) end,
        error  = case when canceled then 'canceled' end,
-       lease_until = null, progress = null, updated_at = now()
-from   held
-where  {HELD}
-returning tasks.id, tasks.canceled"""
+       {END}"""
 
 RETRY = f"""
 with held (id, attempt, error, delay) as (values %(rows)s)
@@ -590,20 +581,14 @@ update tasks
 set    status = case when canceled then 'Failed'   else 'New' end,
        error  = case when canceled then 'canceled' else held.error end,
        run_at = case when canceled then null       else now() + held.delay end,
-       lease_until = null, progress = null, updated_at = now()
-from   held
-where  {HELD}
-returning tasks.id, tasks.canceled"""
+       {END}"""
 
 FAIL = f"""
 with held (id, attempt, error) as (values %(rows)s)
 update tasks
 set    status = 'Failed',
        error  = case when canceled then 'canceled' else held.error end,
-       lease_until = null, progress = null, updated_at = now()
-from   held
-where  {HELD}
-returning tasks.id, tasks.canceled"""
+       {END}"""
 
 # Given back unfinished by a worker that stops: the attempt does not count.
 RELEASE = f"""
@@ -611,10 +596,7 @@ with held (id, attempt) as (values %(rows)s)
 update tasks
 set    status = case when canceled then 'Failed'   else 'New' end,
        error  = case when canceled then 'canceled' else error end,
-       uncounted = uncounted + 1, ready_at = now(), lease_until = null, progress = null, updated_at = now()
-from   held
-where  {HELD}
-returning tasks.id, tasks.canceled"""
+       uncounted = uncounted + 1, ready_at = now(), {END}"""
 
 # What a dead worker held goes back, or fails when it has had its attempts. A task that says
 # In Progress and has no lease (somebody wrote it so) is nobody's either.
@@ -785,7 +767,24 @@ class Row(NamedTuple):
 
 def is_full(rows: Sequence[Row], limit: int) -> bool:
     """Whether there may be more where these came from: there are as many as were asked for, or they are large."""
-    return len(rows) >= limit or sum(len(row.payload or "") + len(row.result or "") for row in rows) >= MAX_PAGE_SIZE
+    return len(rows) >= limit or sum(map(size, rows)) >= MAX_PAGE_SIZE
+
+
+def size(row: Row) -> int:
+    return len(row.payload or "") + len(row.result or "")
+
+
+def in_steps(limit: int, look: Callable[[int, list[Row]], list[Row]]) -> list[Row]:
+    """The rows that look(number, those before) gives: a few at first, and then as many as will not be too large together."""
+    rows, step = [], FEW
+    while True:
+        step = min(step, limit - len(rows))
+        more = look(step, rows)
+        rows += more
+        if len(more) < step or is_full(rows, limit):
+            return rows
+        total = sum(map(size, rows))
+        step = max(1, (MAX_PAGE_SIZE - total) * len(rows) // (total + 1))
 
 
 class Store:
@@ -797,7 +796,8 @@ class Store:
         self.metrics = Metrics()
         self._outage = Outage("database")
         self._idle: collections.deque = collections.deque()     # connections that no thread is using
-        self._figures: dict[Any, tuple[float, Any]] = {}
+        self._figures: dict[Any, tuple[float, Any]] = {}        # when each is to be asked for again, and what it was
+        self._counting = threading.Lock()
 
     def _execute(self, sql: str, params: dict[str, Any] | None = None, repeat: bool = True) -> list[tuple]:
         """Run one statement as one transaction. `repeat`: it may be sent again when its answer was lost."""
@@ -848,38 +848,58 @@ class Store:
 
         Fewer, but at least one, when they are large: see MAX_PAGE_SIZE.
         """
-        after = (0 if order == "asc" else MAX_ID) if after is None else after
-        params = {"after": after, "limit": limit, "size": MAX_PAGE_SIZE} | {f"status{n}": status in statuses for n, status in enumerate(STATUSES)}
-        return [Row(*row) for row in self._execute((LIST_STATUS if statuses else LIST)[order], params)]
+        params: dict[str, Any] = {f"status{n}": status in statuses for n, status in enumerate(STATUSES)}
+        first = (0 if order == "asc" else MAX_ID) if after is None else after
 
-    def count(self, status: str) -> int:
-        """How many tasks have this status: exact, but not always of this moment."""
-        return self._seldom(COUNT, {"status": status}) or 0
+        def look(number, before):
+            params.update(after=before[-1].id if before else first, limit=number)
+            return [Row(*row) for row in self._execute((LIST_STATUS if statuses else LIST)[order], params)]
+        return in_steps(limit, look)
 
-    def oldest_ready(self) -> float:
-        """Seconds that the oldest of the tasks waits that could be claimed; 0 without any. Not always of this moment."""
-        return seconds(self._seldom(OLDEST_READY) or 0)
+    def count(self, status: str) -> int | None:
+        """How many tasks have this status: exact, but not always of this moment. None when it took too long to count."""
+        return self._seldom(COUNT, {"status": status})
 
-    def _seldom(self, sql: str, params: dict[str, Any] = {}) -> Any:
+    def oldest_ready(self) -> float | None:
+        """Seconds that the oldest of the tasks waits that could be claimed; 0 without any. Like count(), not always of this moment."""
+        waits = self._seldom(OLDEST_READY, {"none": timedelta(0)})
+        return None if waits is None else seconds(waits)
+
+    def _seldom(self, sql: str, params: dict[str, Any]) -> Any:
         """A figure, asked for again only after a hundred times as long as it took: at most 1% of the database's time."""
         key = (sql, *params.values())
-        due, figure = self._figures.get(key, (0.0, None))
-        if (now := time.monotonic()) >= due:
-            if due:
-                self._figures[key] = (now + 1, figure)      # meanwhile others are given the old one
-            [(figure,)] = self._execute(sql, params)
-            self._figures[key] = (now + 100 * (time.monotonic() - now), figure)
-        return figure
+        if not self._counting.acquire(blocking=key not in self._figures):
+            return self._figures[key][1]        # the old one, while another thread asks
+        try:
+            due, figure = self._figures.get(key, (0.0, None))
+            if (now := time.monotonic()) >= due:
+                try:
+                    [(figure,)] = self._execute(sql, params)
+                except Unavailable:
+                    figure = None
+                self._figures[key] = (now + 100 * (time.monotonic() - now), figure)
+            return figure
+        finally:
+            self._counting.release()
 
     def claim(self, limit: int, lease: float) -> list[Row]:
         """Take up to `limit` ready tasks for `lease` seconds, the most urgent first; fewer, but at least one, when they are large."""
-        # Not sent again when the answer was lost: what was taken comes back when its lease runs out.
-        found = self._execute(CLAIM, {"limit": limit, "lease": timedelta(seconds=lease), "size": MAX_PAGE_SIZE}, repeat=False)
-        rows = sorted((Row(*row) for *row, _ in found), key=lambda row: (-row.priority, row.id))
+        waits = []
+
+        def look(number, before):
+            try:    # not again when the answer was lost: what was taken comes back when its lease runs out
+                found = self._execute(CLAIM, {"limit": number, "lease": timedelta(seconds=lease)}, repeat=False)
+            except Unavailable:
+                if not before:
+                    raise
+                return []
+            waits.extend(seconds(waited) for *_, waited in found)
+            return [Row(*row) for *row, _ in found]
+        rows = sorted(in_steps(limit, look), key=lambda row: (-row.priority, row.id))
         for row in rows:
             log.info("claimed task=%s attempt=%s", row.id, row.attempt)
         self.metrics.count("claimed", len(rows))
-        self.metrics.observe("wait", (seconds(waited) for *_, waited in found))
+        self.metrics.observe("wait", waits)
         return rows
 
     def running(self, id: int, attempt: int) -> float:
@@ -905,7 +925,7 @@ class Store:
 
     def release(self, held: Sequence[tuple[int, int]]) -> set[int]:
         """Give tasks (id, attempt) back unfinished, the attempt not counted; the ids that were still ours."""
-        ours = self._log("released", held, self._batch(RELEASE, held))
+        ours = self._log("released", held, self._batch(RELEASE, held)) if held else set()
         self.ring()
         return ours
 
@@ -1001,7 +1021,7 @@ def seconds(span: timedelta | float) -> float:
 
 
 class PostgresStore(Store):
-    """PostgreSQL 12 or newer, with a connection a thread."""
+    """PostgreSQL 12 or newer, with as many connections as there are statements at the same time."""
 
     def __init__(self, url: str):
         try:
@@ -1075,10 +1095,13 @@ class PostgresStore(Store):
     def _execute(self, sql, params=None, repeat=True):
         errors, used = self.psycopg2.errors, None
         try:
-            used = self._take()
-            rows = self._run(used or self._connect(), sql, params)
-        except (errors.DeadlockDetected, errors.SerializationFailure):
-            return self._execute(sql, params, repeat)       # nothing of it was done
+            for tries in itertools.count(1):
+                try:
+                    used = self._take()
+                    rows = self._run(used or self._connect(), sql, params)
+                    break
+                except (errors.DeadlockDetected, errors.SerializationFailure):      # nothing of it was done
+                    time.sleep(backoff(tries, 0.1, 2))
         except (errors.UndefinedTable, errors.UndefinedColumn) as e:
             self._outage.lost(e)
             raise Unavailable("the table is not there, or not as it should be: a start of this program would make it") from e
@@ -1861,13 +1884,11 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
     request = bottle.request
     places = threading.Semaphore(config.waiters)
     closing = threading.Event()         # the server stops: nobody waits any longer
-    work, rung = threading.Condition(), 0       # how often there was something new to claim
+    bell: queue.Queue[None] = queue.Queue(1)        # there may be tasks to claim; who takes this looks, and passes it on
 
     def ring() -> None:
-        nonlocal rung
-        with work:
-            rung += 1
-            work.notify()
+        with contextlib.suppress(queue.Full):
+            bell.put_nowait(None)
 
     store.bells.append(ring)
 
@@ -1915,7 +1936,7 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
             except (bottle.HTTPResponse, MemoryError, KeyboardInterrupt, SystemExit):
                 raise
             except Exception:
-                log.exception("could not answer %s %s request_id=%s", request.method, request.path, request.environ["taskmanager.id"])
+                log.exception("could not answer %s %r request_id=%s", request.method, request.path, request.environ["taskmanager.id"])
                 raise bottle.HTTPError(500, "something went wrong here; the log says what, under the request's id") from None
         return guarded
 
@@ -1930,7 +1951,7 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
         own that leads here (DNS rebinding), even read the answer."""
         host = header("HTTP_HOST").lower()
         if hosts and host and re.sub(r":\d*$", "", host) not in hosts:
-            raise Forbidden(f"{host!r} is not a name of this service: expected {', '.join(sorted(hosts))}, or a token on both sides (API_TOKEN)")
+            raise Forbidden(f"{host!r} is not a name of this service: expected {', '.join(sorted(hosts))}, or what ALLOWED_HOSTS names; with an API_TOKEN any")
         if request.method in ("GET", "HEAD"):
             return
         site, origin = header("HTTP_SEC_FETCH_SITE").lower(), header("HTTP_ORIGIN").lower()
@@ -1958,22 +1979,15 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
             raise NotJson(f"expected a body in JSON and Content-Type: application/json, not {kind}")
         return parse_body(data)
 
-    def parameters(*names: str) -> dict[str, list[str]]:
-        """The values of the query's parameters; of what is not there []. What is not known, or not text, is refused."""
+    def parameters(checks: Checks = {}) -> dict[str, Any]:
+        """What the query says. Nothing but what there is a check for may stand there."""
         if not request.query_string:
-            return {name: [] for name in names}
-        errors = [(f"?{name}".encode("latin-1").decode("utf-8", "replace"), f"unknown parameter; expected {' or '.join(names) or 'none'}")
-                  for name in request.query if name not in names]
-        values = {name: [] for name in names}
-        for name in names:
-            for value in request.query.getall(name):
-                try:
-                    values[name].append(value.encode("latin-1").decode())
-                except UnicodeError:
-                    errors.append((f"?{name}", "expected UTF-8"))
-        if errors:
-            raise Invalid(*errors)
-        return values
+            return {}
+        try:
+            query = request.query.decode()
+        except UnicodeError:
+            raise Invalid(("?", "expected UTF-8")) from None
+        return check_fields({name: query.getall(name) for name in query}, checks, at="?")
 
     def task_id(text: str, nothing_said: bool = False) -> int:
         parameters()
@@ -1987,7 +2001,7 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
         """The header, bare or as a quoted string (draft-ietf-httpapi-idempotency-key-header)."""
         if "HTTP_IDEMPOTENCY_KEY" not in request.environ:
             return None
-        text = header("HTTP_IDEMPOTENCY_KEY").strip().encode("latin-1").decode("utf-8", "replace")
+        text = header("HTTP_IDEMPOTENCY_KEY").strip(" \t").encode("latin-1").decode("utf-8", "replace")
         quoted = re.fullmatch(r'"((?:[^"\\]|\\["\\])*)"', text)
         if not text or text == '""' or "\ufffd" in text or text[0] == '"' and not quoted:
             raise Invalid(("Idempotency-Key", "expected up to 255 printable characters, bare or in double quotes"))
@@ -2035,7 +2049,7 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
             while not done(found) and (left := deadline - time.monotonic()) > 0 and not closing.is_set():
                 pause(min(gap, left))
                 if is_gone():
-                    break
+                    return found, {}
                 found, gap = look(), min(2 * gap, longest)
             return found, applied
         finally:
@@ -2065,26 +2079,12 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
 
     @app.get("/tasks")
     def list_tasks():
-        query = parameters("status", "order", "limit", "after")
-        statuses, order = query["status"], (query["order"] or ["asc"])[-1]
-        errors = [(f"?{name}", "expected once") for name in ("order", "limit", "after") if len(query[name]) > 1]
-        errors += [("?status", f"{status!r}: expected one of {', '.join(STATUSES)}") for status in statuses if status not in STATUSES]
-        if order not in LIST:
-            errors.append(("?order", f"{order!r}: expected asc or desc"))
-        numbers = {}
-        for name, low, high in (("limit", 1, MAX_PAGE), ("after", 0, MAX_ID)):
-            for text in query[name][:1]:
-                if re.fullmatch("[0-9]{1,19}", text) and low <= int(text) <= high:
-                    numbers[name] = int(text)
-                else:
-                    errors.append((f"?{name}", f"{text!r}: expected a whole number from {low} to {high}"))
-        if errors:
-            raise Invalid(*errors[:MAX_ERRORS])
-        limit = numbers.get("limit", MAX_PAGE)
-        rows = store.list(*statuses, after=numbers.get("after"), limit=limit + 1, order=order)
+        query = parameters(LIST_TASKS)
+        statuses, order, limit = query.get("status", []), query.get("order", "asc"), query.get("limit", MAX_PAGE)
+        rows = store.list(*statuses, after=query.get("after"), limit=limit + 1, order=order)
         more = is_full(rows, limit + 1)
         del rows[limit:]
-        given = [(name, value) for name in ("status", "order") for value in query[name]] + [("limit", limit)] * ("limit" in numbers or more)
+        given = [("status", status) for status in statuses] + [(name, query[name]) for name in ("order", "limit") if name in query]
         first = address("tasks") + ("?" + urlencode(given) if given else "")
         links = [f'<{first}>; rel="first"']
         if more:
@@ -2094,19 +2094,18 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
     @app.post("/tasks/claim")
     def claim_tasks():
         parameters()
-        wish, seen = check_fields(body(), CLAIM_TASKS), 0
+        wish = check_fields(body(), CLAIM_TASKS)
 
         def look():
-            nonlocal seen
-            seen = rung
             return [] if is_gone() else store.claim(wish.get("limit", 1), wish.get("lease", config.lease_seconds))
 
         def pause(span):
-            with work:
-                if seen == rung:
-                    work.wait(span)
-        rows, applied = waited(look, bool, pause, min(config.poll_seconds, 2))
-        if rows or is_gone():
+            with contextlib.suppress(queue.Empty):
+                bell.get(timeout=span)
+        rows, applied = waited(look, bool, pause, min(config.poll_seconds, 1))
+        if is_gone():
+            store.release([(row.id, row.attempt) for row in rows])
+        elif rows:
             ring()      # there may be more, for another who waits
         return answer("[" + ", ".join(row.to_json(claimed=True) for row in rows) + "]", **applied)
 
@@ -2193,11 +2192,13 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
 
     @app.get("/metrics", health=True)
     def metrics():
+        def known(samples):
+            return {labels: value for labels, value in samples.items() if value is not None}
         gauges = {"taskmanager_info": ("The program", {f'{{version="{__version__}"}}': 1})}
         try:
             store.ping()
-            gauges["taskmanager_tasks"] = ("Tasks in the table", {f'{{status="{status}"}}': store.count(status) for status in STATUSES})
-            gauges["taskmanager_oldest_ready_seconds"] = ("How long the oldest task waits that could be claimed", {"": store.oldest_ready()})
+            gauges["taskmanager_tasks"] = ("Tasks in the table", known({f'{{status="{status}"}}': store.count(status) for status in STATUSES}))
+            gauges["taskmanager_oldest_ready_seconds"] = ("How long the oldest task waits that could be claimed", known({"": store.oldest_ready()}))
             there = 1
         except Unavailable:
             there = 0
@@ -2261,6 +2262,7 @@ def begin(description: str) -> Config:
     logging.Formatter.converter = time.gmtime
     logging.basicConfig(level=config.log_level, handlers=handlers, format="%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
     logging.getLogger("pika").setLevel(logging.CRITICAL)            # what they say of a lost connection, we say ourselves
+    logging.getLogger("waitress").setLevel(logging.WARNING)         # for it quotes a path as the client chose it
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     sys.path.insert(0, os.getcwd())                                 # where HANDLER's module may be
 
@@ -2326,7 +2328,6 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
             getattr(app, "closing", threading.Event()).set()
             return super().shutdown(*args, **kwargs)
 
-    waitress.server.BaseWSGIServer.channel_class = Channel
     try:
         address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(*address[:2])
@@ -2338,22 +2339,26 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
         raise BadSetting(setting, config.port, f"{e.strerror}; expected a free one, such as {setting}={config.port % 65535 + 1}") from None
     dispatcher = Dispatcher()
     dispatcher.set_thread_count(config.threads + config.waiters)
-    return waitress.server.create_server(
+    server = waitress.server.create_server(
         app, _dispatcher=dispatcher, sockets=[listener], threads=config.threads + config.waiters, ident=None, connection_limit=1000, asyncore_use_poll=True,
-        channel_timeout=60, max_request_header_size=65536,
+        channel_timeout=30, cleanup_interval=10, max_request_header_size=65536,
         max_request_body_size=16 * MAX_BODY)        # more than is taken, since a client that is cut off while it sends does not see why
+    server.channel_class = Channel
+    return server
 
 
 def main() -> None:
     config = begin("Task Manager's HTTP API, and on SQLite a worker inside it.")
     handler = load_handler(config.handler)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4096 if most == resource.RLIM_INFINITY else min(4096, most), most))       # for 1,000 connections and their files
     store = open_store(config.database_url, wait=True)
     inside = config.worker == "on" or config.worker == "auto" and isinstance(store, SQLiteStore)
     worker = Worker(store, config, handler) if inside else None
     bell = Bell(config) if config.rabbitmq_url else None
 
     local = is_loopback(config.host)
-    hosts = {*LOOPBACK, config.host.lower()} if local and not config.api_token else ()
+    hosts = () if config.api_token else config.allowed_hosts.split(",") if config.allowed_hosts else [*LOOPBACK, config.host.lower()] if local else ()
     server = listen(create_app(store, config, hosts, bell and (lambda: bell.connected)), config)
     if not (local or config.api_token):
         log.warning("ANYBODY who can reach %s port %s can read, create and delete tasks, for there is no API_TOKEN", config.host, server.effective_port)

@@ -179,11 +179,11 @@ def test_list_backwards(store):
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
 def test_a_page_of_large_tasks_ends_early(store, order):
-    ids = store.create([NewTask(payload=json.dumps("é" * 900_000, ensure_ascii=False))] * 7 + [NewTask()])
+    ids = store.create([NewTask(payload=json.dumps("é" * 900_000, ensure_ascii=False))] * 20 + [NewTask()])
     ids.sort(reverse=order == "desc")
     seen = []
     while rows := store.list(*["New"] * bool(seen), order=order, after=seen[-1] if seen else None):
-        assert sum(len(row.payload or "") for row in rows) <= taskmanager.MAX_PAGE_SIZE + 1_000_000
+        assert len(rows) <= taskmanager.FEW + 1
         seen += [row.id for row in rows]
     assert seen == ids
 
@@ -198,9 +198,9 @@ def test_claim_takes_the_most_urgent_first_and_then_the_oldest(store):
 
 
 def test_claim_takes_no_more_than_can_be_held(store):
-    ids = store.create([NewTask(payload=json.dumps("x" * 1_000_000), priority=n % 2) for n in range(12)])
+    ids = store.create([NewTask(payload=json.dumps("x" * 1_000_000), priority=n % 2) for n in range(24)])
     taken = [row.id for row in store.claim(500, LEASE)]
-    assert taken == ids[1:8:2]
+    assert taken == ids[1:1 + 2 * taskmanager.FEW:2]
     while rows := store.claim(500, LEASE):
         taken += [row.id for row in rows]
     assert taken == ids[1::2] + ids[::2]
@@ -515,7 +515,7 @@ def test_apply_schema_may_be_done_again_and_at_once(database):
 @pytest.mark.parametrize("statement, index", [("CLAIM", "tasks_claim"), ("PROMOTE", "tasks_promote"), ("DELETE_OLD", "tasks_delete_old"), ("RECLAIM", "tasks_list_status")])
 def test_sqlite_takes_the_index_that_was_made_for_the_statement(sqlite_database, statement, index):
     store = taskmanager.open_store(sqlite_database)
-    plan = store._execute("explain query plan " + getattr(taskmanager, statement), {"limit": 1, "lease": 1, "age": 1, "max_attempts": 1, "size": 1})
+    plan = store._execute("explain query plan " + getattr(taskmanager, statement), {"limit": 1, "lease": 1, "age": 1, "max_attempts": 1})
     assert any(f" INDEX {index}" in row[-1] for row in plan)
 
 
