@@ -528,7 +528,6 @@ READ = f"select {COLUMNS} from tasks where id = %(id)s"
 # How long an attempt has been under way.
 RUNNING = "select now() - updated_at from tasks where id = %(id)s and attempt = %(attempt)s and status = 'In Progress'"
 
-
 # Pages by the last id seen, never by an offset: the millionth page costs what the first does.
 _PAGE = {"asc": "id > %(after)s order by id limit %(limit)s", "desc": "id < %(after)s order by id desc limit %(limit)s"}
 
@@ -1991,7 +1990,7 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
 
     def task_id(text: str, nothing_said: bool = False) -> int:
         parameters()
-        if nothing_said and request.body.read(9).strip() not in (b"", b"{}"):
+        if nothing_said and request.body.read().strip() not in (b"", b"{}"):
             raise Invalid(("", "expected no body"))
         if not re.fullmatch("[1-9][0-9]{0,18}", text) or int(text) > MAX_ID:
             raise NotFound(f"there is no task {text!r}: an id is a whole number from 1 on")
@@ -2244,6 +2243,15 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
 # ----------------------------------------------------------------------------
 # main(): the API as a program. worker.py begins with the same `begin`.
 
+class OneLine(logging.Formatter):
+    """UTC, and a message in one line, whatever a client has put into it."""
+    converter = time.gmtime
+
+    def formatMessage(self, record):
+        record.message = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda match: repr(match[0])[1:-1], record.message)
+        return super().formatMessage(record)
+
+
 def begin(description: str) -> Config:
     """The command line (there is only --help), the configuration and the logging of a program; SIGTERM ends it as Ctrl-C does."""
     table = "\n".join(textwrap.fill(f"  {name:16}{default or '-':20}{meaning.replace('`', '')}", shutil.get_terminal_size().columns,
@@ -2259,8 +2267,9 @@ def begin(description: str) -> Config:
             handlers.append(logging.handlers.RotatingFileHandler(config.log_file, maxBytes=10_000_000, backupCount=5, encoding="utf-8"))
         except OSError as e:
             raise BadSetting("LOG_FILE", config.log_file, e.strerror) from None
-    logging.Formatter.converter = time.gmtime
-    logging.basicConfig(level=config.log_level, handlers=handlers, format="%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
+    for each in handlers:
+        each.setFormatter(OneLine("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S"))
+    logging.basicConfig(level=config.log_level, handlers=handlers)
     logging.getLogger("pika").setLevel(logging.CRITICAL)            # what they say of a lost connection, we say ourselves
     logging.getLogger("waitress").setLevel(logging.WARNING)         # for it quotes a path as the client chose it
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
@@ -2282,9 +2291,17 @@ def is_loopback(host: str) -> bool:
     return False
 
 
+def own_names(config: Config) -> Iterable[str]:
+    """The names that a request without a token may call the service by; none: any."""
+    if config.api_token:
+        return ()
+    return config.allowed_hosts.split(",") if config.allowed_hosts else [*LOOPBACK, config.host.lower()] if is_loopback(config.host) else ()
+
+
 def listen(app: Callable, config: Config, setting: str = "PORT"):
     """A waitress server for an application, that listens on HOST and PORT; its run() serves. Its port: server.effective_port."""
     import waitress.channel
+    import waitress.parser
     import waitress.server
     import waitress.task
 
@@ -2294,7 +2311,7 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
         def execute(self):
             error = self.request.error
             detail = f"expected a body of at most {MAX_BODY} bytes" if error.code == 413 else str(error.body)
-            body = problem(error.code, detail, quote(getattr(self.request, "path", "/"))).encode()
+            body = problem(error.code, detail, quote(self.request.path[:500], encoding="latin-1")).encode()
             self.status = f"{error.code} {error.reason}"
             self.response_headers.extend((("Content-Type", "application/problem+json"), *HEADERS.items(),
                                           ("X-Request-Id", request_id(self.request.headers.get("X_REQUEST_ID", "")))))
@@ -2302,8 +2319,17 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
             self.content_length = len(body)
             self.write(body)
 
+    class Parser(waitress.parser.HTTPRequestParser):
+        path = "/"      # until it is known, for the log
+
+        def parse_header(self, header_plus):
+            try:
+                super().parse_header(header_plus)
+            except ValueError as e:     # of an address such as http://[
+                raise waitress.parser.ParsingError(str(e)) from None
+
     class Channel(waitress.channel.HTTPChannel):
-        error_task_class = ErrorTask
+        error_task_class, parser_class = ErrorTask, Parser
         begun = 0.0
 
         def received(self, data):
@@ -2357,10 +2383,8 @@ def main() -> None:
     worker = Worker(store, config, handler) if inside else None
     bell = Bell(config) if config.rabbitmq_url else None
 
-    local = is_loopback(config.host)
-    hosts = () if config.api_token else config.allowed_hosts.split(",") if config.allowed_hosts else [*LOOPBACK, config.host.lower()] if local else ()
-    server = listen(create_app(store, config, hosts, bell and (lambda: bell.connected)), config)
-    if not (local or config.api_token):
+    server = listen(create_app(store, config, own_names(config), bell and (lambda: bell.connected)), config)
+    if not (config.api_token or is_loopback(config.host)):
         log.warning("ANYBODY who can reach %s port %s can read, create and delete tasks, for there is no API_TOKEN", config.host, server.effective_port)
     try:
         if bell:

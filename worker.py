@@ -193,7 +193,7 @@ def main() -> None:
     bell = Bell(config) if config.rabbitmq_url else None
     if config.metrics_port is not None:
         aside = dataclasses.replace(config, port=config.metrics_port, threads=2, waiters=0)
-        server = taskmanager.listen(taskmanager.create_app(store, aside, rabbitmq=bell and (lambda: bell.connected), only_health=True), aside, "METRICS_PORT")
+        server = taskmanager.listen(taskmanager.create_app(store, aside, taskmanager.own_names(config), bell and (lambda: bell.connected), only_health=True), aside, "METRICS_PORT")
         threading.Thread(target=server.run, name="metrics", daemon=True).start()
         log.info("started metrics port=%s", server.effective_port)
     try:
