@@ -344,7 +344,7 @@ def test_an_older_program_leaves_a_newer_schema_alone(postgres_database):
 
 
 def test_the_databases_own_options_are_kept(postgres_database):
-    store = taskmanager.PostgresStore(postgres_database + "?application_name=mine&options=-csearch_path%3Dpg_catalog")
+    store = taskmanager.PostgresStore(postgres_database.partition("?")[0] + "?application_name=mine&options=-csearch_path%3Dpg_catalog")
     assert store._execute("select current_setting('application_name'), current_setting('search_path'), current_setting('TimeZone')") == [("mine", "pg_catalog", "UTC")]
 
 
