@@ -810,6 +810,11 @@ class Store:
         """Make the table, or bring an older one up to date. Any number of processes may do so at once."""
         raise NotImplementedError
 
+    def close(self) -> None:
+        """Close the connections that are not in use. The store can still be used: it makes new ones."""
+        while self._idle:
+            self._idle.pop().close()
+
     def ping(self) -> None:
         """Raise Unavailable when the database does not answer, or the table is not there."""
         self._execute(READ, {"id": 0})

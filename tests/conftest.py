@@ -112,7 +112,9 @@ def database(request):
 
 @pytest.fixture
 def store(database):
-    return taskmanager.open_store(database)
+    store = taskmanager.open_store(database)
+    yield store
+    store.close()
 
 
 @pytest.fixture
