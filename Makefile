@@ -1,7 +1,8 @@
-# make run    the service on SQLite with a worker inside, at http://localhost:5000
-# make demo   the same with a trickle of tasks of several kinds, to look at
-# make test   all tests, against a PostgreSQL and a RabbitMQ of their own
-# make lint   judges of openapi.yaml and asyncapi.yaml, and a fuzzer; needs Node.js
+# make run           the service on SQLite with a worker inside, at http://localhost:5000
+# make demo          the same with a trickle of tasks of several kinds, to look at
+# make test          all tests, against a PostgreSQL and a RabbitMQ of their own
+# make browser-test  the page, in a real Chromium
+# make lint          judges of openapi.yaml and asyncapi.yaml, and a fuzzer; needs Node.js
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -17,6 +18,10 @@ test: $(VENV)/test.stamp
 	@$(VENV)/bin/python tests/servers.py
 	$(VENV)/bin/python -m pytest -q -rs tests
 
+browser-test: $(VENV)/browser.stamp
+	@$(VENV)/bin/python tests/browser/webdriver.py
+	$(VENV)/bin/python -m pytest -q tests/browser/page.py
+
 lint: $(VENV)/run.stamp
 	@lint/run $(VENV)/bin/python
 
@@ -30,6 +35,11 @@ $(VENV)/test.stamp: requirements-test.txt requirements.txt | $(VENV)/bin/python
 	@$(PIP) install -r requirements-test.txt
 	@touch $@
 
+$(VENV)/browser.stamp: tests/browser/requirements.txt $(VENV)/test.stamp
+	@echo "installing tests/browser/requirements.txt into $(VENV)"
+	@$(PIP) install --no-deps -r tests/browser/requirements.txt
+	@touch $@
+
 # Debian keeps venv in a package of its own.
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "expected Python 3.10 or newer; PYTHON=… names another one than $$($(PYTHON) -V)"; exit 1; }
@@ -39,6 +49,6 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) lint/node_modules lint/.venv .pytest_cache tests/__pycache__ __pycache__
+	rm -rf $(VENV) lint/node_modules lint/.venv .pytest_cache tests/__pycache__ tests/browser/__pycache__ __pycache__
 
-.PHONY: run demo test lint clean
+.PHONY: run demo test browser-test lint clean

@@ -2226,6 +2226,13 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
         return static("index.html", "static/swagger")
 
     @app.get("/", public=True)
+    def page():
+        return static("index.html", "static")
+
+    @app.get("/static/<name>", public=True)
+    def page_file(name):
+        return static(name, "static")
+
     @app.get("/swagger/", public=True)
     @app.get("/swagger/index.html", public=True)       # whose addresses are for /swagger
     def to_swagger():

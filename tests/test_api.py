@@ -113,7 +113,7 @@ def test_a_body_in_chunks(api, store):
 
 @pytest.mark.parametrize("method, path, status", [
     ("GET", "/nothing", 404), ("GET", "/tasks/", 404), ("GET", "/tasks/1/2", 404), ("POST", "/nothing", 404), ("GET", "/swagger/../taskmanager.py", 404),
-    ("GET", "/swagger/%2e%2e%2fschema.sql", 404), ("GET", "/swagger/nothing.js", 404), ("GET", "/a/../b", 404), ("GET", "//x", 404), ("GET", "/http://[x", 404), ("DELETE", "/tasks", 405), ("PUT", "/tasks/1", 405), ("GET", "/tasks/1/cancel", 405),
+    ("GET", "/swagger/%2e%2e%2fschema.sql", 404), ("GET", "/swagger/nothing.js", 404), ("GET", "/static/%2e%2e%2ftaskmanager.py", 404), ("GET", "/static/swagger", 404), ("POST", "/", 405), ("GET", "/a/../b", 404), ("GET", "//x", 404), ("GET", "/http://[x", 404), ("DELETE", "/tasks", 405), ("PUT", "/tasks/1", 405), ("GET", "/tasks/1/cancel", 405),
 ], ids=str)
 def test_what_there_is_not_is_json_too(api, method, path, status):
     head, _, body = raw(api, f"{method} {path} HTTP/1.1\r\nConnection: close\r\n\r\n".encode()).partition(b"\r\n\r\n")
@@ -318,7 +318,7 @@ def test_a_token_is_needed_where_one_is_set(store, serve):
             assert answer.headers["WWW-Authenticate"] == "Bearer"
     assert store.list() == []
     assert http("POST", f"{api}/tasks", Authorization="Bearer s3cret").status == 201
-    for path in ("/livez", "/readyz", "/swagger", "/openapi.yaml", "/swagger/swagger-ui.css"):
+    for path in ("/livez", "/readyz", "/", "/static/page.js", "/swagger", "/openapi.yaml", "/swagger/swagger-ui.css"):
         assert http("GET", api + path).status == 200
 
 
@@ -337,8 +337,19 @@ def test_health(api, store, monkeypatch):
 
 # Swagger UI
 
+def test_the_page_is_served_from_here_alone(api):
+    page = http("GET", f"{api}/")
+    assert page.status == 200 and page.headers["Content-Type"].startswith("text/html") and "script-src 'self'" in page.headers["Content-Security-Policy"]
+    html = page.body.decode()
+    assert not re.search(r"""<style|style=|<script(?![^>]*src)|\son\w+=|(src|href)=["']?(https?:|/)""", html)
+    files = [name for name in re.findall(r'(?:src|href)="(static/[^"]+)"', html)]
+    assert len(set(files)) == 3
+    for name in files:
+        assert http("GET", f"{api}/{name}").status == 200
+    assert re.search("(text|application)/javascript", http("GET", f"{api}/static/page.js").headers["Content-Type"])
+
+
 def test_swagger_ui_is_served_from_here_alone(api):
-    assert http("GET", f"{api}/").headers["Location"] == "/swagger"
     page = http("GET", f"{api}/swagger")
     assert page.status == 200 and "text/html" in page.headers["Content-Type"] and "script-src 'self'" in page.headers["Content-Security-Policy"]
     files = re.findall(r'(?:src|href)="([^"]+)"', page.body.decode())
@@ -365,4 +376,5 @@ def test_under_a_prefix(store, serve):
     assert links(http("GET", f"{url}/jobs/tasks?limit=1")) == {"first": "/jobs/tasks?limit=1", "next": "/jobs/tasks?limit=1&after=1"}
     assert http("GET", f"{url}/jobs/tasks/7").json["instance"] == "/jobs/tasks/7"
     assert http("GET", f"{url}/jobs/swagger").status == 200
-    assert http("GET", f"{url}/jobs/").headers["Location"] == "/jobs/swagger"
+    assert http("GET", f"{url}/jobs/").status == http("GET", f"{url}/jobs/static/page.js").status == 200
+    assert http("GET", f"{url}/jobs/swagger/").headers["Location"] == "/jobs/swagger"

@@ -10,3 +10,9 @@ window.ui = SwaggerUIBundle({
   tryItOutEnabled: true,
   persistAuthorization: false,
 });
+
+// The style sheet has a dark mode, for whoever says that it is wanted.
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const follow = () => document.documentElement.classList.toggle("dark-mode", dark.matches);
+dark.addEventListener("change", follow);
+follow();

@@ -1,0 +1,234 @@
+// The page: what the address asks for, looked at again and again. `?task=17` is a task, anything else a page of the
+// list: `?status=New&after=950`. A look is two conditional requests: the figures, and what is shown. The next one comes
+// soon when something has changed, ever later when not, and not at all while nobody sees the page.
+
+import {ask, figures, Problem, read, token, Unreachable} from "./api.js";
+import {$, text} from "./dom.js";
+import {drawFigures, drawTiles, STATUSES} from "./figures.js";
+import {askToken, createForm, sure, tokenAccepted, tokenForm, words} from "./forms.js";
+import {drawList, drawTask, drawTimes} from "./tasks.js";
+import {said, t, timeOfDay, translate} from "./words.js";
+
+const PAGE = 50, SOON = 1000, LATE = 10_000, DOWN = 4000;      // milliseconds
+
+// --- where we are
+
+let here;
+
+function parse(search) {
+  const query = new URLSearchParams(search), id = name => /^\d{1,19}$/.test(query.get(name)) ? query.get(name) : null;
+  return {status: STATUSES.filter(status => query.getAll("status").includes(status)), after: id("after"), task: id("task")};
+}
+
+function address({status = [], after, task}) {
+  const query = new URLSearchParams(status.map(each => ["status", each]));
+  if (after) query.set("after", after);
+  if (task) query.set("task", task);
+  return query.size ? `?${query}` : ".";
+}
+
+function listPath({status, after}, order = "desc") {
+  const query = new URLSearchParams([...status.map(each => ["status", each]), ["order", order], ["limit", PAGE]]);
+  if (after) query.set("after", after);
+  return `tasks?${query}`;
+}
+
+function go(href) {
+  if (new URL(href, location.href).href !== location.href) history.pushState(null, "", href);
+  arrive(true);
+}
+
+function arrive(focus) {
+  const from = here?.task;
+  here = parse(location.search);
+  const {status, task} = here;
+  drawTiles(task ? null : status, status => address({status}));
+  for (const id of ["overview", "list"]) $(id).hidden = Boolean(task);
+  $("task").hidden = !task;
+  text($("task-error"), "");
+  text($("list-error"), "");
+  drawn = null;
+  if (task) {
+    drawTask(task);
+    $("back").href = address({...here, task: null});
+    text($("back"), t(status.length || here.after ? "backTo" : "back"));
+    document.title = `${t("task", {id: task})} · ${t("title")}`;
+    if (focus) scrollTo(0, 0);
+    if (focus) $("task-title").focus({preventScroll: true});
+  } else {
+    $("list").setAttribute("aria-busy", "true");
+    document.title = [...status.map(each => t(each)), t("title")].join(" · ");
+    const row = from && $("rows").querySelector(`[data-id="${from}"]`);
+    if (row) row.focus();
+    else if (focus && here.after) $("list-title").focus();
+  }
+  say("");
+  look();
+}
+
+// --- looking
+
+let timer, turn = 0, pause = SOON, drawn, trouble = null;
+
+async function look() {
+  clearTimeout(timer);
+  const mine = ++turn, used = token.get(), {task} = here;
+  if (document.hidden) return;
+  const [counts, view] = await Promise.allSettled([figures(), read(task ? `tasks/${task}` : listPath(here))]);
+  if (mine !== turn) return;
+  const errors = [counts.reason, view.reason].filter(Boolean), status = view.reason?.status;
+  for (const error of errors) if (!(error instanceof Problem || error instanceof Unreachable)) console.error(error);
+  if (errors.some(error => error.status === 401)) {
+    tell();
+    if (used === token.get()) askToken(Boolean(used));
+    return;
+  }
+  const down = errors.find(error => !error.status || error.status >= 500);
+  if (!(down instanceof Unreachable)) tokenAccepted();
+  tell(down);
+  const moved = drawFigures(counts.value ?? {});
+  const changed = view.value && view.value !== drawn;
+  if (changed) draw(view.value);
+  if (status === 404 && task) gone(t("missing", {id: task}));
+  else if (status < 500) text($("list-error"), words(view.reason));
+  drawTimes();
+  pause = down ? Math.min(pause * 1.5, DOWN) : moved || changed ? SOON : Math.min(pause * 1.5, LATE);
+  timer = setTimeout(look, pause);
+}
+
+function lookNow() {
+  pause = SOON;
+  return look();
+}
+
+function draw(answer) {
+  drawn = answer;
+  text($("curl"), `curl -X POST ${token.get() ? '-H "Authorization: Bearer $API_TOKEN" ' : ""}${new URL("tasks", location.href).href}`);
+  if (here.task) return drawTask(here.task, answer.value);
+  const tasks = answer.value, {status, after} = here;
+  text($("list-error"), "");
+  drawList(tasks, status, after, task => address({...here, task}));
+  $("newest").hidden = $("newer").hidden = !after;
+  $("newest").href = address({status});
+  $("older").hidden = !answer.more;
+  if (answer.more) $("older").href = address({status, after: tasks.at(-1).id});
+}
+
+function gone(why) {
+  drawn = null;
+  drawTask(here.task);
+  text($("task-error"), why);
+}
+
+// Says plainly what is the matter, once, and when it is over.
+function tell(error) {
+  if (error) {
+    trouble ??= Date.now();
+    const unreachable = !(error instanceof Problem);
+    text($("trouble"), unreachable ? t("unreachable", {since: timeOfDay(trouble)}) : t("unavailable", {detail: said(error.message)}));
+    if (unreachable && $("token").hidden) $("shown").hidden = false;
+  } else if (trouble) {
+    trouble = null;
+    text($("trouble"), "");
+    say(t("recovered"));
+  }
+  document.body.classList.toggle("stale", Boolean(error));
+}
+
+let quiet;
+
+function say(words, href) {
+  clearTimeout(quiet);
+  $("said").replaceChildren(words);
+  if (href) {
+    const link = Object.assign(document.createElement("a"), {href, textContent: words});
+    link.dataset.go = "";
+    $("said").replaceChildren(link);
+  }
+  if (words) quiet = setTimeout(() => $("said").replaceChildren(), 10_000);
+}
+
+// --- acting
+
+let busy = false;
+
+async function act(method, path, done) {
+  if (busy) return;
+  busy = true;
+  const {task} = here;
+  try {
+    const answer = await ask(method, path);
+    text($("task-error"), "");
+    done(answer, task);
+  } catch (error) {
+    if (error.status === 401) return askToken(true);
+    if (here.task === task) text($("task-error"), words(error));
+  } finally {
+    busy = false;
+    lookNow();
+  }
+}
+
+function buttons() {
+  $("cancel").addEventListener("click", () => act("POST", `tasks/${here.task}/cancel`, ({status}, id) => say(t(status === 202 ? "saidCancelSoon" : "saidCancel", {id}))));
+  $("retry").addEventListener("click", () => act("POST", `tasks/${here.task}/retry`, (_, id) => say(t("saidRetry", {id}))));
+  $("delete").addEventListener("click", async () => {
+    const {task} = here;
+    if (await sure(task)) {
+      act("DELETE", `tasks/${task}`, () => {
+        if (here.task === task) go(address({...here, task: null}));
+        $("list-title").focus({preventScroll: true});
+        say(t("saidDelete", {id: task}));
+      });
+    }
+  });
+  $("newer").addEventListener("click", async () => {
+    const from = {...here, after: drawn?.value[0]?.id ?? BigInt(here.after) - 1n};
+    try {
+      const {value, more} = await read(listPath(from, "asc"));      // the page before this one ends where this one begins
+      go(address({...here, after: more ? BigInt(value.at(-1).id) + 1n : null}));
+    } catch (error) {
+      text($("list-error"), words(error));
+    }
+  });
+  $("copy-curl").addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText($("curl").textContent);
+      say(t("copied"));
+    } catch {       // no clipboard without https
+      getSelection().selectAllChildren($("curl"));
+      say(t("selected"));
+    }
+  });
+  $("metrics").addEventListener("click", async event => {
+    if (!token.get()) return;
+    event.preventDefault();     // a plain link would go without the token
+    try {
+      const answer = await ask("GET", "metrics");
+      location.href = URL.createObjectURL(new Blob([answer.text], {type: "text/plain;charset=utf-8"}));
+    } catch (error) {
+      say(words(error));
+    }
+  });
+}
+
+// --- the beginning
+
+translate(document);
+createForm(id => {
+  say(t("saidCreated", {id}), address({...here, task: id}));
+  lookNow();
+});
+tokenForm(lookNow);
+buttons();
+document.addEventListener("click", event => {
+  const link = event.target.closest("a[data-go]");
+  if (!link || event.button || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
+  event.preventDefault();
+  go(link.href);
+});
+addEventListener("popstate", () => arrive(true));
+addEventListener("online", lookNow);
+document.addEventListener("visibilitychange", lookNow);
+setInterval(() => document.hidden || drawTimes(), 1000);
+arrive(false);

@@ -1,0 +1,633 @@
+"""The page, used in a real Chromium: `make browser-test`.
+
+Nobody works on tasks but the tests themselves, over HTTP, so a task is in exactly the state that a test wants it in.
+After each test the console must be free of errors, and no request may have gone to another host.
+"""
+
+import importlib.util
+import json
+import re
+import sqlite3
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+import taskmanager
+import webdriver
+from conftest import http
+
+AXE = (Path(importlib.util.find_spec("axe_playwright_python").origin).parent / "axe.min.js").read_text(encoding="utf-8")
+MARKUP = "<img src=x onerror=\"document.title='hacked'\"><script>document.title='hacked'</script>"
+
+
+@pytest.fixture(scope="session")
+def driver():
+    driver = webdriver.Driver()
+    yield driver
+    driver.close()
+
+
+@pytest.fixture
+def new_browser(driver):
+    """new_browser(language): a window; watched until the test ends."""
+    browsers = []
+
+    def new_browser(language="en-US"):
+        browsers.append(driver.browser(language))
+        return browsers[-1]
+
+    yield new_browser
+    wrong = []
+    for browser in browsers:
+        # Chromium itself notes each answer of 400 and more, and each one that did not come; those are the tests' own doing.
+        wrong += [entry["message"] for entry in browser.log("browser") if entry["level"] != "INFO" and entry["source"] != "network"]
+        wrong += [url for url, _ in requests(browser) if urlsplit(url).scheme not in ("data", "blob", "chrome", "about") and urlsplit(url).hostname not in ("localhost", "127.0.0.1")]
+        browser.close()
+    assert not wrong
+
+
+@pytest.fixture
+def browser(new_browser):
+    return new_browser()
+
+
+@pytest.fixture
+def service(start, sqlite_database):
+    """service(**settings): its address. On SQLite, and no worker takes tasks."""
+    def service(**settings):
+        program = start("taskmanager.py", DATABASE_URL=sqlite_database, **{"CONCURRENCY": "0"} | settings)
+        service.program = program
+        return program.url
+    return service
+
+
+@pytest.fixture
+def url(service):
+    return service()
+
+
+def create(url, *tasks, **headers):
+    return http("POST", f"{url}/tasks", json.dumps(tasks or [{}]).encode(), **headers).json
+
+
+def claim(url, number=1, **headers):
+    return [task["id"] for task in http("POST", f"{url}/tasks/claim", {"limit": number}, **headers).json]
+
+
+def say(url, id, verb, attempt=1, **more):
+    answer = http("POST", f"{url}/tasks/{id}/{verb}", {"attempt": attempt, **more})
+    assert answer.status == 200, answer.body
+
+
+def fail(url, payload, error):
+    """A task that has failed; its id."""
+    [id] = create(url, {"payload": payload})
+    assert claim(url) == [id]
+    say(url, id, "fail", error=error, final=True)
+    return id
+
+
+def requests(browser):
+    """The address and the status of each request since one last asked; 0 as long as there is no answer."""
+    found = {}
+    for entry in browser.log("performance"):
+        message = json.loads(entry["message"])["message"]
+        params = message["params"]
+        if message["method"] == "Network.requestWillBeSent":
+            found[params["requestId"]] = params["request"]["url"], 0
+        elif message["method"] == "Network.responseReceived":
+            found[params["requestId"]] = params["response"]["url"], params["response"]["status"]
+    return list(found.values())
+
+
+def rows(browser):
+    return browser.js("[...document.querySelectorAll('#rows tr')].map(row => row.querySelector('a').textContent)")
+
+
+def hide(browser):
+    """Chromium without a screen calls each of its windows visible, so the test says it."""
+    browser.js("[Object.defineProperty(document, 'hidden', {value: true, configurable: true}), document.dispatchEvent(new Event('visibilitychange'))]")
+
+
+def focused(browser):
+    """What has the focus: its id, or else its text."""
+    return browser.js("document.activeElement.id || document.activeElement.textContent.trim()")
+
+
+def tab_to(browser, name):
+    """Press Tab until it is there, and is seen to be there."""
+    for _ in range(60):
+        browser.press("Tab")
+        if focused(browser) == name:
+            assert browser.js("['', '::after'].some(part => getComputedStyle(document.activeElement, part).outlineStyle != 'none')"), f"the focus on {name} is not to be seen"
+            return
+    raise AssertionError(f"Tab does not lead to {name}")
+
+
+# --- looking
+
+def test_an_empty_table_says_what_to_do_first(browser, url):
+    browser.open(f"{url}/")
+    browser.shows("#empty", "There are no tasks yet.", f"curl -X POST {url}/tasks")
+    assert not browser.text("#table")
+    browser.click("#copy-curl")
+    browser.until(lambda: "copied" in browser.text("#said").lower() or browser.js("getSelection().toString()") == f"curl -X POST {url}/tasks")
+    create(url)
+    browser.until(lambda: rows(browser) == ["1"])
+    assert not browser.text("#empty")
+
+
+def test_the_figures_are_those_of_the_service(browser, url):
+    create(url, *[{}] * 5)
+    claim(url, 3)
+    browser.open(f"{url}/")
+    browser.shows("[data-status='New'] strong", "2")
+    browser.shows("[data-status='In Progress'] strong", "3")
+    browser.shows("#states", "Longest wait", "sec", "answers", "not used", "at work: 3 in progress")
+    say(url, 1, "complete")
+    say(url, 2, "fail", error="too late", final=True)
+    browser.shows("[data-status='Completed'] strong", "1")
+    browser.shows("[data-status='Failed'] strong", "1")
+    browser.shows("#chart-sum", "1 completed", "1 failed")
+    assert browser.text("[data-status='All'] strong") == "5"
+    assert browser.js("document.querySelectorAll('#chart rect.Completed').length && document.querySelectorAll('#chart rect.Failed').length")
+
+
+def test_it_says_when_nobody_takes_tasks(browser, url, sqlite_database):
+    create(url)
+    with sqlite3.connect(sqlite_database.removeprefix("sqlite:///"), timeout=20) as database:
+        database.execute("update tasks set created_at = created_at - 3600")
+    browser.open(f"{url}/")
+    browser.shows("#states", "60 min", "tasks wait; watching…")
+    browser.js("[Date.now = (now => () => now() + 60_000)(Date.now)]")      # a minute later
+    browser.shows("#states", "nobody takes tasks")
+    claim(url)
+    browser.shows("#states", "at work: 1 in progress")
+
+
+def test_the_list_is_filtered_and_the_address_tells_how(browser, url):
+    create(url, *[{}] * 4)
+    claim(url, 2)
+    say(url, 1, "complete")
+    browser.open(f"{url}/")
+    browser.until(lambda: rows(browser) == ["4", "3", "2", "1"])
+    browser.click("#tiles [data-status='New']")
+    browser.until(lambda: rows(browser) == ["4", "3"])
+    assert browser.js("location.search") == "?status=New" and browser.js("document.title").startswith("New · ")
+    assert browser.js("document.querySelector('[aria-current]').dataset.status") == "New"
+    browser.click("#tiles [data-status='Completed']")
+    browser.until(lambda: rows(browser) == ["1"])
+    browser.click("#rows a")
+    browser.shows("#task", "Task 1", "Completed")
+    assert browser.js("location.search") == "?status=Completed&task=1"
+    browser.do("POST", "back")
+    browser.until(lambda: rows(browser) == ["1"] and focused(browser) == "1" and not browser.text("#task"))
+    browser.do("POST", "back")
+    browser.until(lambda: rows(browser) == ["4", "3"])
+    browser.do("POST", "forward")
+    browser.until(lambda: rows(browser) == ["1"])
+    browser.open(f"{url}/?status=New&status=In+Progress")
+    browser.until(lambda: rows(browser) == ["4", "3", "2"])
+    browser.click("#tiles [data-status='Failed']")
+    browser.shows("#empty", "There is none of these now.")
+
+
+def test_the_list_is_paged_both_ways(browser, url):
+    create(url, *[{}] * 120)
+    pages = [[f"{id}" for id in range(top, max(top - 50, 0), -1)] for top in (120, 70, 20)]
+    browser.open(f"{url}/")
+    browser.until(lambda: rows(browser) == pages[0])
+    assert not browser.text("#newer") and not browser.text("#newest")
+    browser.click("#older")
+    browser.until(lambda: rows(browser) == pages[1])
+    assert browser.js("location.search") == "?after=71"
+    browser.click("#older")
+    browser.until(lambda: rows(browser) == pages[2])
+    assert not browser.text("#older")
+    browser.click("#newer")
+    browser.until(lambda: rows(browser) == pages[1])
+    browser.click("#newer")
+    browser.until(lambda: rows(browser) == pages[0] and not browser.js("location.search"))
+    browser.do("POST", "back")
+    browser.until(lambda: rows(browser) == pages[1])
+    browser.click("#newest")
+    browser.until(lambda: rows(browser) == pages[0])
+
+
+def test_a_task_shows_all_that_it_has(browser, url):
+    create(url, {"payload": {"to": "ann@example.com", "n": 12345678901234567890}, "priority": 5, "max_attempts": 4, "timeout": 90}, idempotency_key="order-17")
+    claim(url)
+    say(url, 1, "fail", error="the mail server is away", delay=3000)
+    browser.open(f"{url}/?task=1")
+    browser.shows("#task", "New", "Error of the last attempt", "the mail server is away", "12345678901234567890", "ann@example.com",
+                  "Not before", "in 49 min", "Attempts", "1 of at most 4", "Priority", "5", "order-17", "90 sec")
+    browser.open(f"{url}/?task=77")
+    browser.shows("#task-error", "There is no task 77.")
+
+
+# --- acting
+
+def test_a_task_is_created_and_watched_until_it_is_completed(browser, url):
+    browser.open(f"{url}/")
+    browser.click("#new")
+    browser.type("#payload", '{"numbers": [1, 2, 12345678901234567890]}')
+    browser.type("#priority", "7")
+    browser.click("#create .primary")
+    browser.shows("#said", "Task 1 was created.")
+    assert http("GET", f"{url}/tasks/1").json["payload"] == {"numbers": [1, 2, 12345678901234567890]}
+    browser.until(lambda: rows(browser) == ["1"])
+    browser.click("#rows a")
+    browser.shows("#task", "Task 1", "New", "12345678901234567890", "Priority", "7")
+    claim(url)
+    browser.shows("#task-status", "In Progress")
+    say(url, 1, "progress", progress=0.25)
+    browser.shows("#task-progress", "25%")
+    assert browser.js("document.querySelector('progress').value") == 0.25
+    say(url, 1, "complete", result={"sum": 6})
+    browser.shows("#task", "Completed", "Result", '"sum": 6')
+    assert not browser.text("#task-progress") and not browser.text("#cancel") and not browser.text("#retry")
+
+
+def test_a_bare_task_and_a_later_one_can_be_created(browser, url):
+    browser.open(f"{url}/")
+    browser.click("#new")
+    browser.click("#create .primary")
+    browser.shows("#said", "Task 1 was created.")
+    browser.click("#new")
+    browser.type("#delay", "3600")
+    browser.press("Control", "Enter")
+    browser.shows("#said", "Task 2 was created.")
+    browser.shows("#rows tr", "2", "New", "in 59 min")
+    assert "payload" not in http("GET", f"{url}/tasks/1").json
+    browser.click("#said a")
+    browser.shows("#task", "Task 2", "Not before")
+
+
+def test_what_is_wrong_is_said_at_its_field(browser, url):
+    browser.open(f"{url}/")
+    browser.click("#new")
+    browser.type("#payload", '{"to":\n  ann}')
+    browser.click("#create .primary")
+    browser.shows("#payload-error", "This is not JSON: look at line 2, column 3.")
+    assert focused(browser) == "payload" and browser.js("document.querySelector('#payload').ariaInvalid") == "true"
+    assert (f"{url}/tasks", 400) not in requests(browser), "it was sent all the same"
+    browser.type("#payload", '{"to": "ann"}')
+    browser.type("#priority", "high")
+    browser.type("#delay", "-1")
+    browser.click("#create .primary")
+    browser.shows("#priority-error", "expected a whole number from -32768 to 32767")
+    browser.shows("#delay-error", "expected a number of seconds from 0 to 315360000")
+    assert focused(browser) == "priority" and not browser.text("#payload-error")
+    browser.type("#priority", "")
+    browser.type("#delay", "")
+    browser.type("#payload", '{"a": 1, "a": 2}')
+    browser.click("#create .primary")
+    browser.shows("#payload-error", "a name stands twice in an object")
+    browser.type("#payload", '{"a": 1}')
+    browser.click("#create .primary")
+    browser.shows("#said", "Task 1 was created.")
+
+
+def test_a_new_task_is_canceled_and_a_failed_one_retried(browser, url):
+    create(url)
+    browser.open(f"{url}/?task=1")
+    browser.click("#cancel")
+    browser.shows("#said", "Task 1 was canceled.")
+    browser.shows("#task-status", "Failed: canceled")
+    assert focused(browser) == "task-title", "the focus went with the button"
+    browser.click("#retry")
+    browser.shows("#said", "Task 1 will be run again.")
+    browser.shows("#task-status", "New")
+
+
+def test_a_task_in_progress_is_canceled_by_its_worker(browser, url):
+    create(url)
+    claim(url)
+    browser.open(f"{url}/?task=1")
+    browser.click("#cancel")
+    browser.shows("#said", "its worker was asked to stop")
+    browser.shows("#task-status", "In Progress, to be canceled")
+    assert not browser.text("#cancel") and not browser.text("#delete")
+    say(url, 1, "fail", error="stopped")
+    browser.shows("#task-status", "Failed: canceled")
+
+
+def test_a_task_is_deleted_after_a_question(browser, url):
+    create(url, {}, {})
+    browser.open(f"{url}/")
+    browser.until(lambda: rows(browser) == ["2", "1"])
+    browser.click("#rows a")
+    browser.click("#delete")
+    browser.shows("#sure", "Delete task 2?")
+    assert focused(browser) == "Keep it"
+    browser.press("Escape")
+    browser.until(lambda: not browser.text("#sure") and focused(browser) == "delete")
+    assert http("GET", f"{url}/tasks/2").status == 200
+    browser.click("#delete")
+    browser.click("#sure .danger")
+    browser.shows("#said", "Task 2 was deleted.")
+    browser.until(lambda: rows(browser) == ["1"])
+    assert http("GET", f"{url}/tasks/2").status == 404
+
+
+def test_a_refusal_is_said_in_words(browser, url):
+    fail(url, None, "too late")
+    browser.open(f"{url}/?task=1")
+    browser.shows("#task-status", "Failed")
+    hide(browser)       # so that the page does not see what comes
+    http("POST", f"{url}/tasks/1/retry")
+    browser.click("#retry")
+    browser.shows("#task-error", "task 1 is New: only one that is Failed can be retried")
+
+
+# --- what may go wrong
+
+def test_the_server_goes_and_comes_back(browser, service):
+    url = service()
+    create(url)
+    browser.open(f"{url}/")
+    browser.until(lambda: rows(browser) == ["1"])
+    service.program.stop()
+    browser.shows("#trouble", "The server can't be reached: no answer since")
+    assert rows(browser) == ["1"] and "unknown" in browser.text("#states")
+    browser.click("#new")
+    browser.type("#payload", '"kept"')
+    browser.click("#create .primary")
+    browser.shows("#create", "The server can't be reached. Please try again.")
+    service(PORT=urlsplit(url).port)
+    browser.shows("#said", "The server answers again.")
+    browser.until(lambda: not browser.text("#trouble"))
+    browser.click("#create .primary")       # what was typed is still there
+    browser.until(lambda: rows(browser) == ["2", "1"])
+    assert http("GET", f"{url}/tasks/2").json["payload"] == "kept"
+
+
+def test_it_says_when_database_and_rabbitmq_are_away(browser, service, sqlite_database):
+    def rename(table, name):
+        with sqlite3.connect(sqlite_database.removeprefix("sqlite:///"), timeout=20) as database:
+            database.execute(f"alter table {table} rename to {name}")
+
+    url = service(RABBITMQ_URL="amqp://127.0.0.1:1")
+    create(url)
+    browser.open(f"{url}/")
+    browser.shows("#state-rabbitmq", "does not answer")
+    browser.shows("#state-database", "answers")
+    rename("tasks", "away")
+    browser.shows("#trouble", "The server answers, but can't help: the database can't be used")
+    browser.shows("#state-database", "does not answer")
+    browser.shows("#state-workers", "unknown")
+    rename("away", "tasks")
+    browser.shows("#state-database", "answers")
+    browser.until(lambda: not browser.text("#trouble"))
+
+
+def test_markup_in_a_task_is_text(browser, url):
+    fail(url, {MARKUP: MARKUP}, f"ValueError: {MARKUP}")
+    create(url, {"payload": MARKUP})
+    claim(url)
+    say(url, 2, "complete", result=[MARKUP])
+    browser.open(f"{url}/")
+    browser.shows("#rows", MARKUP, MARKUP)
+    browser.open(f"{url}/?task=1")
+    browser.shows("#task", f"ValueError: {MARKUP}", json.dumps(MARKUP))
+    browser.open(f"{url}/?task=2")
+    browser.shows("#texts", json.dumps(MARKUP))
+    browser.open(f"{url}/?task={MARKUP}&status={MARKUP}&after={MARKUP}")
+    browser.until(lambda: rows(browser) == ["2", "1"])
+    assert browser.js("document.title") == "Task Manager"
+    assert not browser.js("document.querySelectorAll('main img, main script').length")
+
+
+def test_the_token_is_asked_for_once_a_session(new_browser, service):
+    url, browser = service(API_TOKEN="open-sesame"), new_browser()
+    bearer = {"authorization": "Bearer open-sesame"}
+    create(url, {}, **bearer)
+    browser.open(f"{url}/")
+    browser.shows("#token", "This service wants a token")
+    assert focused(browser) == "token-value" and not browser.text("#shown") and not browser.text("#new")
+    browser.type("#token-value", "wrong")
+    browser.press("Enter")
+    browser.shows("#token-value-error", "The service does not accept this token.")
+    browser.type("#token-value", "open-sesame")
+    browser.press("Enter")
+    browser.until(lambda: rows(browser) == ["1"] and not browser.text("#token"))
+    browser.click("#new")
+    browser.click("#create .primary")
+    browser.until(lambda: rows(browser) == ["2", "1"])
+    browser.do("POST", "refresh")
+    browser.until(lambda: rows(browser) == ["2", "1"])
+    assert browser.js("[localStorage.length, document.cookie.length, sessionStorage.length]") == [0, 0, 1]
+    browser.click("#metrics")
+    browser.shows("body", "taskmanager_tasks")
+    other = new_browser()
+    other.open(f"{url}/")
+    other.shows("#token", "This service wants a token")
+
+
+# --- what it costs
+
+def test_nothing_new_is_answered_with_304_and_a_hidden_page_asks_nothing(browser, url):
+    create(url)
+    browser.open(f"{url}/")
+    browser.until(lambda: rows(browser) == ["1"])
+    browser.until(lambda: [status for address, status in requests(browser) if "/tasks?" in address] == [304])
+    hide(browser)
+    browser.js("new Promise(done => setTimeout(done, 500))")
+    requests(browser)
+    browser.js("new Promise(done => setTimeout(done, 2500))")
+    assert requests(browser) == []
+    create(url)
+    browser.js("[delete document.hidden, document.dispatchEvent(new Event('visibilitychange'))]")
+    browser.until(lambda: rows(browser) == ["2", "1"])
+
+
+# --- for everybody
+
+def test_the_keyboard_alone_suffices(browser, url):
+    browser.open(f"{url}/")
+    browser.shows("#empty", "There are no tasks yet.")
+    browser.press("Tab")
+    assert focused(browser) == "Skip to the tasks"
+    tab_to(browser, "new")
+    browser.press("Enter")
+    browser.until(lambda: focused(browser) == "payload")
+    for key in "[1]":
+        browser.press(key)
+    tab_to(browser, "Create")
+    browser.press("Enter")
+    browser.until(lambda: rows(browser) == ["1"] and focused(browser) == "new")
+    claim(url)
+    say(url, 1, "fail", error="no", final=True)
+    browser.shows("#rows", "Failed")
+    tab_to(browser, "1")
+    browser.press("Enter")
+    browser.until(lambda: focused(browser) == "task-title")
+    tab_to(browser, "retry")
+    browser.press("Space")
+    browser.shows("#task-status", "New")
+    tab_to(browser, "delete")
+    browser.press("Enter")
+    browser.shows("#sure", "Delete task 1?")
+    tab_to(browser, "Delete it")
+    browser.press("Enter")
+    browser.shows("#empty", "There are no tasks yet.")
+    assert focused(browser) == "list-title"
+    # What has the focus keeps it while the list moves on.
+    create(url, {}, {})
+    browser.until(lambda: rows(browser) == ["3", "2"])
+    tab_to(browser, "2")
+    create(url)
+    browser.until(lambda: rows(browser) == ["4", "3", "2"])
+    assert focused(browser) == "2"
+
+
+def views(browser, url):
+    """Everything that the page can show, one after the other."""
+    browser.open(f"{url}/")
+    browser.shows("#empty", "There are no tasks yet.")
+    yield "empty"
+    failed = fail(url, {"to": "x" * 300, "text": "word " * 300, "list": list(range(30))}, "Traceback\n  " + "y" * 400)
+    create(url, {"payload": "p"}, {"delay": 3000, "payload": 1}, {"payload": "z" * 400}, *[{}] * 60)
+    [running] = claim(url)
+    say(url, running, "progress", progress=0.4)
+    browser.open(f"{url}/")
+    browser.shows("#rows", "New")
+    browser.shows("#states", "at work")
+    yield "list"
+    browser.click("#older")
+    browser.shows("#rows", "In Progress", "40%", "Failed", "yyy")
+    yield "second page"
+    browser.open(f"{url}/?task={failed}")
+    browser.shows("#task", "Failed", "Error", "Payload")
+    yield "failed"
+    browser.click("#delete")
+    browser.shows("#sure", "Delete task")
+    yield "question"
+    browser.open(f"{url}/?task={running}")
+    browser.shows("#task-progress", "40%")
+    browser.click("#new")
+    browser.type("#priority", "high")
+    browser.click("#create .primary")
+    browser.shows("#priority-error", "expected")
+    yield "form"
+    browser.open(f"{url}/?task=999")
+    browser.shows("#task-error", "There is no task")
+    yield "missing"
+
+
+@pytest.mark.parametrize("width", [360, 640])       # a phone, and a window of 1280 pixels at 200%
+def test_it_fits_without_scrolling_sideways(browser, service, width):
+    url = service()
+    browser.cdp("Emulation.setDeviceMetricsOverride", width=width, height=740, deviceScaleFactor=1, mobile=True)
+    for view in views(browser, url):
+        assert browser.js("document.documentElement.scrollWidth <= innerWidth && innerWidth") == width, f"{view} is too wide"
+        assert browser.js("""[...document.querySelectorAll('body *')].filter(element => element.checkVisibility() && !element.closest('.unseen, thead')
+                             && element.getBoundingClientRect().right > innerWidth + 1).map(element => element.outerHTML.slice(0, 200))""") == [], f"{view} is too wide"
+    service.program.stop()
+    browser.shows("#trouble", "can't be reached")
+    assert browser.js("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(new_browser, service, scheme):
+    def audit(view):
+        browser.js(f"(() => {{ {AXE} }})()")
+        found = browser.js("axe.run(document, {resultTypes: ['violations']}).then(({violations, passes}) => [passes.length, violations.map(({id, help, nodes}) => [id, help, nodes.map(node => node.html + node.failureSummary)])])")
+        assert found[0] > 10 and found[1] == [], view
+
+    def window():
+        browser = new_browser()
+        browser.cdp("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        return browser
+
+    url, browser = service(), window()
+    for view in views(browser, url):
+        assert browser.js("matchMedia('(prefers-color-scheme: dark)').matches") == (scheme == "dark")
+        audit(view)
+    browser.cdp("Emulation.setDeviceMetricsOverride", width=360, height=740, deviceScaleFactor=1, mobile=True)
+    browser.open(f"{url}/")
+    browser.shows("#rows", "New")
+    audit("phone")
+    service.program.stop()
+    browser.shows("#trouble", "can't be reached")
+    audit("server away")
+    url, browser = service(API_TOKEN="secret"), window()
+    browser.open(f"{url}/")
+    browser.type("#token-value", "wrong")
+    browser.press("Enter")
+    browser.shows("#token-value-error", "does not accept")
+    audit("token")
+
+
+def test_it_speaks_russian(new_browser, url):
+    browser = new_browser("ru-RU")
+    fail(url, 1, "нет")
+    browser.open(f"{url}/")
+    browser.shows("#rows", "Ошибка", "нет")
+    browser.shows("body", "Новая задача", "В работе", "Исполнители", "Завершается в секунду")
+    assert browser.js("document.documentElement.lang") == "ru"
+    browser.click("#new")
+    browser.type("#priority", "высокий")
+    browser.click("#create .primary")
+    browser.shows("#priority-error", "ожидалось целое число от -32768 до 32767")
+
+
+def test_every_text_of_the_page_has_both_languages():
+    words = (taskmanager.HERE / "static" / "words.js").read_text(encoding="utf-8")
+    table = re.search(r"const WORDS = \{\n(.*?)\n\};", words, re.DOTALL)[1]
+    known = dict(re.findall(r'^  "?([\w ]+)"?: (\[".+", ".+"\]),$', table, re.MULTILINE))
+    assert len(known) == len([line for line in table.splitlines() if line])
+    for name, both in known.items():
+        english, russian = json.loads(both)
+        assert set(re.findall(r"\{\w+\}", english)) == set(re.findall(r"\{\w+\}", russian)), name
+    page = (taskmanager.HERE / "static" / "index.html").read_text(encoding="utf-8")
+    for name, text in re.findall(r'data-t="(\w+)"[^>]*>([^<]+)<', page):
+        assert json.loads(known[name])[0] == text
+    for name, text in re.findall(r'data-label="(\w+)" aria-label="([^"]+)"', page):
+        assert json.loads(known[name])[0] == text
+
+
+# --- where it lives
+
+def test_it_works_under_a_prefix(browser, store_under_prefix):
+    browser.open(store_under_prefix)
+    browser.shows("#empty", f"curl -X POST {store_under_prefix}tasks")
+    browser.click("#new")
+    browser.click("#create .primary")
+    browser.until(lambda: rows(browser) == ["1"])
+    browser.click("#rows a")
+    browser.shows("#task", "Task 1")
+    assert browser.js("location.href") == f"{store_under_prefix}?task=1"
+    browser.click("#back")
+    browser.until(lambda: browser.js("location.href") == store_under_prefix)
+    browser.click("footer a")
+    browser.until(lambda: browser.js("location.href") == f"{store_under_prefix}swagger")
+
+
+@pytest.fixture
+def store_under_prefix(sqlite_database, serve):
+    import bottle
+    store = taskmanager.open_store(sqlite_database)
+    app = bottle.Bottle()
+    app.mount("/jobs/", taskmanager.create_app(store))
+    return f"{serve(app)}/jobs/"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_swagger_ui_tries_it_out_with_the_token(browser, service, scheme):
+    url = service(API_TOKEN="secret")
+    browser.cdp("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    browser.open(f"{url}/swagger")
+    browser.click(".auth-wrapper .authorize")
+    browser.type(".auth-container input", "secret")
+    browser.click(".auth-btn-wrapper .authorize")
+    browser.click(".btn-done")
+    browser.click("#operations-tasks-createTask button.opblock-summary-control")
+    browser.click("#operations-tasks-createTask .execute")
+    browser.shows("#operations-tasks-createTask .live-responses-table", "201")
+    assert http("GET", f"{url}/tasks/1", authorization="Bearer secret").status == 200
+    if scheme == "dark":        # in light, the colours are as Swagger UI wants them
+        browser.js(f"(() => {{ {AXE} }})()")
+        assert browser.js("""axe.run(document, {runOnly: ['color-contrast']}).then(({violations}) => violations.flatMap(({nodes}) => nodes)
+                             .filter(({any}) => any[0].data.contrastRatio < 3).map(({html, any}) => [html, any[0].data.contrastRatio]))""") == []
