@@ -112,7 +112,7 @@ function drawStates(figures, now) {
 // `figures` are those of api.js; {} when they could not be had. Returns whether anything has changed.
 export function drawFigures(figures, now = Date.now()) {
   const before = JSON.stringify(last?.tasks);
-  if (figures.tasks) {
+  if (STATUSES.every(status => status in (figures.tasks ?? {}))) {       // one that takes too long to count is left out
     count(figures.tasks, now);
     drawCounts(figures.tasks);
     drawChart(now);

@@ -175,7 +175,7 @@ def fail_inside(monkeypatch, store):
 LARGE = b"Content-Length: 99999999999\r\n"
 KINDS = {
     "200": (200, b"GET /tasks/1 HTTP/1.1\r\n"), "201": (201, b"POST /tasks HTTP/1.1\r\n"), "202": (202, b"POST /tasks/2/cancel HTTP/1.1\r\n"), "204": (204, b"DELETE /tasks/1 HTTP/1.1\r\n"), "204 to OPTIONS": (204, b"OPTIONS /tasks HTTP/1.1\r\n"),
-    "302": (302, b"GET / HTTP/1.1\r\n"), "304": (304, b"GET /tasks/1 HTTP/1.1\r\nIf-None-Match: *\r\n"), "400": (400, b"GET /tasks?limit=0 HTTP/1.1\r\n"), "400 by the server": (400, b"GET /tasks HTTP/1.1\r\nContent-Length: x\r\n"),
+    "302": (302, b"GET /swagger/ HTTP/1.1\r\n"), "304": (304, b"GET /tasks/1 HTTP/1.1\r\nIf-None-Match: *\r\n"), "400": (400, b"GET /tasks?limit=0 HTTP/1.1\r\n"), "400 by the server": (400, b"GET /tasks HTTP/1.1\r\nContent-Length: x\r\n"),
     "403": (403, b"POST /tasks HTTP/1.1\r\nSec-Fetch-Site: cross-site\r\n"), "404": (404, b"GET /tasks/7 HTTP/1.1\r\n"), "404 of an address": (404, b"GET /nothing HTTP/1.1\r\n"), "404 of a page": (404, b"GET /swagger/nothing.js HTTP/1.1\r\n"),
     "405": (405, b"PUT /tasks HTTP/1.1\r\n"), "409": (409, b"DELETE /tasks/2 HTTP/1.1\r\n"), "413": (413, b"POST /tasks HTTP/1.1\r\nContent-Length: %d\r\n" % (MAX_BODY + 1)), "413 by the server": (413, b"POST /tasks HTTP/1.1\r\n" + LARGE),
     "415": (415, b"POST /tasks HTTP/1.1\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n"), "431": (431, b"GET /tasks HTTP/1.1\r\nX: " + b"x" * 65_600 + b"\r\n"), "500": (500, b"GET /tasks HTTP/1.1\r\n"),
