@@ -2307,7 +2307,7 @@ def own_names(config: Config) -> Iterable[str]:
     """The names that a request without a token may call the service by; none: any."""
     if config.api_token:
         return ()
-    return config.allowed_hosts.split(",") if config.allowed_hosts else [*LOOPBACK, config.host.lower()] if is_loopback(config.host) else ()
+    return config.allowed_hosts.split(",") if config.allowed_hosts else {*LOOPBACK, config.host.lower()} if is_loopback(config.host) else ()
 
 
 def listen(app: Callable, config: Config, setting: str = "PORT"):
