@@ -182,6 +182,12 @@ function buttons() {
       });
     }
   });
+  $("find").addEventListener("submit", event => {
+    event.preventDefault();
+    const task = $("find-id").value;
+    event.target.reset();
+    go(address({...here, task}));
+  });
   $("newer").addEventListener("click", async () => {
     const from = {...here, after: drawn?.value[0]?.id ?? BigInt(here.after) - 1n};
     try {

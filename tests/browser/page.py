@@ -215,6 +215,21 @@ def test_the_list_is_paged_both_ways(browser, url):
     browser.until(lambda: rows(browser) == pages[0])
 
 
+def test_a_task_is_found_by_its_id(browser, url):
+    create(url, *[{}] * 3)
+    browser.open(f"{url}/?status=New")
+    browser.type("#find-id", "two")
+    browser.press("Enter")
+    assert browser.js("document.querySelector('#find-id:invalid') && location.search") == "?status=New"
+    browser.type("#find-id", "2")
+    browser.press("Enter")
+    browser.shows("#task", "Task 2", "New")
+    assert browser.js("location.search") == "?status=New&task=2" and focused(browser) == "task-title"
+    browser.do("POST", "back")
+    browser.until(lambda: rows(browser) == ["3", "2", "1"])
+    assert browser.js("document.querySelector('#find-id').value") == ""
+
+
 def test_a_task_shows_all_that_it_has(browser, url):
     create(url, {"payload": {"to": "ann@example.com", "n": 12345678901234567890}, "priority": 5, "max_attempts": 4, "timeout": 90}, idempotency_key="order-17")
     claim(url)
@@ -565,7 +580,7 @@ def test_it_speaks_russian(new_browser, url):
     fail(url, 1, "нет")
     browser.open(f"{url}/")
     browser.shows("#rows", "Ошибка", "нет")
-    browser.shows("body", "Новая задача", "В работе", "Исполнители", "Завершается в секунду")
+    browser.shows("body", "Новая задача", "В работе", "Воркеры", "Завершается в секунду")
     assert browser.js("document.documentElement.lang") == "ru"
     browser.click("#new")
     browser.type("#priority", "высокий")
