@@ -861,7 +861,7 @@ class Store:
         return in_steps(limit, look)
 
     def count(self, status: str) -> int | None:
-        """How many tasks have this status: exact, but not always of this moment. None when it took too long to count."""
+        """How many tasks have this status: exact, but not always of this moment. None when it is not known: it takes too long, or is just being counted for the first time."""
         return self._seldom(COUNT, {"status": status})
 
     def oldest_ready(self) -> float | None:
@@ -872,10 +872,10 @@ class Store:
     def _seldom(self, sql: str, params: dict[str, Any]) -> Any:
         """A figure, asked for again only after a hundred times as long as it took: at most 1% of the database's time."""
         key = (sql, *params.values())
-        if not self._counting.acquire(blocking=key not in self._figures):
-            return self._figures[key][1]        # the old one, while another thread asks
+        due, figure = self._figures.get(key, (0.0, None))
+        if not self._counting.acquire(blocking=False):
+            return figure       # the old one, while another thread asks: nobody waits for a slow count
         try:
-            due, figure = self._figures.get(key, (0.0, None))
             if (now := time.monotonic()) >= due:
                 try:
                     [(figure,)] = self._execute(sql, params)

@@ -4,7 +4,9 @@ import contextlib
 import json
 import math
 import re
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pika
@@ -368,6 +370,26 @@ def test_counts_are_not_asked_for_at_every_scrape_when_that_is_slow(api, store, 
 
 def worker_port(worker):
     return f"http://127.0.0.1:{worker.logged(r'started metrics port=([0-9]+)')[1]}"
+
+
+def test_nobody_waits_while_another_one_counts(store, monkeypatch):
+    counting, done, execute = threading.Event(), threading.Event(), store._execute
+
+    def slow(*args):
+        counting.set()
+        assert done.wait(20)
+        return execute(*args)
+
+    store.create([NewTask()] * 3)
+    with monkeypatch.context() as patch, ThreadPoolExecutor() as pool:
+        patch.setattr(store, "_execute", slow)
+        first = pool.submit(store.count, "New")
+        try:
+            assert counting.wait(20) and store.count("New") is None
+        finally:
+            done.set()
+        assert first.result() == 3
+    assert store.count("New") == 3
 
 
 def test_a_worker_tells_of_itself_on_a_port_of_its_own(start, sqlite_database, broker):
