@@ -1514,13 +1514,6 @@ def retry_delay(row: Row, config: Config, delay: float | None = None) -> float |
 LOST, STOPS = "its lease was lost", "the worker stops"     # why a handler is told to stop, besides a timeout and "canceled"
 
 
-class Outcome(NamedTuple):
-    """How an attempt ended: the verb that writes it, and what that takes behind id and attempt."""
-    task: Task
-    verb: str
-    values: tuple
-
-
 class Worker:
     """Runs the tasks of a store until it is stopped. Any number of workers may share a store."""
 
@@ -1531,7 +1524,7 @@ class Worker:
         # Where a task does nothing there is nothing to run side by side, and a whole batch is done at once.
         self.slots = config.concurrency if self.handler or not config.concurrency else MANY
         self._running: dict[tuple[int, int], Task] = {}
-        self._outcomes: list[Outcome] = []
+        self._outcomes: dict[str, list[tuple]] = {"complete": [], "retry": [], "fail": [], "release": []}      # by the method of the store that writes them, and takes them so
         self._lock = threading.Lock()           # of the two above
         self._inbox: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._event = threading.Event()         # something happened
@@ -1609,7 +1602,7 @@ class Worker:
         if self._deadline is None:
             return False
         with self._lock:
-            return not (self._running or self._outcomes) or time.monotonic() >= self._deadline + 2 * STOP_SECONDS
+            return not (self._running or any(self._outcomes.values())) or time.monotonic() >= self._deadline + 2 * STOP_SECONDS
 
     def _idle_seconds(self) -> float:
         times = [self._next_tick]
@@ -1627,14 +1620,14 @@ class Worker:
         held_until = time.monotonic() + self.config.lease_seconds
         rows = self.store.claim(free, self.config.lease_seconds)
         for row in rows:
-            task = Task(row, self.config.task_timeout)
-            task.held_until = held_until
             if self.handler:
+                task = Task(row, self.config.task_timeout)
+                task.held_until = held_until
                 with self._lock:
                     self._running[row.id, row.attempt] = task
                 self._inbox.put(task)
             else:
-                self._outcomes.append(Outcome(task, "complete", (None,)))
+                self._outcomes["complete"].append((row.id, row.attempt, None))
         if is_full(rows, free):
             self._look = True       # when a slot is free again; to go round at once would only make the batches smaller
         if rows and not self.handler:
@@ -1642,25 +1635,26 @@ class Worker:
 
     def _slot(self) -> None:
         while task := self._inbox.get():
-            if not self._end(task, self._run(task)):
+            if not self._end(task, *self._run(task)):
                 if self._deadline is None:
                     log.warning("refused task=%s attempt=%s: its handler came back after it had been given up", task.id, task.attempt)
                 return      # another thread has this one's slot
 
-    def _end(self, task: Task, outcome: Outcome) -> bool:
+    def _end(self, task: Task, verb: str, *values: Any) -> bool:
         """A task has ended so; False when it had ended before."""
         with self._lock:
             ours = self._running.pop((task.id, task.attempt), None) is task
             if ours:
-                self._outcomes.append(outcome)
+                self._outcomes[verb].append((task.id, task.attempt, *values))
         self._event.set()
         return ours
 
-    def _run(self, task: Task) -> Outcome:
+    def _run(self, task: Task) -> tuple:
+        """How the attempt ended: the verb that writes it, and what that takes behind id and attempt."""
         begun = time.monotonic()
         try:
             result = self.handler(task)
-            outcome = Outcome(task, "complete", (self._encode(result),))
+            outcome = "complete", self._encode(result)
         except Failed as e:
             outcome = self._failure(task, self._words(e), final=True)
         except Retry as e:
@@ -1692,14 +1686,14 @@ class Worker:
             raise Failed(f"its result has more than {MAX_BODY} bytes")
         return text
 
-    def _stopped(self, task: Task) -> Outcome:
+    def _stopped(self, task: Task) -> tuple:
         if task.stopped == STOPS:
-            return Outcome(task, "release", ())
+            return "release",
         return self._failure(task, task.stopped, final=task.stopped == "canceled")
 
-    def _failure(self, task: Task, error: str, final: bool = False, delay: float | None = None) -> Outcome:
+    def _failure(self, task: Task, error: str, final: bool = False, delay: float | None = None) -> tuple:
         delay = None if final else retry_delay(task.row, self.config, delay)
-        return Outcome(task, "fail", (clip(error),)) if delay is None else Outcome(task, "retry", (clip(error), delay))
+        return ("fail", clip(error)) if delay is None else ("retry", clip(error), delay)
 
     def _mind_handlers(self) -> None:
         """Tell handlers to stop whose time is up, then use force, and at last go on without them."""
@@ -1716,31 +1710,29 @@ class Worker:
             elif now >= task.stopped_at + STOP_SECONDS:
                 if not task.forced:
                     task.stop(task.stopped, force=True)
-                elif self._end(task, self._stopped(task)):
+                elif self._end(task, *self._stopped(task)):
                     # Python can't end a thread. This one keeps what it holds; a new one takes its slot.
                     self._start_slot()
                     log.error("gave up on the handler of task=%s attempt=%s: it was told to stop (%s) and did not", task.id, task.attempt, task.stopped)
 
     def _write_outcomes(self) -> None:
-        with self._lock:
-            outcomes = sorted(self._outcomes, key=lambda outcome: outcome.verb)
-        for verb, batch in itertools.groupby(outcomes, key=lambda outcome: outcome.verb):
-            self._write(verb, list(batch))
+        for verb, outcomes in self._outcomes.items():
+            if batch := outcomes[:]:
+                self._write(verb, batch)
+                with self._lock:
+                    del outcomes[:len(batch)]       # not before: they stay when the database is away
 
-    def _write(self, verb: str, batch: list[Outcome]) -> None:
+    def _write(self, verb: str, batch: list[tuple]) -> None:
         try:
-            getattr(self.store, verb)([(outcome.task.id, outcome.task.attempt, *outcome.values) for outcome in batch])
+            getattr(self.store, verb)(batch)
         except Unavailable:
-            raise       # they stay, and are written when the database is back
+            raise
         except Exception:
-            if len(batch) > 1:
+            if len(batch) == 1:
+                log.exception("could not write an outcome task=%s: it will be reclaimed", batch[0][0])
+            else:
                 for outcome in batch:
                     self._write(verb, [outcome])
-                return
-            log.exception("could not write an outcome task=%s: it will be reclaimed", batch[0].task.id)
-        with self._lock:
-            written = set(map(id, batch))
-            self._outcomes = [outcome for outcome in self._outcomes if id(outcome) not in written]
 
     def _tick(self) -> None:
         """Everything that goes by the clock."""
