@@ -667,22 +667,21 @@ returning id"""
 class Metrics:
     """Counters and histograms in the text form of Prometheus (version 0.0.4). Safe to use from any thread."""
 
-    HELP = {
-        "taskmanager_task_events_total": "What happened to tasks, as far as this process did it",
-        "taskmanager_messages_rejected_total": "Messages that were no tasks",
-        "taskmanager_http_requests_total": "HTTP requests that were answered",
-        "taskmanager_wait_seconds": "How long tasks that were claimed had been ready",
-        "taskmanager_run_seconds": "How long attempts took",
-    }
     EVENTS = ("created", "claimed", "completed", "failed", "retried", "released", "reclaimed", "canceled", "deleted")
     BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200)     # seconds
+    SERIES = tuple(f'_bucket{{le="{le}"}}' for le in (*BUCKETS, "+Inf"))        # of a histogram
 
     def __init__(self):
         self._lock = threading.Lock()
-        self._counts = {("taskmanager_task_events_total", f'{{event="{event}"}}'): 0 for event in self.EVENTS}
-        self._counts["taskmanager_messages_rejected_total", ""] = 0
-        self._buckets = {name: [0] * (len(self.BUCKETS) + 1) for name in ("wait", "run")}
-        self._sums = dict.fromkeys(self._buckets, 0.0)
+        histogram = dict.fromkeys(self.SERIES, 0) | {"_sum": 0.0}      # each has its own spans only, until text() adds those before it
+        # Of each name the kind, the help, and the value of each series by what stands behind the name.
+        self._families: dict[str, tuple[str, str, dict[str, float]]] = {
+            "taskmanager_task_events_total": ("counter", "What happened to tasks, as far as this process did it", {f'{{event="{event}"}}': 0 for event in self.EVENTS}),
+            "taskmanager_messages_rejected_total": ("counter", "Messages that were no tasks", {"": 0}),
+            "taskmanager_http_requests_total": ("counter", "HTTP requests that were answered", {}),
+            "taskmanager_wait_seconds": ("histogram", "How long tasks that were claimed had been ready", histogram),
+            "taskmanager_run_seconds": ("histogram", "How long attempts took", dict(histogram)),
+        }
 
     def count(self, event: str, number: int = 1) -> None:
         """Something happened to so many tasks."""
@@ -694,37 +693,29 @@ class Metrics:
     def answered(self, route: str, method: str, status: str) -> None:
         self._add("taskmanager_http_requests_total", f'{{route="{route}",method="{method}",status="{status}"}}', 1)
 
-    def _add(self, name: str, labels: str, number: int) -> None:
+    def _add(self, name: str, series: str, number: float) -> None:
+        samples = self._families[name][2]
         with self._lock:
-            self._counts[name, labels] = self._counts.get((name, labels), 0) + number
+            samples[series] = samples.get(series, 0) + number
 
     def observe(self, name: str, spans: Iterable[float]) -> None:
         """Tasks waited ("wait") or attempts ran ("run") for so many seconds each."""
+        samples = self._families[f"taskmanager_{name}_seconds"][2]
         with self._lock:
             for span in spans:
-                self._buckets[name][bisect.bisect_left(self.BUCKETS, span)] += 1
-                self._sums[name] += max(span, 0.0)
+                samples[self.SERIES[bisect.bisect_left(self.BUCKETS, span)]] += 1
+                samples["_sum"] += max(span, 0.0)
 
-    def text(self, gauges: dict[str, tuple[str, dict[str, float]]]) -> str:
-        """All of it. `gauges`: of each name the help, and the value of each set of labels."""
-        with self._lock:
-            counts = sorted(self._counts.items())
-            buckets = {name: list(itertools.accumulate(each)) for name, each in self._buckets.items()}
-            sums = dict(self._sums)
+    def text(self, gauges: dict[str, tuple[str, str, dict[str, float]]]) -> str:
+        """All of it. `gauges`: of each name "gauge", the help, and the value of each set of labels."""
         lines = []
-
-        def family(name, kind, meaning, samples):
-            lines.extend((f"# HELP {name} {meaning}", f"# TYPE {name} {kind}"))
-            lines.extend(f"{name}{labels} {value:.15g}" for labels, value in samples)
-        for name, (meaning, samples) in gauges.items():
-            family(name, "gauge", meaning, samples.items())
-        for name, each in itertools.groupby(counts, key=lambda item: item[0][0]):
-            family(name, "counter", self.HELP[name], ((labels, value) for (_, labels), value in each))
-        for short, each in buckets.items():
-            name = f"taskmanager_{short}_seconds"
-            family(name, "histogram", self.HELP[name], [
-                *((f'_bucket{{le="{le}"}}', number) for le, number in zip([*map(str, self.BUCKETS), "+Inf"], each)),
-                ("_sum", sums[short]), ("_count", each[-1])])
+        with self._lock:
+            for name, (kind, meaning, samples) in (gauges | self._families).items():
+                if kind == "histogram":
+                    counts = list(itertools.accumulate(samples[series] for series in self.SERIES))
+                    samples = dict(zip(self.SERIES, counts)) | {"_sum": samples["_sum"], "_count": counts[-1]}
+                lines += [f"# HELP {name} {meaning}", f"# TYPE {name} {kind}"]
+                lines += [f"{name}{series} {value:.15g}" for series, value in samples.items()]
         return "\n".join(lines) + "\n"
 
 
@@ -2190,17 +2181,17 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
     def metrics():
         def known(samples):
             return {labels: value for labels, value in samples.items() if value is not None}
-        gauges = {"taskmanager_info": ("The program", {f'{{version="{__version__}"}}': 1})}
+        gauges = {"taskmanager_info": ("gauge", "The program", {f'{{version="{__version__}"}}': 1})}
         try:
             store.ping()
-            gauges["taskmanager_tasks"] = ("Tasks in the table", known({f'{{status="{status}"}}': store.count(status) for status in STATUSES}))
-            gauges["taskmanager_oldest_ready_seconds"] = ("How long the oldest task waits that could be claimed", known({"": store.oldest_ready()}))
+            gauges["taskmanager_tasks"] = ("gauge", "Tasks in the table", known({f'{{status="{status}"}}': store.count(status) for status in STATUSES}))
+            gauges["taskmanager_oldest_ready_seconds"] = ("gauge", "How long the oldest task waits that could be claimed", known({"": store.oldest_ready()}))
             there = 1
         except Unavailable:
             there = 0
-        gauges["taskmanager_database_up"] = ("Whether the database answers", {"": there})
+        gauges["taskmanager_database_up"] = ("gauge", "Whether the database answers", {"": there})
         if rabbitmq:
-            gauges["taskmanager_rabbitmq_up"] = ("Whether RabbitMQ is connected", {"": int(rabbitmq())})
+            gauges["taskmanager_rabbitmq_up"] = ("gauge", "Whether RabbitMQ is connected", {"": int(rabbitmq())})
         return bottle.HTTPResponse(store.metrics.text(gauges), Content_Type="text/plain; version=0.0.4; charset=utf-8")
 
     def static(name: str, folder: str = "", mimetype: bool | str = True):
