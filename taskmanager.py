@@ -1914,7 +1914,7 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
                 check_sender()
                 if config.api_token and not request.route.config.get("public"):
                     check_token()
-                if not is_text(request.environ.get("bottle.raw_path", "")):
+                if request.environ["PATH_INFO"].encode() != request.environ["bottle.raw_path"].encode("latin-1"):      # Bottle just drops what is not UTF-8
                     raise NotFound("there is nothing at an address that is not UTF-8")
                 return callback(*args, **kwargs)
             except TaskError as e:
@@ -1949,13 +1949,6 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
         scheme, _, token = header("HTTP_AUTHORIZATION").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), config.api_token.encode()):
             raise Unauthorized("expected the header Authorization: Bearer, with the token of this service")
-
-    def is_text(raw: str) -> bool:
-        """Whether a path, as WSGI hands it over, is UTF-8: Bottle would just drop what is not."""
-        try:
-            return raw.isascii() or bool(raw.encode("latin-1").decode())
-        except UnicodeError:
-            return False
 
     def body() -> Any:
         """What the body says; {} when there is none."""
