@@ -34,7 +34,6 @@ import functools
 import hashlib
 import hmac
 import http.client
-import importlib
 import inspect
 import ipaddress
 import itertools
@@ -42,6 +41,7 @@ import json
 import logging
 import logging.handlers
 import os
+import pkgutil
 import queue
 import random
 import re
@@ -1480,12 +1480,11 @@ def load_handler(text: str | None) -> Callable[[Task], Any] | None:
             return ExecHandler(text.removeprefix("exec:"))
         if re.match(r"https?://", text, re.IGNORECASE):
             return HttpHandler(text)
-        module, colon, name = text.partition(":")
-        if not (module and colon and name):
+        if not re.fullmatch(r"[\w.]+:[\w.]+", text):
             raise ValueError("expected package.module:function, exec:program args… or https://…")
-        function = functools.reduce(getattr, name.split("."), importlib.import_module(module))
+        function = pkgutil.resolve_name(text)
         if not callable(function) or inspect.iscoroutinefunction(function):
-            raise ValueError(f"{name} is not a function (an async one would have to run an event loop of its own)")
+            raise ValueError(f"{text} is not a function (an async one would have to run an event loop of its own)")
         return function
     except (Exception, SystemExit) as e:
         raise BadSetting("HANDLER", text, str(e) if type(e) is ValueError else describe(e)) from e
