@@ -310,12 +310,18 @@ def encode_json(value: Any) -> str:
     return text
 
 
-def _between(low: float, high: float, whole: bool = False, what: str = "number of seconds") -> Callable[[Any], float]:
+def _check(is_right: Callable[[Any], Any], expected: str, convert: Callable[[Any], Any] = lambda value: value) -> Callable[[Any], Any]:
     def check(value):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high or whole and value != int(value):
-            raise ValueError(f"expected a {'whole number' if whole else what} from {low} to {high}")
-        return int(value) if whole else float(value)
+        if not is_right(value):
+            raise ValueError(f"expected {expected}")
+        return convert(value)
     return check
+
+
+def _between(low: float, high: float, whole: bool = False, what: str = "number of seconds") -> Callable[[Any], float]:
+    def is_right(value):
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high and (not whole or value == int(value))
+    return _check(is_right, f"a {'whole number' if whole else what} from {low} to {high}", int if whole else float)
 
 
 def _timestamp(value: Any) -> datetime:
@@ -331,23 +337,6 @@ def _timestamp(value: Any) -> datetime:
         return moment.astimezone(timezone.utc).replace(tzinfo=None)
     except (ValueError, OverflowError):
         raise ValueError(expected) from None
-
-
-def _new(value: Any) -> None:
-    if value != "New":
-        raise ValueError('expected "New": every task begins there')
-
-
-def _boolean(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("expected true or false")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError("expected a text that is not empty")
-    return clip(value)
 
 
 def _texts(allowed: Sequence[str], many: bool = False) -> Callable[[list[str]], Any]:
@@ -387,8 +376,9 @@ NEW_TASK: Checks = {
     "delay": DELAY,
     "max_attempts": _between(1, 1000, whole=True),
     "timeout": _between(0.001, 31536000),
-    "status": _new,
+    "status": _check(lambda value: value == "New", '"New": every task begins there'),
 }
+NEW_TASK_AT = NEW_TASK | {"delay": _check(lambda value: False, "run_at or delay, not both")}
 # What a worker over HTTP says, to claim tasks and then of each.
 LEASE = _between(1, 86400)
 ATTEMPT = _between(1, 2**31 - 1, whole=True)
@@ -396,7 +386,8 @@ CLAIM_TASKS: Checks = {"limit": _between(1, MAX_PAGE, whole=True), "lease": LEAS
 EXTEND_TASK: Checks = {"attempt": ATTEMPT, "lease": LEASE}
 REPORT_PROGRESS: Checks = {"attempt": ATTEMPT, "progress": _between(0, 1, what="number")}
 COMPLETE_TASK: Checks = {"attempt": ATTEMPT, "result": encode_json}
-FAIL_TASK: Checks = {"attempt": ATTEMPT, "error": _text, "final": _boolean, "delay": DELAY}
+FAIL_TASK: Checks = {"attempt": ATTEMPT, "error": _check(lambda value: isinstance(value, str) and value, "a text that is not empty", clip),
+                     "final": _check(lambda value: isinstance(value, bool), "true or false"), "delay": DELAY}
 RELEASE_TASK: Checks = {"attempt": ATTEMPT}
 # And what stands in the query of a list, each of them a list of texts.
 LIST_TASKS: Checks = {"status": _texts(STATUSES, many=True), "order": _texts(("asc", "desc")), "limit": _number_text(1, MAX_PAGE), "after": _number_text(0, MAX_ID)}
@@ -446,13 +437,7 @@ def new_task(fields: dict[str, Any], idempotency_key: str | None = None, at: str
     Raise Invalid with every field that is wrong, up to MAX_ERRORS of them; `at` stands before their names.
     """
     key = check_key(idempotency_key)
-    both = ((f"{at}delay", "expected run_at or delay, not both"),) if isinstance(fields, dict) and {"run_at", "delay"} <= fields.keys() else ()
-    try:
-        values = check_fields(fields, NEW_TASK, at=at)
-    except Invalid as e:
-        raise Invalid(*e.errors, *both) from None
-    if both:
-        raise Invalid(*both)
+    values = check_fields(fields, NEW_TASK_AT if isinstance(fields, dict) and "run_at" in fields else NEW_TASK, at=at)
     values.pop("status", None)
     now = datetime.now(timezone.utc).replace(tzinfo=None)
     if "delay" in values:
