@@ -786,10 +786,15 @@ class Store:
         """Make the table, or bring an older one up to date. Any number of processes may do so at once."""
         raise NotImplementedError
 
+    def _take(self):
+        """A connection that nobody is using, or None."""
+        with contextlib.suppress(IndexError):
+            return self._idle.pop()
+
     def close(self) -> None:
         """Close the connections that are not in use. The store can still be used: it makes new ones."""
-        while self._idle:
-            self._idle.pop().close()
+        while connection := self._take():
+            connection.close()
 
     def ping(self) -> None:
         """Raise Unavailable when the database does not answer, or the table is not there."""
@@ -1031,14 +1036,9 @@ class PostgresStore(Store):
         return connection
 
     def _take(self):
-        """A connection that nobody uses, or None."""
-        while self._idle:
-            with contextlib.suppress(IndexError):       # another thread took the last one
-                connection = self._idle.pop()
-                if not connection.closed and not self._has_news(connection):
-                    return connection
-                connection.close()
-        return None
+        while (connection := super()._take()) and (connection.closed or self._has_news(connection)):
+            connection.close()
+        return connection
 
     @staticmethod
     def _has_news(connection) -> bool:
@@ -1204,7 +1204,7 @@ class SQLiteStore(Store):
                 raise FileNotFoundError(f"{self.path} is no longer the file that it was")
             # Within the process writers queue up here, which is fairer and quicker than SQLite's own waiting.
             with contextlib.nullcontext() if reading else self._writing:
-                connection = self._take()
+                connection = self._take() or self._connect()
                 try:
                     if len(statements) > 1:
                         connection.execute("begin immediate")
@@ -1227,13 +1227,6 @@ class SQLiteStore(Store):
             raise Unavailable("the database can't be used") from e
         self._outage.back()
         return rows
-
-    def _take(self):
-        """A connection that nobody uses."""
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return self._connect()
 
     def apply_schema(self):
         for tries in itertools.count(1):
