@@ -1025,6 +1025,7 @@ class PostgresStore(Store):
             raise BadSetting("DATABASE_URL", url, " ".join(str(e).split())) from None
         self.parameters = {
             "application_name": "taskmanager", "keepalives_idle": "10", "keepalives_interval": "5", "keepalives_count": "3", **parts,
+            "client_encoding": "UTF8",      # whatever the database's own is: of one made under LANG=C it is SQL_ASCII
             "options": f"-c TimeZone=UTC -c statement_timeout={STATEMENT_SECONDS}s {parts.get('options', '')}"}
 
     def _connect(self):

@@ -527,3 +527,11 @@ def test_both_databases_have_the_same_columns(sqlite_database, postgres_database
     assert of_sqlite == of_postgres
     indexes = re.compile(r"create (?:unique )?index\s+if not exists (\w+)\s+on tasks \((.*?)\)")
     assert indexes.findall(taskmanager.SQLiteStore.SCHEMA) == indexes.findall((taskmanager.HERE / "schema.sql").read_text())
+
+
+def test_text_is_kept_whatever_the_encoding_of_the_client_would_be(postgres_database, monkeypatch):
+    monkeypatch.setenv("PGCLIENTENCODING", "SQL_ASCII")        # as it is by default with a database made under LANG=C
+    store = taskmanager.open_store(postgres_database)
+    [id] = store.create([new_task({"payload": "дом"})])
+    assert store.read(id).payload == '"дом"'
+    store.close()
