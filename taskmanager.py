@@ -1860,6 +1860,8 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
     def application(environ, start_response):
         """Around each request, whatever becomes of it: its id, the common headers, and its count."""
         environ["taskmanager.id"] = request_id(environ.get("HTTP_X_REQUEST_ID", ""))
+        if "bottle.raw_path" in environ:        # a Bottle app that this one is mounted in has decoded what WSGI hands over encoded
+            environ["PATH_INFO"] = environ["PATH_INFO"].encode().decode("latin-1")
 
         def start(status, headers, exc_info=None):
             route, method = environ.get("bottle.route"), environ["REQUEST_METHOD"]

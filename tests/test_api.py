@@ -378,3 +378,5 @@ def test_under_a_prefix(store, serve):
     assert http("GET", f"{url}/jobs/swagger").status == 200
     assert http("GET", f"{url}/jobs/").status == http("GET", f"{url}/jobs/static/page.js").status == 200
     assert http("GET", f"{url}/jobs/swagger/").headers["Location"] == "/jobs/swagger"
+    for id in ("%E2%98%83", "1%C3%A9"):
+        assert http("GET", f"{url}/jobs/tasks/{id}").json["instance"] == f"/jobs/tasks/{id}"
