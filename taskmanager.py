@@ -611,7 +611,7 @@ set    canceled   = true,
 where  id = %(id)s and status in ('New', 'In Progress')
 returning {COLUMNS}"""
 
-CANCELED = "select id, attempt from tasks where status = 'In Progress' and canceled order by id limit %(limit)s"
+CANCELED = "select id, attempt from tasks where status = 'In Progress' and canceled"
 
 # A failed task begins anew, with all its attempts before it; the numbers of the old ones are not used again.
 RETRY_BY_HAND = f"""
@@ -962,7 +962,7 @@ class Store:
 
     def canceled(self) -> dict[int, int]:
         """Id and attempt of the tasks In Progress whose cancellation was asked for."""
-        return dict(self._execute(CANCELED, {"limit": MANY}))
+        return dict(self._execute(CANCELED))
 
     def retry_by_hand(self, id: int) -> Row:
         """Make a Failed task New again, with all its attempts before it. Raise NotFound, Conflict."""
