@@ -481,7 +481,7 @@ ISO = """'YYYY-MM-DD"T"HH24:MI:SS'"""
 
 # In the order of the fields of `Row`.
 COLUMNS = f"""
-    id, status, to_char(created_at, {ISO}), to_char(updated_at, {ISO}), payload, result, error,
+    id, status, to_char(created_at, {ISO}), to_char(updated_at, {ISO}), cast(payload as text), cast(result as text), error,
     attempt - uncounted, max_attempts, priority, to_char(run_at, {ISO}), timeout, progress, idempotency_key, canceled, attempt"""
 
 # Only the holder of this attempt, and only while its lease lasts. `is true` keeps PostgreSQL from the index on
@@ -1012,7 +1012,6 @@ class PostgresStore(Store):
         try:
             import psycopg2
             import psycopg2.extensions
-            import psycopg2.extras
         except ImportError as e:
             raise BadSetting("DATABASE_URL", url, f"{e}: pip install psycopg2-binary") from None
         super().__init__(url)
@@ -1033,7 +1032,6 @@ class PostgresStore(Store):
         # for without end. Every statement on it is a transaction of its own.
         connection = self.psycopg2.connect(**self.parameters, async_=True)
         self._wait(connection, CONNECT_SECONDS)
-        self.psycopg2.extras.register_default_json(connection, loads=lambda text: text)
         return connection
 
     def _take(self):
