@@ -2342,8 +2342,9 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
 def main() -> None:
     config = begin("Task Manager's HTTP API, and on SQLite a worker inside it.")
     handler = load_handler(config.handler)
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (4096 if most == resource.RLIM_INFINITY else min(4096, most), most))       # for 1,000 connections and their files
+    few, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= few < 4096:     # too few for 1,000 connections and their files
+        resource.setrlimit(resource.RLIMIT_NOFILE, (4096 if most == resource.RLIM_INFINITY else min(4096, most), most))
     store = open_store(config.database_url, wait=True)
     inside = config.worker == "on" or config.worker == "auto" and isinstance(store, SQLiteStore)
     worker = Worker(store, config, handler) if inside else None
