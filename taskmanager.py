@@ -1863,8 +1863,8 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
 
         def start(status, headers, exc_info=None):
             route, method = environ.get("bottle.route"), environ["REQUEST_METHOD"]
-            address = route.rule.replace("<", "{").replace(">", "}") if route else "other"
-            store.metrics.answered(address, method if method in METHODS else "other", status[:3])
+            rule = route.rule.replace("<", "{").replace(">", "}") if route else "other"
+            store.metrics.answered(rule, method if method in METHODS else "other", status[:3])
             headers = {**HEADERS, "X-Request-Id": environ["taskmanager.id"], **dict(headers)}
             return start_response(status, list(headers.items()), exc_info)
         return app.wsgi(environ, start)

@@ -536,3 +536,8 @@ def test_an_error_in_the_program_can_not_forge_a_log_line(api, monkeypatch, capl
     [record] = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert "FORGED" in record.getMessage()
     assert_no_line_is_forged(record.getMessage())
+
+
+def test_a_handler_can_not_forge_a_log_line():
+    record = logging.LogRecord("handler", logging.INFO, "", 0, "mail to %s", ("ann\r\n2026-01-01T00:00:00.000Z INFO forged\u2028\x1b[31m",), None)
+    assert taskmanager.OneLine("%(message)s").format(record) == r"mail to ann\r\n2026-01-01T00:00:00.000Z INFO forged\u2028\x1b[31m"
