@@ -79,13 +79,14 @@ MAX_ERROR = 2000            # characters of an error that are kept
 MAX_ERRORS = 20             # things that are named as wrong at once
 MAX_BACKOFF = 3600          # seconds between two attempts
 MAX_PAGE = 1000             # tasks in an answer,
-MAX_PAGE_SIZE = 4_000_000   # and the characters of payloads and results after which no further ones are put into it
+MAX_PAGE_SIZE = 1_000_000   # and the characters of payloads and results after which no further ones are put into it
 MAX_WAIT = 60               # seconds that a request may ask to wait
 MAX_ID = 2**63 - 1          # a bigint; a larger number would make PostgreSQL scan the table
-FEW = 8                     # tasks that are read together before it is known how large they are
 MANY = 500                  # rows of a batch that nothing else bounds
 STATEMENT_SECONDS = 20      # what the database may take to answer
 STOP_SECONDS = 5            # what a handler that was told to stop is given to do so
+CONNECTIONS = 1000          # of clients at the same time
+IDLE_SECONDS = 60           # after which a connection to the database is closed that nobody needs
 CONNECT_SECONDS = 10        # what a connection to the database or to an http(s) handler may take,
 HTTP_SECONDS = 300          # and how long the latter may keep silent when the task has no timeout
 
@@ -215,7 +216,7 @@ class Forbidden(TaskError): status = 403        # a browser sent it on behalf of
 class NotFound(TaskError): status = 404         # there is no such task
 class Conflict(TaskError): status = 409         # the task is not in a state that allows this
 class TooLarge(TaskError): status = 413         # the body has more than MAX_BODY bytes
-class NotJson(TaskError): status = 415          # the body is not said to be JSON
+class NotJson(TaskError): status = 415          # the body is said to be something else than JSON
 class Unavailable(TaskError): status = 503      # the database can't be reached; whether a statement that was under way took effect is not known
 
 
@@ -404,7 +405,9 @@ def check_fields(fields: Any, checks: Checks, required: Iterable[str] = (), at: 
                 raise ValueError(f"unknown; expected {' or '.join(checks) or 'none'}")
             values[name] = checks[name](value)
         except (Invalid, ValueError) as e:
-            errors.append((at + name[:100].replace("~", "~0").replace("/", "~1").encode("utf-8", "replace").decode(), str(e)))
+            if at != "?":
+                name = name.replace("~", "~0").replace("/", "~1")       # RFC 6901
+            errors.append((at + name[:100].encode("utf-8", "replace").decode(), str(e)))
         if len(errors) >= MAX_ERRORS:
             break
     if errors:
@@ -420,7 +423,7 @@ def parse_body(body: bytes) -> Any:
 
 
 def fingerprint(value: Any) -> str:
-    """The same for JSON values that say the same, and another for any other."""
+    """The same for JSON texts that differ in nothing but white space and the order of names."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
@@ -513,32 +516,48 @@ READ = f"select {COLUMNS} from tasks where id = %(id)s"
 # How long an attempt has been under way.
 RUNNING = "select now() - updated_at from tasks where id = %(id)s and attempt = %(attempt)s and status = 'In Progress'"
 
+# What a task adds to the size of an answer: see MAX_PAGE_SIZE.
+SIZE = "coalesce(length(cast(payload as text)), 0) + coalesce(length(cast(result as text)), 0)"
+
 # Pages by the last id seen, never by an offset: the millionth page costs what the first does.
 _PAGE = {"asc": "id > %(after)s order by id limit %(limit)s", "desc": "id < %(after)s order by id desc limit %(limit)s"}
 
-LIST = {order: f"select {COLUMNS} from tasks where {page}" for order, page in _PAGE.items()}
+
+def _fitting(page: str, order: str) -> str:
+    """Of the rows of a page as many as are not too large together, but at least one."""
+    return f"""
+select {COLUMNS}
+from   (select *, sum({SIZE}) over (order by id {order}) - ({SIZE}) as size_before from ({page}) as page) as tasks
+where  size_before < %(size)s
+order  by id {order}"""
+
+
+LIST = {order: _fitting(f"select * from tasks where {page}", order) for order, page in _PAGE.items()}
 
 # Of each status that is asked for as many as may be needed, from the index.
-LIST_STATUS = {order: f"select {COLUMNS} from (" + " union all ".join(
+LIST_STATUS = {order: _fitting("select * from (" + " union all ".join(
     f"select * from (select * from tasks where status = '{status}' and %(status{n})s and {page}) as status{n}" for n, status in enumerate(STATUSES)
-) + f") as tasks where {page}" for order, page in _PAGE.items()}
+) + f") as tasks where {page}", order) for order, page in _PAGE.items()}
 
 COUNT = "select count(*) from tasks where status = %(status)s"
 
 OLDEST_READY = "select coalesce(now() - min(coalesce(ready_at, created_at)), %(none)s) from tasks where status = 'New' and run_at is null"
 
-# No task is handed out twice, and nobody waits for a row that another worker is just taking.
+# No task is handed out twice, and nobody waits for a row that another worker is just taking. Like a page, no more
+# than fit into an answer together.
 CLAIM = f"""
-with ready (task) as materialized (
-    select id from tasks
+with ready (task, urgency, size) as materialized (
+    select id, priority, {SIZE} from tasks
     where  status = 'New' and run_at is null
     order  by priority desc, id
     limit  %(limit)s
-    for update skip locked)
+    for update skip locked),
+fitting (task, size_before) as materialized (
+    select task, sum(size) over (order by urgency desc, task) - size from ready)
 update tasks
 set    status = 'In Progress', attempt = attempt + 1, lease_until = now() + %(lease)s, updated_at = now()
-from   ready
-where  id = task
+from   fitting
+where  id = task and size_before < %(size)s
 returning {COLUMNS}, now() - coalesce(ready_at, created_at)"""
 
 # Also carries the progress that the handler reported. A lease never gets shorter.
@@ -749,19 +768,6 @@ def size(row: Row) -> int:
     return len(row.payload or "") + len(row.result or "")
 
 
-def in_steps(limit: int, look: Callable[[int, list[Row]], list[Row]]) -> list[Row]:
-    """The rows that look(number, those before) gives: a few at first, and then as many as will not be too large together."""
-    rows, step = [], FEW
-    while True:
-        step = min(step, limit - len(rows))
-        more = look(step, rows)
-        rows += more
-        if len(more) < step or is_full(rows, limit):
-            return rows
-        total = sum(map(size, rows))
-        step = max(1, (MAX_PAGE_SIZE - total) * len(rows) // (total + 1))
-
-
 class Store:
     """The table of tasks. Every method may raise Unavailable, and then may be called again later."""
 
@@ -770,7 +776,7 @@ class Store:
         self.bells: list[Callable[[], None]] = []
         self.metrics = Metrics()
         self._outage = Outage("database")
-        self._idle: collections.deque = collections.deque()     # connections that no thread is using
+        self._idle: collections.deque = collections.deque()     # connections that no thread is using, each with the time since when
         self._figures: dict[Any, tuple[float, Any]] = {}        # when each is to be asked for again, and what it was
         self._counting = threading.Lock()
 
@@ -789,7 +795,14 @@ class Store:
     def _take(self):
         """A connection that nobody is using, or None."""
         with contextlib.suppress(IndexError):
-            return self._idle.pop()
+            return self._idle.pop()[0]
+
+    def _give_back(self, connection) -> None:
+        """Keep it for whoever needs one; the one that has been kept for longest is closed when nobody needed it for a while."""
+        self._idle.append((connection, time.monotonic()))
+        with contextlib.suppress(IndexError):
+            if self._idle[0][1] < time.monotonic() - IDLE_SECONDS:
+                self._idle.popleft()[0].close()
 
     def close(self) -> None:
         """Close the connections that are not in use. The store can still be used: it makes new ones."""
@@ -833,13 +846,10 @@ class Store:
 
         Fewer, but at least one, when they are large: see MAX_PAGE_SIZE.
         """
-        params: dict[str, Any] = {f"status{n}": status in statuses for n, status in enumerate(STATUSES)}
+        params = {f"status{n}": status in statuses for n, status in enumerate(STATUSES)}
         first = (0 if order == "asc" else MAX_ID) if after is None else after
-
-        def look(number, before):
-            params.update(after=before[-1].id if before else first, limit=number)
-            return [Row(*row) for row in self._execute((LIST_STATUS if statuses else LIST)[order], params)]
-        return in_steps(limit, look)
+        rows = self._execute((LIST_STATUS if statuses else LIST)[order], {**params, "after": first, "limit": limit, "size": MAX_PAGE_SIZE})
+        return [Row(*row) for row in rows]
 
     def count(self, status: str) -> int | None:
         """How many tasks have this status: exact, but not always of this moment. None when it is not known: it takes too long, or is just being counted for the first time."""
@@ -869,22 +879,13 @@ class Store:
 
     def claim(self, limit: int, lease: float) -> list[Row]:
         """Take up to `limit` ready tasks for `lease` seconds, the most urgent first; fewer, but at least one, when they are large."""
-        waits = []
-
-        def look(number, before):
-            try:    # not again when the answer was lost: what was taken comes back when its lease runs out
-                found = self._execute(CLAIM, {"limit": number, "lease": timedelta(seconds=lease)}, repeat=False)
-            except Unavailable:
-                if not before:
-                    raise
-                return []
-            waits.extend(seconds(waited) for *_, waited in found)
-            return [Row(*row) for *row, _ in found]
-        rows = sorted(in_steps(limit, look), key=lambda row: (-row.priority, row.id))
+        # Not again when the answer was lost: what was taken comes back when its lease runs out.
+        found = self._execute(CLAIM, {"limit": limit, "lease": timedelta(seconds=lease), "size": MAX_PAGE_SIZE}, repeat=False)
+        rows = sorted((Row(*row) for *row, _ in found), key=lambda row: (-row.priority, row.id))
         for row in rows:
             log.info("claimed task=%s attempt=%s", row.id, row.attempt)
         self.metrics.count("claimed", len(rows))
-        self.metrics.observe("wait", waits)
+        self.metrics.observe("wait", [seconds(waited) for *_, waited in found])
         return rows
 
     def running(self, id: int, attempt: int) -> float:
@@ -1064,11 +1065,11 @@ class PostgresStore(Store):
                 rows = cursor.fetchall() if cursor.description else []
         except BaseException as e:
             if isinstance(e, (self.psycopg2.DataError, self.psycopg2.IntegrityError, self.psycopg2.ProgrammingError)):
-                self._idle.append(connection)
+                self._give_back(connection)
             else:
                 connection.close()
             raise
-        self._idle.append(connection)
+        self._give_back(connection)
         return rows
 
     def _execute(self, sql, params=None, repeat=True):
@@ -1216,7 +1217,7 @@ class SQLiteStore(Store):
                 except BaseException:
                     connection.close()      # which undoes what it did
                     raise
-                self._idle.append(connection)
+                self._give_back(connection)
         except sqlite3.IntegrityError as e:
             if "tasks.attempt" in str(e):       # which is how CREATE says it
                 raise KeyReused from None
@@ -1855,6 +1856,9 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
 
     store.bells.append(ring)
 
+    def count(method: str, status: str, route: str = "other") -> None:
+        store.metrics.answered(route, method if method in METHODS else "other", status)
+
     def application(environ, start_response):
         """Around each request, whatever becomes of it: its id, the common headers, and its count."""
         environ["taskmanager.id"] = request_id(environ.get("HTTP_X_REQUEST_ID", ""))
@@ -1862,9 +1866,8 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
             environ["PATH_INFO"] = environ["PATH_INFO"].encode().decode("latin-1")
 
         def start(status, headers, exc_info=None):
-            route, method = environ.get("bottle.route"), environ["REQUEST_METHOD"]
-            rule = route.rule.replace("<", "{").replace(">", "}") if route else "other"
-            store.metrics.answered(rule, method if method in METHODS else "other", status[:3])
+            route = environ.get("bottle.route")
+            count(environ["REQUEST_METHOD"], status[:3], route.rule.replace("<", "{").replace(">", "}") if route else "other")
             headers = {**HEADERS, "X-Request-Id": environ["taskmanager.id"], **dict(headers)}
             return start_response(status, list(headers.items()), exc_info)
         return app.wsgi(environ, start)
@@ -1882,7 +1885,8 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
         elif status == 404 and not cause:
             detail = "there is nothing at this address"
         bottle.response.content_type = "application/problem+json"
-        return problem(status, detail, quote(address(request.path.lstrip("/"))[:500]), cause.errors if isinstance(cause, Invalid) else ())
+        instance = quote(address(request.environ.get("bottle.raw_path", request.path).lstrip("/"))[:500], encoding="latin-1", errors="replace")
+        return problem(status, detail, instance, cause.errors if isinstance(cause, Invalid) else ())
 
     app.default_error_handler = error_answer
 
@@ -1896,9 +1900,9 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
                     raise NotFound("there is nothing at an address that is not UTF-8")
                 return callback(*args, **kwargs)
             except TaskError as e:
-                headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}.get(e.status, {})
+                headers = {401: {"WWW-Authenticate": 'Bearer realm="Task Manager"'}, 503: {"Retry-After": "1"}}.get(e.status, {})
                 raise bottle.HTTPError(e.status, str(e), e, **headers) from None
-            except (bottle.HTTPResponse, MemoryError, KeyboardInterrupt, SystemExit):
+            except bottle.HTTPResponse:
                 raise
             except Exception:
                 log.exception("could not answer %s %r request_id=%s", request.method, request.path, request.environ["taskmanager.id"])
@@ -1932,6 +1936,8 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
         """What the body says; {} when there is none."""
         if request.content_length > MAX_BODY:
             raise TooLarge(f"{request.content_length} bytes are too many: expected at most {MAX_BODY}")
+        if header("HTTP_CONTENT_ENCODING").lower() not in ("", "identity"):
+            raise NotJson(f"expected a body without Content-Encoding, not one in {header('HTTP_CONTENT_ENCODING')}")
         data, kind = request.body.read(MAX_BODY + 1), request.environ.get("CONTENT_TYPE", "")
         if kind and data.strip() and not re.match(r"application/([\w.+-]+\+)?json\s*(;|$)", kind, re.IGNORECASE):
             raise NotJson(f"expected a body in JSON and Content-Type: application/json, not {kind}")
@@ -1949,7 +1955,7 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
 
     def task_id(text: str, nothing_said: bool = False) -> int:
         parameters()
-        if nothing_said and request.body.read().strip() not in (b"", b"{}"):
+        if nothing_said and b"".join(request.body.read(100).split()) not in (b"", b"{}"):
             raise Invalid(("", "expected no body"))
         if not re.fullmatch("[1-9][0-9]{0,18}", text) or int(text) > MAX_ID:
             raise NotFound(f"there is no task {text!r}: an id is a whole number from 1 on")
@@ -1977,7 +1983,9 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
         return answer(text, ETag=tag, **headers)
 
     def is_gone() -> bool:
-        """Whether the client has hung up, as far as the server can tell."""
+        """Whether a client that would wait has hung up, as far as the server can tell."""
+        if preferred_wait() is None:
+            return False
         disconnected = request.environ.get("waitress.client_disconnected")
         try:
             return disconnected is not None and not disconnected.__self__.socket.recv(1, socket.MSG_PEEK)
@@ -1988,7 +1996,7 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
 
     def preferred_wait() -> int | None:
         """The seconds of the header `Prefer: wait=N` (RFC 7240), as far as they are granted."""
-        wish = re.search(r'(?:^|[,;])\s*wait\s*=\s*(?:"([0-9]{1,99})"|([0-9]{1,99}))\s*(?:[,;]|$)', header("HTTP_PREFER"), re.IGNORECASE)
+        wish = re.search(r'(?:^|,)\s*wait\s*=\s*(?:"([0-9]{1,99})"|([0-9]{1,99}))\s*(?:[,;]|$)', header("HTTP_PREFER"), re.IGNORECASE)
         return min(int(wish[1] or wish[2]), MAX_WAIT) if wish else None
 
     def waited(look: Callable[[], Any], done: Callable[[Any], bool], pause: Callable[[float], Any], longest: float) -> tuple[Any, dict[str, str]]:
@@ -2009,7 +2017,7 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
                 if is_gone():
                     return found, {}
                 found, gap = look(), min(2 * gap, longest)
-            return found, applied
+            return found, {} if closing.is_set() else applied
         finally:
             places.release()
 
@@ -2038,7 +2046,7 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
     @app.get("/tasks")
     def list_tasks():
         query = parameters(LIST_TASKS)
-        statuses, order, limit = query.get("status", []), query.get("order", "asc"), query.get("limit", MAX_PAGE)
+        statuses, order, limit = list(dict.fromkeys(query.get("status", []))), query.get("order", "asc"), query.get("limit", MAX_PAGE)
         rows = store.list(*statuses, after=query.get("after"), limit=limit + 1, order=order)
         more = is_full(rows, limit + 1)
         del rows[limit:]
@@ -2074,7 +2082,7 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
 
     @app.delete("/tasks/<id>")
     def delete_task(id):
-        store.delete(task_id(id))
+        store.delete(task_id(id, nothing_said=True))
         return bottle.HTTPResponse(status=204)
 
     @app.post("/tasks/<id>/cancel")
@@ -2202,7 +2210,7 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
         small.merge(route for route in app.routes if route.config.get("health"))
         app = small
     # A plain WSGI callable: a Bottle app, mounted in another, would lose its error answers.
-    application.routes, application.closing = app.routes, closing
+    application.routes, application.closing, application.refused = app.routes, closing, count
     return application
 
 
@@ -2276,6 +2284,7 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
 
         def execute(self):
             error = self.request.error
+            getattr(app, "refused", lambda *_: None)(self.request.command, str(error.code))
             detail = f"expected a body of at most {MAX_BODY} bytes" if error.code == 413 else str(error.body)
             body = problem(error.code, detail, quote(self.request.path[:500], encoding="latin-1")).encode()
             self.status = f"{error.code} {error.reason}"
@@ -2283,16 +2292,22 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
                                           ("X-Request-Id", request_id(self.request.headers.get("X_REQUEST_ID", "")))))
             self.set_close_on_finish()
             self.content_length = len(body)
-            self.write(body)
+            self.write(b"" if self.request.command == "HEAD" else body)
 
     class Parser(waitress.parser.HTTPRequestParser):
-        path = "/"      # until it is known, for the log
+        path, command = "/", ""     # until they are known
 
         def parse_header(self, header_plus):
             try:
                 super().parse_header(header_plus)
             except ValueError as e:     # of an address such as http://[
                 raise waitress.parser.ParsingError(str(e)) from None
+            if self.version != "1.0" and not re.fullmatch(r"[^\s,/?#@]+", self.headers.get("HOST", "")):      # RFC 9112, 3.2
+                raise waitress.parser.ParsingError("expected one header Host, with a name")
+            if self.chunked and "CONTENT_LENGTH" in self.headers:
+                raise waitress.parser.ParsingError("expected Content-Length or Transfer-Encoding, not both")
+            if self.proxy_netloc:       # of an address that is given whole
+                self.headers["HOST"] = self.proxy_netloc
 
     class Channel(waitress.channel.HTTPChannel):
         error_task_class, parser_class = ErrorTask, Parser
@@ -2307,6 +2322,24 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
                 self.last_activity = self.begun
             return done
 
+        def send_continue(self):
+            if self.request.completed:      # refused, or without a body: the answer comes next
+                self.request.expect_continue = False
+            else:
+                super().send_continue()
+
+        def service(self):
+            """Whoever sends requests and does not read the answers gets no more of them; no thread waits for that."""
+            if self.total_outbufs_len <= self.adj.outbuf_high_watermark:
+                return super().service()
+            with self.requests_lock:
+                for request in self.requests:
+                    request.close()
+                self.requests, self.close_when_flushed = [], True
+
+        def _flush_outbufs_below_high_watermark(self):
+            """Where waitress would wait, for as long as the client likes."""
+
         def handle_close(self):
             for _ in range(16):     # what came in and was not read would make the system drop the answer
                 with contextlib.suppress(OSError):
@@ -2320,6 +2353,19 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
             getattr(app, "closing", threading.Event()).set()
             return super().shutdown(*args, **kwargs)
 
+    class Server(waitress.server.TcpWSGIServer):
+        channel_class = Channel
+
+        def maintenance(self, now):
+            """Close what is idle for too long, and, before there are too many connections, those that are idle for longest."""
+            spare = CONNECTIONS - len(self.active_channels)
+            idle = sorted((channel for channel in self.active_channels.values() if not channel.requests), key=lambda channel: channel.last_activity)
+            for channel in idle:
+                if channel.last_activity < now - self.adj.channel_timeout or spare < 0.1 * CONNECTIONS:
+                    channel.will_close, spare = True, spare + 1
+                    with contextlib.suppress(OSError):
+                        channel.socket.shutdown(socket.SHUT_RDWR)       # or it would stay as long as its client does not read
+
     try:
         address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(*address[:2])
@@ -2331,12 +2377,10 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
         raise BadSetting(setting, config.port, f"{e.strerror}; expected a free one, such as {setting}={config.port % 65535 + 1}") from None
     dispatcher = Dispatcher()
     dispatcher.set_thread_count(config.threads + config.waiters)
-    server = waitress.server.create_server(
-        app, _dispatcher=dispatcher, sockets=[listener], threads=config.threads + config.waiters, ident=None, connection_limit=1000, asyncore_use_poll=True,
-        channel_timeout=30, cleanup_interval=10, max_request_header_size=65536,
+    adjustments = waitress.server.Adjustments(
+        ident=None, connection_limit=CONNECTIONS, asyncore_use_poll=True, channel_timeout=30, cleanup_interval=1, max_request_header_size=65536,
         max_request_body_size=16 * MAX_BODY)        # more than is taken, since a client that is cut off while it sends does not see why
-    server.channel_class = Channel
-    return server
+    return Server(app, {}, _sock=listener, dispatcher=dispatcher, adj=adjustments, bind_socket=False, sockinfo=(*address[:3], listener.getsockname()))
 
 
 def main() -> None:

@@ -116,7 +116,7 @@ def test_a_body_in_chunks(api, store):
     ("GET", "/swagger/%2e%2e%2fschema.sql", 404), ("GET", "/swagger/nothing.js", 404), ("GET", "/static/%2e%2e%2ftaskmanager.py", 404), ("GET", "/static/swagger", 404), ("POST", "/", 405), ("GET", "/a/../b", 404), ("GET", "//x", 404), ("GET", "/http://[x", 404), ("DELETE", "/tasks", 405), ("PUT", "/tasks/1", 405), ("GET", "/tasks/1/cancel", 405),
 ], ids=str)
 def test_what_there_is_not_is_json_too(api, method, path, status):
-    head, _, body = raw(api, f"{method} {path} HTTP/1.1\r\nConnection: close\r\n\r\n".encode()).partition(b"\r\n\r\n")
+    head, _, body = raw(api, f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()).partition(b"\r\n\r\n")
     assert f" {status} ".encode() in head and b"application/problem+json" in head and json.loads(body)["status"] == status
     assert status == 404 or b"\r\nAllow: " in head
 
@@ -183,6 +183,7 @@ def test_lists_in_pages_of_several_statuses_in_either_order(api, store):
         for limit in (1, 2, 5, 9, 1000):
             seen, url = [], f"{api}/tasks?{query}&limit={limit}"
             first = links(http("GET", url))["first"]
+            assert first.count("status=New") <= 1
             while url:
                 answer = http("GET", url)
                 assert answer.status == 200 and links(answer)["first"] == first
@@ -192,7 +193,7 @@ def test_lists_in_pages_of_several_statuses_in_either_order(api, store):
 
 
 def test_a_page_of_large_tasks_ends_early_and_leads_on(api, store):
-    ids = store.create([NewTask(payload=f'"{"x" * 1_000_000}"')] * 10)
+    ids = store.create([NewTask(payload=f'"{"x" * 400_000}"')] * 5)
     answer = http("GET", f"{api}/tasks?order=desc")
     assert [task["id"] for task in answer.json] == ids[:1:-1]
     answer = http("GET", api + links(answer)["next"])
@@ -315,7 +316,7 @@ def test_a_token_is_needed_where_one_is_set(store, serve):
         for method, path in [("POST", "/tasks"), ("GET", "/tasks"), ("GET", "/tasks/1"), ("POST", "/tasks/1/cancel")]:
             answer = http(method, api + path, **headers)
             is_problem(answer, 401)
-            assert answer.headers["WWW-Authenticate"] == "Bearer"
+            assert answer.headers["WWW-Authenticate"] == 'Bearer realm="Task Manager"'
     assert store.list() == []
     assert http("POST", f"{api}/tasks", Authorization="Bearer s3cret").status == 201
     for path in ("/livez", "/readyz", "/", "/static/page.js", "/swagger", "/openapi.yaml", "/swagger/swagger-ui.css"):

@@ -294,7 +294,7 @@ def test_the_token_guards_the_metrics_and_not_the_health(store, serve, path, sta
     answer = http("GET", api + path, **headers)
     if status == 401:
         is_problem(answer, 401)
-        assert answer.headers["WWW-Authenticate"] == "Bearer" and b"taskmanager_" not in answer.body
+        assert answer.headers["WWW-Authenticate"] == 'Bearer realm="Task Manager"' and b"taskmanager_" not in answer.body
     assert answer.status == status
     assert http("GET", api + path, Authorization="Bearer s3cret").status == 200
 

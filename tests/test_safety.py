@@ -1,5 +1,6 @@
 """What may come from outside that means no good: other sites' pages, forged headers and log lines, clients that vanish or dribble."""
 
+import contextlib
 import http.client
 import io
 import json
@@ -94,6 +95,7 @@ def test_a_form_of_another_site_changes_nothing(furnished, store):
     before = everything(store)
     for kind in ("application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/plain"):       # what a form may send, in a browser that says nothing of where it comes from
         is_problem(send("POST", f"{furnished}/tasks", b'{"payload": 1}', Content_Type=kind), 415)
+    is_problem(send("POST", f"{furnished}/tasks", b'{"payload": 1}', Content_Encoding="gzip"), 415)
     assert everything(store) == before
 
 
@@ -131,8 +133,8 @@ def test_on_loopback_only_our_own_names_are_answered(start, sqlite_database):
                  "localhost:x", "localhost, evil.example", "\xff", "evil.example#localhost", "localhost/"):
         for method, path in (("GET", "/tasks"), ("GET", "/tasks/1"), ("HEAD", "/tasks"), ("POST", "/tasks"), ("DELETE", "/tasks/1"), ("POST", "/tasks/claim"), ("GET", "/metrics"), ("GET", "/livez"), ("GET", "/readyz"), ("GET", "/swagger")):
             answer = send(method, url + path, Host=host)
-            assert answer.status == 403, (host, method, path)
-        assert "API_TOKEN" in is_problem(answer, 403)
+            assert answer.status == (400 if re.search("[@,#/]", host) else 403), (host, method, path)
+        assert answer.status == 400 or "API_TOKEN" in is_problem(answer, 403)
     is_problem(send("GET", f"{url}/tasks", Host="evil.example", Origin="http://evil.example", Sec_Fetch_Site="same-origin"), 403)      # as after DNS rebinding
     assert len(send("GET", f"{url}/tasks").json) == created
 
@@ -299,6 +301,41 @@ def test_an_error_is_not_much_larger_than_what_it_is_about(api, path):
     assert len(answer.json.get("errors", [])) <= MAX_ERRORS and len(answer.body) < 4 * 65_536
 
 
+# What is no proper HTTP
+
+@pytest.mark.parametrize("head, detail", [
+    (b"GET /livez HTTP/1.1\r\n", "Host"), (b"GET /livez HTTP/1.1\r\nHost:\r\n", "Host"), (b"GET /livez HTTP/1.1\r\nHost: x\r\nHost: x\r\n", "Host"), (b"GET /livez HTTP/1.1\r\nHost: a b/c\r\n", "Host"),
+    (b"POST /tasks HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n", "not both"),
+], ids=["no host", "an empty one", "two hosts", "no name", "two lengths"])
+def test_a_request_of_two_meanings_is_refused(api, head, detail):
+    assert detail in is_problem(ask(api, head + b"Connection: close\r\n\r\n"), 400)
+
+
+def test_the_name_in_a_whole_address_counts(store, serve):
+    api = serve(store, hosts=("localhost",))
+    for host, status in (("localhost", 200), ("evil.example", 403)):
+        assert ask(api, f"GET http://{host}/tasks HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()).status == status
+
+
+@pytest.mark.parametrize("more, status", [(b"", 201), (b"Content-Length: 0\r\n", 201), (b"Content-Length: 20000000\r\n", 413), (b"Content-Length: abc\r\n", 400)], ids=["no body", "an empty one", "too large", "wrong"])
+def test_who_asks_before_sending_a_body_is_answered(api, more, status):
+    with socket.create_connection(("127.0.0.1", urlsplit(api).port), timeout=20) as connection:
+        connection.sendall(b"POST /tasks HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n" + more + b"\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 %d " % status)
+
+
+def test_what_is_refused_is_counted(api, store):
+    assert ask(api, b"POST /tasks HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n").status == 501
+    assert ask(api, b"BREW /tasks HTTP/1.1\r\nHost: x\r\nContent-Length: abc\r\n\r\n").status == 400
+    found = send("GET", f"{api}/metrics").body.decode()
+    assert 'http_requests_total{route="other",method="POST",status="501"} 1\n' in found and 'http_requests_total{route="other",method="other",status="400"} 1\n' in found
+
+
+def test_a_refusal_of_head_has_no_body(api):
+    answer = ask(api, b"HEAD /tasks HTTP/1.1\r\nHost: x\r\nContent-Length: abc\r\n\r\n")
+    assert (answer.status, answer.body) == (400, b"") and int(answer.headers["Content-Length"]) > 0
+
+
 # Bytes that are no text
 
 READ = ["Host", "Origin", "Sec-Fetch-Site", "Authorization", "If-None-Match", "Prefer", "X-Request-Id", "Content-Type", "Idempotency-Key", "If-Modified-Since", "Range", "Cookie",
@@ -328,6 +365,8 @@ def test_an_address_that_is_not_utf_8_does_no_harm(store, api, caplog, line):
     answer = ask(api, line + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     is_problem(answer, answer.status)
     assert answer.status in (400, 404)
+    if line == b"GET /tasks/1%FF":
+        assert answer.json["instance"] == "/tasks/1%FF"
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
@@ -488,6 +527,31 @@ def test_a_connection_that_is_used_again_and_again_is_kept(listen):
         time.sleep(0.1)
     assert connection.sock is ours
     connection.close()
+
+
+def test_nobody_has_to_wait_for_those_who_do_not_read(listen):
+    url, greedy = listen(patience=2), []
+    for _ in range(12):         # more than there are threads, and each asks for more than the server would keep for it
+        greedy.append(socket.socket())
+        greedy[-1].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        greedy[-1].connect(("127.0.0.1", urlsplit(url).port))
+        greedy[-1].sendall(b"GET /swagger/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n" * 30)
+    for _ in range(5):
+        assert send("GET", f"{url}/livez").status == 200
+    for connection in greedy:       # and they are cut off
+        connection.settimeout(20)
+        with connection, contextlib.suppress(ConnectionResetError):
+            while connection.recv(1_000_000):
+                pass
+
+
+def test_idle_connections_make_room_for_others(listen, monkeypatch):
+    monkeypatch.setattr(taskmanager, "CONNECTIONS", 50)
+    url = listen(patience=60)
+    with contextlib.ExitStack() as stack:
+        for _ in range(100):
+            stack.enter_context(connect(url))
+        assert send("GET", f"{url}/livez").status == 200
 
 
 def test_a_request_that_waits_is_no_idle_connection(listen, store):

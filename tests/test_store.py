@@ -4,6 +4,7 @@ import contextlib
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -179,13 +180,23 @@ def test_list_backwards(store):
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
 def test_a_page_of_large_tasks_ends_early(store, order):
-    ids = store.create([NewTask(payload=json.dumps("é" * 900_000, ensure_ascii=False))] * 20 + [NewTask()])
+    large = NewTask(payload=json.dumps("é" * (taskmanager.MAX_PAGE_SIZE // 3), ensure_ascii=False))
+    ids = store.create([NewTask()] * 9 + [large] * 10 + [NewTask()] * 9)       # however many small ones there are before them
     ids.sort(reverse=order == "desc")
-    seen = []
+    seen, pages = [], []
     while rows := store.list(*["New"] * bool(seen), order=order, after=seen[-1] if seen else None):
-        assert len(rows) <= taskmanager.FEW + 1
         seen += [row.id for row in rows]
-    assert seen == ids
+        pages.append(len(rows))
+    assert seen == ids and pages == [12, 3, 3, 10]
+
+
+def test_a_page_has_at_least_one_task(store):
+    whole = json.dumps("x" * (taskmanager.MAX_BODY - 2))
+    ids = store.create([NewTask(payload=whole)] * 2)
+    claims = store.claim(9, LEASE) + store.claim(9, LEASE)
+    assert [claim.id for claim in claims] == ids
+    store.complete([(claim.id, claim.attempt, whole) for claim in claims])
+    assert [row.id for row in store.list()] == ids[:1] and [row.id for row in store.list(order="desc")] == ids[1:]
 
 
 # Claiming
@@ -198,9 +209,9 @@ def test_claim_takes_the_most_urgent_first_and_then_the_oldest(store):
 
 
 def test_claim_takes_no_more_than_can_be_held(store):
-    ids = store.create([NewTask(payload=json.dumps("x" * 1_000_000), priority=n % 2) for n in range(24)])
+    ids = store.create([NewTask(payload=json.dumps("x" * (taskmanager.MAX_PAGE_SIZE // 3)), priority=n % 2) for n in range(24)])
     taken = [row.id for row in store.claim(500, LEASE)]
-    assert taken == ids[1:1 + 2 * taskmanager.FEW:2]
+    assert taken == ids[1:6:2]
     while rows := store.claim(500, LEASE):
         taken += [row.id for row in rows]
     assert taken == ids[1::2] + ids[::2]
@@ -515,7 +526,7 @@ def test_apply_schema_may_be_done_again_and_at_once(database):
 @pytest.mark.parametrize("statement, index", [("CLAIM", "tasks_claim"), ("PROMOTE", "tasks_promote"), ("DELETE_OLD", "tasks_delete_old"), ("RECLAIM", "tasks_list_status")])
 def test_sqlite_takes_the_index_that_was_made_for_the_statement(sqlite_database, statement, index):
     store = taskmanager.open_store(sqlite_database)
-    plan = store._execute("explain query plan " + getattr(taskmanager, statement), {"limit": 1, "lease": 1, "age": 1, "max_attempts": 1})
+    plan = store._execute("explain query plan " + getattr(taskmanager, statement), {"limit": 1, "size": 1, "lease": 1, "age": 1, "max_attempts": 1})
     assert any(f" INDEX {index}" in row[-1] for row in plan)
 
 
@@ -535,3 +546,16 @@ def test_text_is_kept_whatever_the_encoding_of_the_client_would_be(postgres_data
     [id] = store.create([new_task({"payload": "дом"})])
     assert store.read(id).payload == '"дом"'
     store.close()
+
+
+def test_connections_that_nobody_needs_are_closed(store, monkeypatch):
+    with ThreadPoolExecutor(8) as pool:
+        barrier, execute = threading.Barrier(8), store._give_back
+        monkeypatch.setattr(store, "_give_back", lambda connection: (barrier.wait(20), execute(connection)))       # so that each needs one of its own
+        list(pool.map(lambda _: store.list(), range(8)))
+    monkeypatch.undo()
+    assert len(store._idle) >= 8
+    monkeypatch.setattr(taskmanager, "IDLE_SECONDS", 0)
+    for _ in range(20):
+        store.list()
+    assert len(store._idle) <= 1
