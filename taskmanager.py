@@ -91,6 +91,7 @@ CONNECT_SECONDS = 10        # what a connection to the database or to an http(s)
 HTTP_SECONDS = 300          # and how long the latter may keep silent when the task has no timeout
 
 log = logging.getLogger("taskmanager")
+stopping = threading.Event()        # this program was told to stop, by SIGTERM or Ctrl-C
 
 
 # ----------------------------------------------------------------------------
@@ -1257,7 +1258,8 @@ def open_store(url: str, wait: bool = False) -> Store:
         except Unavailable:
             if not wait:
                 raise
-            time.sleep(backoff(tries, 0.2, 5))
+            if stopping.wait(backoff(tries, 0.2, 5)):
+                raise KeyboardInterrupt from None
 
 
 # ----------------------------------------------------------------------------
@@ -2250,6 +2252,7 @@ def begin(description: str) -> Config:
     sys.path.insert(0, os.getcwd())                                 # where HANDLER's module may be
 
     def terminate(number, frame):
+        stopping.set()      # for the exception is lost where it meets an import
         for each in (signal.SIGTERM, signal.SIGINT):
             signal.signal(each, signal.SIG_IGN)     # once is enough: a second one must not break off what the first began
         raise KeyboardInterrupt
@@ -2415,7 +2418,8 @@ def main() -> None:
     read it         curl {url}/tasks/1
     stop            Ctrl-C
 """, flush=True)
-        server.run()        # until SIGTERM or Ctrl-C; requests under way are finished
+        if not stopping.is_set():
+            server.run()        # until SIGTERM or Ctrl-C; requests under way are finished
     finally:
         server.close()
         if worker:

@@ -202,7 +202,7 @@ def main() -> None:
             store.bells.append(bell.ring)       # for the other workers, when this one has taken more than it can run
             bell.start()
             intake.start()
-        threading.Event().wait()
+        taskmanager.stopping.wait()
     finally:
         worker.begin_stop()
         if intake:

@@ -93,6 +93,24 @@ def test_an_idle_worker_stops_at_once(start, postgres_database, broker):
 
 # The API
 
+@pytest.mark.parametrize("script", ["taskmanager.py", "worker.py"])
+@pytest.mark.parametrize("database", ["there", "away"])
+def test_a_signal_that_an_import_swallows_still_stops_the_program(start, tmp_path, script, database):
+    (tmp_path / "swallows.py").write_text("""
+import os, signal, time
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(1)
+except KeyboardInterrupt:       # as importing a module written in C may do
+    print("swallowed it", flush=True)
+work = print
+""")
+    url = f"sqlite:///{tmp_path}/tasks.db" if database == "there" else "postgresql://127.0.0.1:1/away"
+    program = start(script, DATABASE_URL=url, HANDLER="swallows:work", PYTHONPATH=tmp_path)
+    assert program.process.wait(20) == 0
+    assert "swallowed it" in program.log()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
 def test_the_api_stops_cleanly_and_a_second_start_finds_the_tasks(start, database, number):
     api = start("taskmanager.py", DATABASE_URL=database, WORKER="on")
