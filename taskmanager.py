@@ -86,6 +86,7 @@ MANY = 500                  # rows of a batch that nothing else bounds
 STATEMENT_SECONDS = 20      # what the database may take to answer
 STOP_SECONDS = 5            # what a handler that was told to stop is given to do so
 CONNECTIONS = 1000          # of clients at the same time
+RATE_SECONDS = 10           # over which it is counted how many tasks end
 IDLE_SECONDS = 60           # after which a connection to the database is closed that nobody needs
 CONNECT_SECONDS = 10        # what a connection to the database or to an http(s) handler may take,
 HTTP_SECONDS = 300          # and how long the latter may keep silent when the task has no timeout
@@ -99,7 +100,7 @@ stopping = threading.Event()        # this program was told to stop, by SIGTERM 
 
 def redact(text: str) -> str:
     """The text without the passwords and the queries of addresses in it, fit for a log."""
-    text = re.sub(r"(//[^/@:\s]*):\S*@", r"\1:***@", text)
+    text = re.sub(r"(//[^/@:\s]*):(?!PASSWORD@)\S*@", r"\1:***@", text)
     return re.sub(r"(://[^?\s]*\?)[^\s']+", r"\1***", text)
 
 
@@ -137,7 +138,7 @@ class Config:
 
     database_url: str = _setting("sqlite:///tasks.db", _match(r"sqlite:///(?!:memory:)[^?]+|postgres(ql)?://.+"),
                                  "`sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST:PORT/NAME`")
-    rabbitmq_url: str | None = _setting(None, _match(r"amqps?://.+"), "`amqp://USER:PASSWORD@HOST:PORT/VHOST`; without it no tasks come from RabbitMQ")
+    rabbitmq_url: str | None = _setting(None, _match(r"amqps?://.+", "amqp://USER:PASSWORD@HOST:PORT/VHOST"), "`amqp://USER:PASSWORD@HOST:PORT/VHOST`; without it no tasks come from RabbitMQ")
     host: str = _setting("127.0.0.1", _match(r".*"), "address that the API listens on")
     port: int = _setting(5000, _number(0, 65535, int), "port that the API listens on; 0 takes a free one")
     threads: int = _setting(8, _number(1, 1000, int), "HTTP requests that are worked on at the same time")
@@ -147,7 +148,7 @@ class Config:
     api_token: str | None = _setting(None, _match(r"[!-~]+", "printable ASCII without spaces"),
                                      "when set, requests need `Authorization: Bearer …`, but for `/livez`, `/readyz` and the static pages")
     metrics_port: int | None = _setting(None, _number(0, 65535, int), "port on which `worker.py` answers `/metrics`, `/livez` and `/readyz`; not set: none")
-    worker: str = _setting("auto", _match(r"on|off|auto"), "run a worker inside the API process: `on`, `off`, or `auto`: on for SQLite, off for PostgreSQL")
+    worker: str = _setting("auto", _match(r"on|off|auto", "on, off or auto"), "run a worker inside the API process: `on`, `off`, or `auto`: on for SQLite, off for PostgreSQL")
     handler: str | None = _setting(None, _match(r".*"), "what a task does: `package.module:function`, `exec:program args…` or `https://…`; not set: nothing")
     concurrency: int = _setting(8, _number(0, 1000, int), "tasks that a worker runs at the same time; 0: none, all are left to workers that claim over HTTP")
     max_attempts: int = _setting(3, _number(1, 1000, int), "attempts of a task that does not say")
@@ -542,6 +543,11 @@ LIST_STATUS = {order: _fitting("select * from (" + " union all ".join(
 
 COUNT = "select count(*) from tasks where status = %(status)s"
 
+# `is true` keeps both databases from the index on status: what has just ended is found by its time.
+FINISHED = """
+select count(*) from tasks
+where  status in ('Completed', 'Failed') and (status = %(status)s) is true and updated_at > now() - %(age)s"""
+
 OLDEST_READY = "select coalesce(now() - min(coalesce(ready_at, created_at)), %(none)s) from tasks where status = 'New' and run_at is null"
 
 # No task is handed out twice, and nobody waits for a row that another worker is just taking. Like a page, no more
@@ -855,6 +861,11 @@ class Store:
     def count(self, status: str) -> int | None:
         """How many tasks have this status: exact, but not always of this moment. None when it is not known: it takes too long, or is just being counted for the first time."""
         return self._seldom(COUNT, {"status": status})
+
+    def finished(self, status: str) -> float | None:
+        """How many tasks a second ended so, over the last RATE_SECONDS. Like count(), not always of this moment."""
+        number = self._seldom(FINISHED, {"status": status, "age": timedelta(seconds=RATE_SECONDS)})
+        return None if number is None else number / RATE_SECONDS
 
     def oldest_ready(self) -> float | None:
         """Seconds that the oldest of the tasks waits that could be claimed; 0 without any. Like count(), not always of this moment."""
@@ -1921,8 +1932,9 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
         """A page of another site could make a browser send what its user never meant to (CSRF), and, with a name of its
         own that leads here (DNS rebinding), even read the answer."""
         host = header("HTTP_HOST").lower()
-        if hosts and host and re.sub(r":\d*$", "", host) not in hosts:
-            raise Forbidden(f"{host!r} is not a name of this service: expected {', '.join(sorted(hosts))}, or what ALLOWED_HOSTS names; with an API_TOKEN any")
+        name = re.sub(r":\d*$", "", host)
+        if hosts and name and name not in hosts:
+            raise Forbidden(f"{name!r} is not a name of this service: expected {', '.join(sorted(hosts))}, or what ALLOWED_HOSTS names; with an API_TOKEN any")
         if request.method in ("GET", "HEAD"):
             return
         site, origin = header("HTTP_SEC_FETCH_SITE").lower(), header("HTTP_ORIGIN").lower()
@@ -2166,6 +2178,8 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
         try:
             store.ping()
             gauges["taskmanager_tasks"] = ("gauge", "Tasks in the table", known({f'{{status="{status}"}}': store.count(status) for status in STATUSES}))
+            gauges["taskmanager_finished_per_second"] = ("gauge", f"Tasks that ended in the last {RATE_SECONDS} seconds, per second",
+                                                         known({f'{{status="{status}"}}': store.finished(status) for status in ("Completed", "Failed")}))
             gauges["taskmanager_oldest_ready_seconds"] = ("gauge", "How long the oldest task waits that could be claimed", known({"": store.oldest_ready()}))
             there = 1
         except Unavailable:

@@ -3,7 +3,7 @@
 
 import {clock} from "./words.js";
 
-const KEY = "task-manager-token", PATIENCE = 20_000, KNOWN = 20;
+const KEY = "task-manager-token", PATIENCE = {GET: 8000, POST: 20_000, DELETE: 20_000}, KNOWN = 20;
 
 export class Problem extends Error {        // the server says no; `errors` say where
   constructor(status, {detail, errors = []}) {
@@ -25,7 +25,7 @@ export async function ask(method, path, {body, headers = {}} = {}) {
   if (body !== undefined) headers["Content-Type"] = "application/json";
   let answer, text;
   try {
-    answer = await fetch(path, {method, body, headers, cache: "no-store", redirect: "error", signal: AbortSignal.timeout(PATIENCE)});
+    answer = await fetch(path, {method, body, headers, cache: "no-store", redirect: "error", signal: AbortSignal.timeout(PATIENCE[method])});
     text = await answer.text();
   } catch (error) {
     throw new Unreachable(String(error));
@@ -39,6 +39,7 @@ export async function ask(method, path, {body, headers = {}} = {}) {
 }
 
 const known = new Map();
+export const recall = path => known.get(path);      // what was read last, if it is still known
 
 export async function read(path) {
   const before = known.get(path);

@@ -29,28 +29,27 @@ function drawCounts(tasks) {
   for (const [status, {count}] of tiles) text(count, tasks ? number(status === "All" ? total : tasks[status]) : "–");
 }
 
-// --- the chart: what finished, from one look at the counts to the next, spread evenly over the time between the two.
-// Deleting and retrying lower the counts, so this is what finished at least.
+// --- the chart: how many end per second, as the service counts it over its last seconds, so that it holds however seldom
+// a huge table can be counted as a whole.
 
-const BIN = 5000, BINS = 60, WIDTH = 10, HEIGHT = 96, RECENT = 20_000;
+const BIN = 5000, BINS = 60, WIDTH = 10, HEIGHT = 96, WINDOW = 10_000;
 const opened = Date.now(), bins = new Map(), total = {Completed: 0, Failed: 0};
-let last, recent = [];
+let counted, looked = 0;
 
-function count(tasks, now) {
-  if (last) {
-    const done = {};
-    for (const status in total) total[status] += done[status] = Math.max(tasks[status] - last.tasks[status], 0);
-    recent = [...recent, {from: last.now, to: now, sum: done.Completed + done.Failed}].filter(({to}) => to > now - RECENT);
-    for (let bin = Math.floor(last.now / BIN); bin * BIN < now; bin++) {
-      const share = (Math.min((bin + 1) * BIN, now) - Math.max(bin * BIN, last.now)) / Math.max(now - last.now, 1);
-      const before = bins.get(bin) ?? {Completed: 0, Failed: 0};
-      bins.set(bin, {Completed: before.Completed + share * done.Completed, Failed: before.Failed + share * done.Failed});
-    }
-  }
-  last = {tasks, now};
+function count(tasks) {         // deleting and retrying lower the counts, so `total` is what finished at least
+  for (const status in total) total[status] += counted ? Math.max(tasks[status] - counted[status], 0) : 0;
+  counted = tasks;
 }
 
-function drawChart(now) {
+function note(rates, now) {     // of this bin, and of those before it that nobody looked at and that the rates tell of as well
+  const bin = Math.floor(now / BIN);
+  for (let n = Math.max(Math.floor(looked / BIN) + 1, bin - WINDOW / BIN + 1); n < bin; n++) bins.set(n, rates);
+  bins.set(bin, rates);
+  looked = now;
+}
+
+function drawChart(rates, now) {
+  note(rates, now);
   const first = Math.floor(now / BIN) - BINS + 1;
   for (const bin of bins.keys()) if (bin < first) bins.delete(bin);
   const most = status => Math.max(...Array.from(bins.values(), each => each[status]), 0);
@@ -63,9 +62,8 @@ function drawChart(now) {
     }
   }
   $("chart").replaceChildren(...bars);
-  const watched = recent.length ? (recent.at(-1).to - recent[0].from) / 1000 : 0;
-  text($("rate"), watched ? t("rate", {rate: rate(recent.reduce((sum, each) => sum + each.sum, 0) / watched)}) : "…");
-  const peak = Math.max(...Array.from(bins.values(), each => each.Completed + each.Failed), 0) / BIN * 1000;
+  text($("rate"), t("rate", {rate: rate(rates.Completed + rates.Failed)}));
+  const peak = Math.max(...Array.from(bins.values(), each => each.Completed + each.Failed), 0);
   text($("peak"), peak ? t("peak", {rate: rate(peak)}) : "");
   const since = timeOfDay(opened);
   text($("chart-sum"), total.Completed + total.Failed ? t("chartSum", {since, completed: number(total.Completed), failed: number(total.Failed)}) : t("chartNone", {since}));
@@ -77,9 +75,9 @@ function drawChart(now) {
 const PATIENCE = 10;        // seconds
 const moved = {key: "", at: Date.now()};
 
-function workers({tasks, oldest_ready_seconds, task_events_total}, now) {
+function workers({tasks, oldest_ready_seconds, task_events_total, finished_per_second: rates}, now) {
   const busy = tasks["In Progress"], key = [busy, tasks.Completed, tasks.Failed, task_events_total?.claimed].join();
-  if (key !== moved.key) Object.assign(moved, {key, at: now});
+  if (key !== moved.key || rates?.Completed + rates?.Failed > 0) Object.assign(moved, {key, at: now});
   const waits = oldest_ready_seconds[""] > PATIENCE;
   if (waits && now - moved.at > PATIENCE * 1000) return busy ? ["none", t("busy", {n: number(busy)})] : ["bad", t("nobody")];
   if (busy) return ["ok", t("working", {n: number(busy)})];
@@ -111,12 +109,12 @@ function drawStates(figures, now) {
 
 // `figures` are those of api.js; {} when they could not be had. Returns whether anything has changed.
 export function drawFigures(figures, now = Date.now()) {
-  const before = JSON.stringify(last?.tasks);
-  if (STATUSES.every(status => status in (figures.tasks ?? {}))) {       // one that takes too long to count is left out
-    count(figures.tasks, now);
-    drawCounts(figures.tasks);
-    drawChart(now);
+  const {tasks = {}, finished_per_second: rates = {}} = figures, before = JSON.stringify(counted);
+  if (STATUSES.every(status => status in tasks)) {       // one that takes too long to count is left out
+    count(tasks);
+    drawCounts(tasks);
   }
+  if (Object.keys(total).every(status => status in rates)) drawChart(rates, now);
   drawStates(figures, now);
-  return JSON.stringify(last?.tasks) !== before;
+  return JSON.stringify(counted) !== before || rates.Completed + rates.Failed > 0;
 }

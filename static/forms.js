@@ -71,7 +71,10 @@ function body() {
 export function createForm(created) {
   const dialog = $("create"), form = dialog.querySelector("form");
   let busy = false;
-  $("new").addEventListener("click", () => dialog.showModal());
+  $("new").addEventListener("click", () => {
+    unmark();
+    dialog.showModal();
+  });
   dialog.querySelector("[data-close]").addEventListener("click", () => dialog.close());
   form.addEventListener("input", newKey);
   newKey();
@@ -81,8 +84,7 @@ export function createForm(created) {
   form.addEventListener("submit", async event => {
     event.preventDefault();
     if (busy) return;
-    $("create-error").textContent = "";
-    for (const name of FIELDS) mark($(name));
+    unmark();
     mark($("payload"), jsonError($("payload").value));
     if ($("payload-error").textContent) return $("payload").focus();
     busy = true;
@@ -99,7 +101,13 @@ export function createForm(created) {
     }
   });
 
+  function unmark() {
+    $("create-error").textContent = "";
+    for (const name of FIELDS) mark($(name));
+  }
+
   function refused(error) {
+    if (error.status === 401) return askToken(true);        // what was typed is kept
     const rest = [];
     for (const {pointer, detail} of error.errors ?? []) {
       // What is wrong with the body as a whole can only be the payload's doing.
@@ -125,6 +133,7 @@ export function tokenForm(entered) {
 
 export function askToken(refused) {
   token.drop();
+  for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close();
   for (const id of ["shown", "new"]) $(id).hidden = true;
   $("token").hidden = false;
   mark($("token-value"), refused ? t("tokenWrong") : "");
@@ -134,9 +143,11 @@ export function askToken(refused) {
 
 export function tokenAccepted() {
   if ($("token").hidden && !$("shown").hidden) return;
+  const focused = $("token").contains(document.activeElement);
   $("token-value").value = "";
   $("token").hidden = true;
   for (const id of ["shown", "new"]) $(id).hidden = false;
+  if (focused) ($("task").hidden ? $("list-title") : $("task-title")).focus();
 }
 
 // --- is it meant?

@@ -1,12 +1,12 @@
 // The page: what the address asks for, looked at again and again. `?task=17` is a task, anything else a page of the
-// list: `?status=New&after=950`. A look is two conditional requests: the figures, and what is shown. The next one comes
+// list: `?status=New&after=950`. A look is two requests: the figures, and, with its ETag, what is shown. The next one comes
 // soon when something has changed, ever later when not, and not at all while nobody sees the page.
 
-import {ask, figures, Problem, read, token, Unreachable} from "./api.js";
+import {ask, figures, Problem, read, recall, token, Unreachable} from "./api.js";
 import {$, text} from "./dom.js";
 import {drawFigures, drawTiles, STATUSES} from "./figures.js";
 import {askToken, createForm, sure, tokenAccepted, tokenForm, words} from "./forms.js";
-import {drawList, drawTask, drawTimes} from "./tasks.js";
+import {drawList, drawTask, drawTimes, titleList} from "./tasks.js";
 import {said, t, timeOfDay, translate} from "./words.js";
 
 const PAGE = 50, SOON = 1000, LATE = 10_000, DOWN = 4000;      // milliseconds
@@ -16,7 +16,7 @@ const PAGE = 50, SOON = 1000, LATE = 10_000, DOWN = 4000;      // milliseconds
 let here;
 
 function parse(search) {
-  const query = new URLSearchParams(search), id = name => /^\d{1,19}$/.test(query.get(name)) ? query.get(name) : null;
+  const query = new URLSearchParams(search), id = name => /^[1-9]\d{0,18}$/.test(query.get(name)) && BigInt(query.get(name)) < 1n << 63n ? query.get(name) : null;
   return {status: STATUSES.filter(status => query.getAll("status").includes(status)), after: id("after"), task: id("task")};
 }
 
@@ -48,6 +48,8 @@ function arrive(focus) {
   text($("task-error"), "");
   text($("list-error"), "");
   drawn = null;
+  pending = false;
+  const before = recall(task ? `tasks/${task}` : listPath(here));
   if (task) {
     drawTask(task);
     $("back").href = address({...here, task: null});
@@ -57,18 +59,23 @@ function arrive(focus) {
     if (focus) $("task-title").focus({preventScroll: true});
   } else {
     $("list").setAttribute("aria-busy", "true");
+    titleList(status);
+    drawPager({});
+    // Nobody knows when the server will answer: rather nothing than tasks that were not asked for.
+    if (trouble && !before) for (const id of ["table", "empty"]) $(id).hidden = true;
     document.title = [...status.map(each => t(each)), t("title")].join(" · ");
-    const row = from && $("rows").querySelector(`[data-id="${from}"]`);
+    const row = from && $("rows").querySelector(`[data-id="${from}"]`), {activeElement} = document;
     if (row) row.focus();
-    else if (focus && here.after) $("list-title").focus();
+    else if (focus && (here.after || activeElement === document.body || !activeElement.checkVisibility())) $("list-title").focus();
   }
+  if (before) draw(before);
   say("");
   look();
 }
 
 // --- looking
 
-let timer, turn = 0, pause = SOON, drawn, trouble = null;
+let timer, turn = 0, pause = SOON, paused = false, drawn, pending, answered = Date.now(), trouble = null;
 
 async function look() {
   clearTimeout(timer);
@@ -84,14 +91,20 @@ async function look() {
     return;
   }
   const down = errors.find(error => !error.status || error.status >= 500);
+  if (!(down instanceof Unreachable)) answered = Date.now();
   if (!(down instanceof Unreachable)) tokenAccepted();
   tell(down);
   const moved = drawFigures(counts.value ?? {});
   const changed = view.value && view.value !== drawn;
-  if (changed) draw(view.value);
+  if (changed) draw(view.value, !here.after && drawn && inHand());
+  else release();
   if (status === 404 && task) gone(t("missing", {id: task}));
-  else if (status < 500) text($("list-error"), words(view.reason));
+  else if (status < 500) {
+    text($("list-error"), words(view.reason));
+    $("list").removeAttribute("aria-busy");
+  }
   drawTimes();
+  if (paused) return;
   pause = down ? Math.min(pause * 1.5, DOWN) : moved || changed ? SOON : Math.min(pause * 1.5, LATE);
   timer = setTimeout(look, pause);
 }
@@ -101,17 +114,36 @@ function lookNow() {
   return look();
 }
 
-function draw(answer) {
+// Somebody points at a row, has the focus there or selects text: then no row must move away under that.
+let pointed = false;
+
+function inHand() {
+  const rows = $("rows"), selection = getSelection();
+  return pointed || rows.querySelector(":focus-visible") || !selection.isCollapsed && rows.contains(selection.anchorNode);
+}
+
+function release() {
+  if (pending && !inHand()) draw(drawn);
+}
+
+function draw(answer, hold = false) {
   drawn = answer;
   text($("curl"), `curl -X POST ${token.get() ? '-H "Authorization: Bearer $API_TOKEN" ' : ""}${new URL("tasks", location.href).href}`);
   if (here.task) return drawTask(here.task, answer.value);
   const tasks = answer.value, {status, after} = here;
   text($("list-error"), "");
-  drawList(tasks, status, after, task => address({...here, task}));
+  pending = !drawList(tasks, status, after, task => address({...here, task}), hold);
+  $("fresh").hidden = !pending;
+  if (!pending) drawPager(answer);
+}
+
+function drawPager({value, more}) {
+  const {status, after} = here;
+  $("fresh").hidden = true;
   $("newest").hidden = $("newer").hidden = !after;
   $("newest").href = address({status});
-  $("older").hidden = !answer.more;
-  if (answer.more) $("older").href = address({status, after: tasks.at(-1).id});
+  $("older").hidden = !more;
+  if (more) $("older").href = address({status, after: value.at(-1).id});
 }
 
 function gone(why) {
@@ -123,7 +155,7 @@ function gone(why) {
 // Says plainly what is the matter, once, and when it is over.
 function tell(error) {
   if (error) {
-    trouble ??= Date.now();
+    trouble ??= answered;
     const unreachable = !(error instanceof Problem);
     text($("trouble"), unreachable ? t("unreachable", {since: timeOfDay(trouble)}) : t("unavailable", {detail: said(error.message)}));
     if (unreachable && $("token").hidden) $("shown").hidden = false;
@@ -145,17 +177,17 @@ function say(words, href) {
     link.dataset.go = "";
     $("said").replaceChildren(link);
   }
-  if (words) quiet = setTimeout(() => $("said").replaceChildren(), 10_000);
+  if (words) quiet = setTimeout(() => $("said").matches(":hover, :focus-within") || $("said").replaceChildren(), 10_000);
 }
 
 // --- acting
 
-let busy = false;
+const underWay = new Set();
 
 async function act(method, path, done) {
-  if (busy) return;
-  busy = true;
-  const {task} = here;
+  const {task} = here, what = `${method} ${path}`;
+  if (underWay.has(what)) return;      // it was clicked twice
+  underWay.add(what);
   try {
     const answer = await ask(method, path);
     text($("task-error"), "");
@@ -164,9 +196,9 @@ async function act(method, path, done) {
     if (error.status === 401) return askToken(true);
     if (here.task === task) text($("task-error"), words(error));
   } finally {
-    busy = false;
-    lookNow();
+    underWay.delete(what);
   }
+  lookNow();
 }
 
 function buttons() {
@@ -182,9 +214,21 @@ function buttons() {
       });
     }
   });
+  $("fresh").addEventListener("click", () => {
+    draw(drawn);
+    $("list-title").focus();
+  });
+  $("rows").addEventListener("pointerenter", ({pointerType}) => pointed = pointerType === "mouse");      // a finger does not stay
+  $("rows").addEventListener("pointerleave", () => pointed = false);
+  for (const type of ["pointerleave", "focusout"]) $("rows").addEventListener(type, () => setTimeout(release));
+  $("pause").addEventListener("click", () => {
+    paused = !paused;
+    $("pause").setAttribute("aria-pressed", paused);
+    if (!paused) lookNow();
+  });
   $("find").addEventListener("submit", event => {
     event.preventDefault();
-    const task = $("find-id").value;
+    const task = $("find-id").value.trim();
     event.target.reset();
     go(address({...here, task}));
   });
@@ -207,7 +251,7 @@ function buttons() {
     }
   });
   $("metrics").addEventListener("click", async event => {
-    if (!token.get()) return;
+    if (!token.get() || event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();     // a plain link would go without the token
     try {
       const answer = await ask("GET", "metrics");
@@ -236,5 +280,5 @@ document.addEventListener("click", event => {
 addEventListener("popstate", () => arrive(true));
 addEventListener("online", lookNow);
 document.addEventListener("visibilitychange", lookNow);
-setInterval(() => document.hidden || drawTimes(), 1000);
+setInterval(() => document.hidden || paused || drawTimes(), 1000);
 arrive(false);

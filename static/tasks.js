@@ -38,11 +38,20 @@ function drawRow(row, task, address) {
   row.append(...cells);
 }
 
-// `address` gives a task's link; `statuses` are those that the list is limited to.
-export function drawList(tasks, statuses, after, address) {
+export function titleList(statuses) {
   text($("list-title"), statuses.length ? t("listSome", {statuses: statuses.map(status => t(status)).join(", ")}) : t("listAll"));
+}
+
+// `address` gives a task's link; `statuses` are those that the list is limited to. Returns whether all is drawn: with
+// `hold` the rows that are there are brought up to date, but none comes, goes or moves.
+export function drawList(tasks, statuses, after, address, hold) {
+  titleList(statuses);
   $("list").removeAttribute("aria-busy");
   const ids = new Set(tasks.map(task => task.id));
+  if (hold && (tasks.length !== drawn.size || tasks.some(({id}) => !drawn.has(id)))) {
+    for (const task of tasks) if (drawn.has(task.id)) renew(task, address);
+    return false;
+  }
   for (const [id, {row}] of drawn) {
     if (!ids.has(id)) {
       if (row.contains(document.activeElement)) $("list-title").focus({preventScroll: true});
@@ -52,18 +61,24 @@ export function drawList(tasks, statuses, after, address) {
   }
   let place = $("rows").firstChild;
   for (const task of tasks) {
-    const now = JSON.stringify(task) + address(task.id);
-    const {row, as} = drawn.get(task.id) ?? {row: make("tr", {role: "row"})};
-    if (now !== as) {
-      drawRow(row, task, address);
-      drawn.set(task.id, {row, as: now});
-    }
+    const row = renew(task, address);
     row === place ? place = place.nextSibling : $("rows").insertBefore(row, place);
   }
   $("table").hidden = !tasks.length;
   $("empty").hidden = Boolean(tasks.length);
   $("first").hidden = Boolean(after || statuses.length);
   text($("empty-text"), t(after ? "emptyPage" : statuses.length ? "emptySome" : "emptyAll"));
+  return true;
+}
+
+function renew(task, address) {
+  const now = JSON.stringify(task) + address(task.id);
+  const {row, as} = drawn.get(task.id) ?? {row: make("tr", {role: "row"})};
+  if (now !== as) {
+    drawRow(row, task, address);
+    drawn.set(task.id, {row, as: now});
+  }
+  return row;
 }
 
 // --- one task
@@ -83,7 +98,7 @@ export function drawTask(id, task) {        // without a task: nothing is known 
   }
   $("task-body").hidden = !task;
   $("task-status").replaceChildren(...task ? badge({...task, progress: 0, run_at: null}) : []);
-  if (!task) return;
+  if (!task) return $("texts").replaceChildren();
 
   const {progress, status} = task, bar = $("task-progress");
   bar.hidden = !progress || status !== "In Progress";
@@ -98,21 +113,24 @@ export function drawTask(id, task) {        // without a task: nothing is known 
   if (task.priority) facts.priority = new Intl.NumberFormat(language).format(task.priority);
   if (task.timeout) facts.timeout = span(task.timeout);
   if (task.idempotency_key) facts.idempotency_key = task.idempotency_key;
-  $("facts").replaceChildren(...Object.entries(facts).map(([name, value]) => {
+  const known = JSON.stringify([id, ...Object.keys(facts).map(name => task[name] ?? task[`${name}_at`])]);
+  if ($("facts").dataset.known !== known) $("facts").replaceChildren(...Object.entries(facts).map(([name, value]) => {
     const shown = value.dateTime ? [value, make("span", {class: "hint"}, value.title)] : [value];
     return make("div", {}, make("dt", {}, t(name)), make("dd", {}, ...shown));
   }));
+  $("facts").dataset.known = known;
 
   const texts = {};
   if (task.error) texts[status === "Failed" ? "error" : "lastError"] = task.error;
   for (const name of ["result", "payload"]) if (task[name] !== undefined) texts[name] = JSON.stringify(task[name], null, 2);
   for (const old of [...$("texts").children]) if (!(old.dataset.name in texts)) old.remove();
+  let place = $("texts").firstChild;
   for (const [name, value] of Object.entries(texts)) {
     let part = $("texts").querySelector(`[data-name=${name}]`);
     if (!part) {
       part = make("div", {"data-name": name}, make("h3", {}, t(name)), make("pre", {tabindex: "0", role: "region", "aria-label": t(name)}));
-      $("texts").append(part);
     }
+    part === place ? place = place.nextSibling : $("texts").insertBefore(part, place);
     text(part.lastChild, value);
   }
 }

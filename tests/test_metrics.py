@@ -141,6 +141,16 @@ def test_tasks_are_counted_by_status(api, store):
     eventually(lambda: statuses(api) == {"New": 6, "In Progress": 4, "Completed": 0, "Failed": 1})
 
 
+def test_what_has_just_ended_has_a_rate(api, store):
+    store.create([NewTask()] * 40)
+    claims = store.claim(40, 60)
+    store.complete([(row.id, row.attempt, None) for row in claims[:30]])
+    store.fail([(row.id, row.attempt, "why") for row in claims[30:]])
+    for row in claims[:5]:
+        ago(store, "updated_at", row.id, minutes=1)
+    assert scrape(api).by("taskmanager_finished_per_second", "status") == {"Completed": 2.5, "Failed": 1}
+
+
 def test_the_oldest_task_that_could_be_claimed_has_an_age(api, store):
     oldest = lambda: scrape(api).of("taskmanager_oldest_ready_seconds")
     ready, scheduled, done = store.create([NewTask(priority=-1), new_task({"delay": 60}), NewTask()])
@@ -362,8 +372,8 @@ def test_counts_are_not_asked_for_at_every_scrape_when_that_is_slow(api, store, 
     for _ in range(5):
         metrics = scrape(api)
         assert metrics.by("taskmanager_tasks", "status") == {"New": 3, "In Progress": 0, "Completed": 0, "Failed": 0} and metrics.of("taskmanager_oldest_ready_seconds") > 0
-    assert (asked.count(taskmanager.COUNT), asked.count(taskmanager.OLDEST_READY)) == (4, 1)
-    assert len(asked) == 10         # and, each time, whether it answers at all
+    assert (asked.count(taskmanager.COUNT), asked.count(taskmanager.FINISHED), asked.count(taskmanager.OLDEST_READY)) == (4, 2, 1)
+    assert len(asked) == 12         # and, each time, whether it answers at all
 
 
 # RabbitMQ, and the worker's own port

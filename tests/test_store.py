@@ -523,10 +523,10 @@ def test_apply_schema_may_be_done_again_and_at_once(database):
     assert not errors and len(taskmanager.open_store(database).list()) == 6
 
 
-@pytest.mark.parametrize("statement, index", [("CLAIM", "tasks_claim"), ("PROMOTE", "tasks_promote"), ("DELETE_OLD", "tasks_delete_old"), ("RECLAIM", "tasks_list_status")])
+@pytest.mark.parametrize("statement, index", [("CLAIM", "tasks_claim"), ("PROMOTE", "tasks_promote"), ("DELETE_OLD", "tasks_delete_old"), ("FINISHED", "tasks_delete_old"), ("RECLAIM", "tasks_list_status")])
 def test_sqlite_takes_the_index_that_was_made_for_the_statement(sqlite_database, statement, index):
     store = taskmanager.open_store(sqlite_database)
-    plan = store._execute("explain query plan " + getattr(taskmanager, statement), {"limit": 1, "size": 1, "lease": 1, "age": 1, "max_attempts": 1})
+    plan = store._execute("explain query plan " + getattr(taskmanager, statement), {"limit": 1, "size": 1, "lease": 1, "age": 1, "max_attempts": 1, "status": "Failed"})
     assert any(f" INDEX {index}" in row[-1] for row in plan)
 
 

@@ -346,6 +346,29 @@ def test_a_task_is_deleted_after_a_question(browser, url):
     assert http("GET", f"{url}/tasks/2").status == 404
 
 
+def test_the_error_stands_above_the_payload(browser, url):
+    create(url, {"payload": {"n": 1}, "priority": -1}, {"payload": {"n": 2}})
+    browser.open(f"{url}/?task=2")
+    browser.shows("#texts", "Payload")
+    claim(url)
+    say(url, 2, "fail", error="too late", final=True)
+    browser.shows("#texts", "too late")
+    assert browser.js("[...document.querySelectorAll('#texts > div')].map(part => part.dataset.name)") == ["error", "payload"]
+
+
+def test_the_focus_is_never_lost(browser, url):
+    create(url, *[{}] * 60)
+    browser.open(f"{url}/?after=11")
+    for link in ("#newest", "#older", "#newer"):
+        browser.click(link)
+        browser.until(lambda: rows(browser) and focused(browser) == "list-title")
+    for task in ("1", "77"):
+        browser.open(f"{url}/?task={task}")
+        browser.shows("#task", f"ask {task}")
+        browser.click("#back")
+        browser.until(lambda: rows(browser) and focused(browser) == "list-title")
+
+
 def test_a_refusal_is_said_in_words(browser, url):
     fail(url, None, "too late")
     browser.open(f"{url}/?task=1")
@@ -366,6 +389,11 @@ def test_the_server_goes_and_comes_back(browser, service):
     service.program.stop()
     browser.shows("#trouble", "The server can't be reached: no answer since")
     assert rows(browser) == ["1"] and "unknown" in browser.text("#states")
+    browser.click("#tiles [data-status='Failed']")      # which nobody knows now
+    browser.shows("#list-title", "Failed, newest first")
+    assert not browser.text("#rows") and not browser.text("#empty")
+    browser.click("#tiles [data-status='Failed']")
+    browser.shows("#rows", "1", "New")
     browser.click("#new")
     browser.type("#payload", '"kept"')
     browser.click("#create .primary")
@@ -438,6 +466,20 @@ def test_the_token_is_asked_for_once_a_session(new_browser, service):
     other = new_browser()
     other.open(f"{url}/")
     other.shows("#token", "This service wants a token")
+    other.type("#token-value", "open-sesame")
+    other.press("Enter")
+    other.until(lambda: rows(other) == ["2", "1"] and focused(other) == "list-title")
+    # One that is changed meanwhile is asked for, too, and nothing that was typed is lost.
+    other.click("#new")
+    other.type("#payload", '"kept"')
+    service.program.stop()
+    service(API_TOKEN="another", PORT=urlsplit(url).port)
+    other.shows("#token", "does not accept")
+    other.type("#token-value", "another")
+    other.press("Enter")
+    other.until(lambda: rows(other) == ["2", "1"])
+    other.click("#new")
+    assert other.js("document.querySelector('#payload').value") == '"kept"'
 
 
 # --- what it costs
@@ -455,6 +497,14 @@ def test_nothing_new_is_answered_with_304_and_a_hidden_page_asks_nothing(browser
     create(url)
     browser.js("[delete document.hidden, document.dispatchEvent(new Event('visibilitychange'))]")
     browser.until(lambda: rows(browser) == ["2", "1"])
+    browser.click("#pause")
+    browser.js("new Promise(done => setTimeout(done, 500))")
+    requests(browser)
+    create(url)
+    browser.js("new Promise(done => setTimeout(done, 2500))")
+    assert requests(browser) == [] and rows(browser) == ["2", "1"]
+    browser.click("#pause")
+    browser.until(lambda: rows(browser) == ["3", "2", "1"])
 
 
 # --- for everybody
@@ -488,13 +538,37 @@ def test_the_keyboard_alone_suffices(browser, url):
     browser.press("Enter")
     browser.shows("#empty", "There are no tasks yet.")
     assert focused(browser) == "list-title"
-    # What has the focus keeps it while the list moves on.
+    # What has the focus keeps it, and its place, while the list moves on.
     create(url, {}, {})
     browser.until(lambda: rows(browser) == ["3", "2"])
     tab_to(browser, "2")
     create(url)
-    browser.until(lambda: rows(browser) == ["4", "3", "2"])
-    assert focused(browser) == "2"
+    browser.shows("#fresh", "Show newer ones")
+    claim(url, 3)
+    browser.shows("[data-id='2']:focus", "2")
+    browser.until(lambda: browser.text("#rows").count("In Progress") == 2)
+    assert rows(browser) == ["3", "2"]
+    browser.press("Shift", "Tab")
+    browser.press("Shift", "Tab")
+    browser.until(lambda: rows(browser) == ["4", "3", "2"] and not browser.text("#fresh"))
+    assert focused(browser) == "find-id"
+
+
+def test_no_row_moves_away_under_the_mouse(browser, url):
+    create(url, {}, {})
+    browser.open(f"{url}/")
+    browser.until(lambda: rows(browser) == ["2", "1"])
+    browser.point_at("#rows a")
+    create(url)
+    browser.shows("#fresh", "Show newer ones")
+    assert rows(browser) == ["2", "1"]
+    browser.click("#fresh")
+    browser.until(lambda: rows(browser) == ["3", "2", "1"] and not browser.text("#fresh") and focused(browser) == "list-title")
+    browser.point_at("#rows a")
+    create(url)
+    browser.shows("#fresh", "Show newer ones")
+    browser.point_at("header")
+    browser.until(lambda: rows(browser) == ["4", "3", "2", "1"])
 
 
 def views(browser, url):
@@ -580,7 +654,7 @@ def test_it_speaks_russian(new_browser, url):
     fail(url, 1, "нет")
     browser.open(f"{url}/")
     browser.shows("#rows", "Ошибка", "нет")
-    browser.shows("body", "Новая задача", "В работе", "Воркеры", "Завершается в секунду")
+    browser.shows("body", "Новая задача", "В работе", "Воркеры", "Завершено в секунду")
     assert browser.js("document.documentElement.lang") == "ru"
     browser.click("#new")
     browser.type("#priority", "высокий")

@@ -124,6 +124,11 @@ class Browser:
     def click(self, selector: str) -> None:
         self._act(selector, "click")
 
+    def point_at(self, selector: str) -> None:
+        """Move the mouse there."""
+        origin = self.until(lambda: self.do("POST", "element", {"using": "css selector", "value": selector}))
+        self.do("POST", "actions", {"actions": [{"type": "pointer", "id": "mouse", "actions": [{"type": "pointerMove", "origin": origin, "x": 0, "y": 0}]}]})
+
     def type(self, selector: str, text: str) -> None:
         """In place of what is in a field."""
         self._act(selector, "clear")
