@@ -66,7 +66,7 @@ function drawChart(rates, now) {
   const peak = Math.max(...Array.from(bins.values(), each => each.Completed + each.Failed), 0);
   text($("peak"), peak ? t("peak", {rate: rate(peak)}) : "");
   const since = timeOfDay(opened);
-  text($("chart-sum"), total.Completed + total.Failed ? t("chartSum", {since, completed: number(total.Completed), failed: number(total.Failed)}) : t("chartNone", {since}));
+  text($("chart-sum"), total.Completed + total.Failed ? t("chartSum", {since, completed: number(total.Completed), failed: number(total.Failed)}) : peak ? "" : t("chartNone", {since}));
 }
 
 // --- what is there. Nobody keeps a list of workers, so they are judged by what they do: a ready task is taken within a

@@ -224,7 +224,7 @@ function buttons() {
   $("pause").addEventListener("click", () => {
     paused = !paused;
     $("pause").setAttribute("aria-pressed", paused);
-    if (!paused) lookNow();
+    paused ? clearTimeout(timer) : lookNow();
   });
   $("find").addEventListener("submit", event => {
     event.preventDefault();
