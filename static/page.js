@@ -214,10 +214,6 @@ function buttons() {
       });
     }
   });
-  $("fresh").addEventListener("click", () => {
-    draw(drawn);
-    $("list-title").focus();
-  });
   $("rows").addEventListener("pointerenter", ({pointerType}) => pointed = pointerType === "mouse");      // a finger does not stay
   $("rows").addEventListener("pointerleave", () => pointed = false);
   for (const type of ["pointerleave", "focusout"]) $("rows").addEventListener(type, () => setTimeout(release));

@@ -45,7 +45,7 @@ const WORDS = {
 
   listAll: ["All tasks, newest first", "Все задачи, сначала новые"],
   listSome: ["{statuses}, newest first", "{statuses}, сначала новые"],
-  fresh: ["Show newer ones", "Показать новые"],
+  fresh: ["Newer ones wait until you leave the list.", "Новые ждут, пока вы не уйдёте со списка."],
   pause: ["Pause", "Пауза"],
   find: ["Go to task", "Перейти к задаче"],
   id: ["Id", "Номер"],
