@@ -27,7 +27,9 @@ alter table tasks
     add column if not exists progress        double precision check (progress between 0 and 1),
     add column if not exists idempotency_key text,
     add column if not exists fingerprint     text,                                 -- of what came with the idempotency key
-    add column if not exists ready_at        timestamp;                            -- since when it could be claimed; null: since it was created
+    add column if not exists ready_at        timestamp,                            -- since when it could be claimed; null: since it was created
+    add column if not exists size            int      generated always as          -- bytes of payload and result, so that no page unpacks what it does not show
+        (coalesce(octet_length(cast(payload as text)), 0) + coalesce(octet_length(cast(result as text)), 0)) stored;
 
 -- What the documented table, or one of version 1, has in another form. On a new table nothing of this changes anything.
 update tasks set status     = 'New'                      where status     is null;
@@ -60,4 +62,4 @@ create index        if not exists tasks_list_status on tasks (status, id);      
 create index        if not exists tasks_delete_old  on tasks (updated_at)        where status in ('Completed', 'Failed');
 create unique index if not exists tasks_create      on tasks (idempotency_key)   where idempotency_key is not null;
 
-comment on table tasks is 'Task Manager, schema 2';
+comment on table tasks is 'Task Manager, schema 3';

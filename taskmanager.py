@@ -79,7 +79,7 @@ MAX_ERROR = 2000            # characters of an error that are kept
 MAX_ERRORS = 20             # things that are named as wrong at once
 MAX_BACKOFF = 3600          # seconds between two attempts
 MAX_PAGE = 1000             # tasks in an answer,
-MAX_PAGE_SIZE = 1_000_000   # and the characters of payloads and results after which no further ones are put into it
+MAX_PAGE_SIZE = 1_000_000   # and the bytes of payloads and results after which no further ones are put into it
 MAX_WAIT = 60               # seconds that a request may ask to wait
 MAX_ID = 2**63 - 1          # a bigint; a larger number would make PostgreSQL scan the table
 MANY = 500                  # rows of a batch that nothing else bounds
@@ -479,82 +479,95 @@ def new_tasks(items: list[Any], idempotency_key: str | None = None) -> list[NewT
 
 # ----------------------------------------------------------------------------
 # The SQL, in the order of a task's life: one statement a transition. It is written once, for PostgreSQL; SQLite
-# runs the same text with `%(x)s` as `:x` and without `for update skip locked`, and has PostgreSQL's functions
-# registered on its connections. `values %(rows)s` takes any number of rows. Zero rows back is an ordinary answer.
+# runs the same text with `%(x)s` as `:x` and without `for update skip locked` and `* interval '1 second'`, and has
+# PostgreSQL's functions registered on its connections. `values %(rows)s` takes any number of rows. Zero rows back is
+# an ordinary answer. Spans of time go in and come out as numbers of seconds, and each statement says UTC itself: no
+# setting of session, role, database or environment (TimeZone, IntervalStyle, DateStyle) changes what it means.
+
+NOW = "timezone('utc', now())"
+
+# How long a task has been ready, in seconds. Somebody's own SQL may have written any time, even an infinite one, which
+# PostgreSQL can't subtract: it counts as a year at most.
+READY_SECONDS = f"""date_part('epoch', {NOW} - least(greatest(coalesce(ready_at, created_at),
+       {NOW} - 31536000 * interval '1 second'), {NOW}))"""
 
 ISO = """'YYYY-MM-DD"T"HH24:MI:SS'"""
 
 # In the order of the fields of `Row`.
 COLUMNS = f"""
     id, status, to_char(created_at, {ISO}), to_char(updated_at, {ISO}), cast(payload as text), cast(result as text), error,
-    attempt - uncounted, max_attempts, priority, to_char(run_at, {ISO}), timeout, progress, idempotency_key, canceled, attempt"""
+    attempt - uncounted, max_attempts, priority, to_char(run_at, {ISO}), timeout, progress, idempotency_key, canceled,
+    attempt, size"""
 
 # Only the holder of this attempt, and only while its lease lasts. `is true` keeps PostgreSQL from the index on
 # status, in which the tasks that have just ended are still to be passed over; it takes the primary key.
-HELD = "tasks.id = held.id and tasks.attempt = held.attempt and (tasks.status = 'In Progress') is true and tasks.lease_until > now()"
+HELD = f"""tasks.id = held.id and tasks.attempt = held.attempt and (tasks.status = 'In Progress') is true
+       and tasks.lease_until > {NOW}"""
 
 # What the statements have in common that end an attempt, each of which says first how.
-END = f"""lease_until = null, progress = null, updated_at = now()
+END = f"""lease_until = null, progress = null, updated_at = {NOW}
 from   held
 where  {HELD}
 returning tasks.id, tasks.canceled"""
 
 # An idempotency key that is already there makes no second task: its row is the answer when it was made from the same,
 # and else the statement fails as a whole, for an attempt can't be null.
-CREATE = """
+CREATE = f"""
 with new (payload, priority, run_at, max_attempts, timeout, idempotency_key, fingerprint) as (values %(rows)s)
 insert into tasks (created_at, updated_at, payload, priority, run_at, max_attempts, timeout, idempotency_key, fingerprint)
-select now(), now(), json(payload), priority, cast(run_at as timestamp), cast(max_attempts as int), cast(timeout as double precision),
-       idempotency_key, fingerprint
+select {NOW}, {NOW}, json(payload), priority, cast(run_at as timestamp), cast(max_attempts as int),
+       cast(timeout as double precision), idempotency_key, fingerprint
 from   new
 where  true
 on conflict (idempotency_key) where idempotency_key is not null
 do update set attempt = case when coalesce(tasks.fingerprint, excluded.fingerprint, '') = coalesce(excluded.fingerprint, tasks.fingerprint, '')
                              then tasks.attempt end
-returning id, idempotency_key, created_at = now()"""
+returning id, idempotency_key, created_at = {NOW}"""
 
 READ = f"select {COLUMNS} from tasks where id = %(id)s"
 
 # How long an attempt has been under way.
-RUNNING = "select now() - updated_at from tasks where id = %(id)s and attempt = %(attempt)s and status = 'In Progress'"
-
-# What a task adds to the size of an answer: see MAX_PAGE_SIZE.
-SIZE = "coalesce(length(cast(payload as text)), 0) + coalesce(length(cast(result as text)), 0)"
+RUNNING = f"""
+select date_part('epoch', {NOW} - updated_at) from tasks
+where  id = %(id)s and attempt = %(attempt)s and status = 'In Progress'"""
 
 # Pages by the last id seen, never by an offset: the millionth page costs what the first does.
 _PAGE = {"asc": "id > %(after)s order by id limit %(limit)s", "desc": "id < %(after)s order by id desc limit %(limit)s"}
 
 
 def _fitting(page: str, order: str) -> str:
-    """Of the rows of a page as many as are not too large together, but at least one."""
+    """Of a page (id, size) as many tasks as are not too large together, but at least one. No other is unpacked."""
     return f"""
+with page (page_id, size_before) as materialized (
+    select id, sum(size) over (order by id {order}) - size from ({page}) as page)
 select {COLUMNS}
-from   (select *, sum({SIZE}) over (order by id {order}) - ({SIZE}) as size_before from ({page}) as page) as tasks
+from   page join tasks on id = page_id
 where  size_before < %(size)s
 order  by id {order}"""
 
 
-LIST = {order: _fitting(f"select * from tasks where {page}", order) for order, page in _PAGE.items()}
+LIST = {order: _fitting(f"select id, size from tasks where {page}", order) for order, page in _PAGE.items()}
 
 # Of each status that is asked for as many as may be needed, from the index.
-LIST_STATUS = {order: _fitting("select * from (" + " union all ".join(
-    f"select * from (select * from tasks where status = '{status}' and %(status{n})s and {page}) as status{n}" for n, status in enumerate(STATUSES)
-) + f") as tasks where {page}", order) for order, page in _PAGE.items()}
+LIST_STATUS = {order: _fitting("select id, size from (" + " union all ".join(
+    f"select * from (select id, size from tasks where status = '{status}' and %(status{n})s and {page}) as status{n}"
+    for n, status in enumerate(STATUSES)) + f") as tasks where {page}", order) for order, page in _PAGE.items()}
 
 COUNT = "select count(*) from tasks where status = %(status)s"
 
 # `is true` keeps both databases from the index on status: what has just ended is found by its time.
-FINISHED = """
+FINISHED = f"""
 select count(*) from tasks
-where  status in ('Completed', 'Failed') and (status = %(status)s) is true and updated_at > now() - %(age)s"""
+where  status in ('Completed', 'Failed') and (status = %(status)s) is true
+       and updated_at > {NOW} - %(age)s * interval '1 second'"""
 
-OLDEST_READY = "select coalesce(now() - min(coalesce(ready_at, created_at)), %(none)s) from tasks where status = 'New' and run_at is null"
+OLDEST_READY = f"select coalesce(max({READY_SECONDS}), 0) from tasks where status = 'New' and run_at is null"
 
 # No task is handed out twice, and nobody waits for a row that another worker is just taking. Like a page, no more
 # than fit into an answer together.
 CLAIM = f"""
 with ready (task, urgency, size) as materialized (
-    select id, priority, {SIZE} from tasks
+    select id, priority, size from tasks
     where  status = 'New' and run_at is null
     order  by priority desc, id
     limit  %(limit)s
@@ -562,16 +575,18 @@ with ready (task, urgency, size) as materialized (
 fitting (task, size_before) as materialized (
     select task, sum(size) over (order by urgency desc, task) - size from ready)
 update tasks
-set    status = 'In Progress', attempt = attempt + 1, lease_until = now() + %(lease)s, updated_at = now()
+set    status = 'In Progress', attempt = attempt + 1, updated_at = {NOW},
+       lease_until = {NOW} + %(lease)s * interval '1 second'
 from   fitting
 where  id = task and size_before < %(size)s
-returning {COLUMNS}, now() - coalesce(ready_at, created_at)"""
+returning {COLUMNS}, {READY_SECONDS}"""
 
 # Also carries the progress that the handler reported. A lease never gets shorter.
 EXTEND = f"""
 with held (id, attempt, progress) as (values %(rows)s)
 update tasks
-set    lease_until = greatest(lease_until, now() + %(lease)s), progress = coalesce(cast(held.progress as double precision), tasks.progress)
+set    lease_until = greatest(lease_until, {NOW} + %(lease)s * interval '1 second'),
+       progress = coalesce(cast(held.progress as double precision), tasks.progress)
 from   held
 where  {HELD}
 returning tasks.id"""
@@ -590,7 +605,7 @@ with held (id, attempt, error, delay) as (values %(rows)s)
 update tasks
 set    status = case when canceled then 'Failed'   else 'New' end,
        error  = case when canceled then 'canceled' else held.error end,
-       run_at = case when canceled then null       else now() + held.delay end,
+       run_at = case when not canceled then {NOW} + held.delay * interval '1 second' end,
        {END}"""
 
 FAIL = f"""
@@ -606,14 +621,14 @@ with held (id, attempt) as (values %(rows)s)
 update tasks
 set    status = case when canceled then 'Failed'   else 'New' end,
        error  = case when canceled then 'canceled' else error end,
-       uncounted = uncounted + 1, ready_at = now(), {END}"""
+       uncounted = uncounted + 1, ready_at = {NOW}, {END}"""
 
 # What a dead worker held goes back, or fails when it has had its attempts. A task that says
 # In Progress and has no lease (somebody wrote it so) is nobody's either.
-RECLAIM = """
+RECLAIM = f"""
 with lost as materialized (
     select id from tasks
-    where  status = 'In Progress' and (lease_until is null or lease_until <= now())
+    where  status = 'In Progress' and (lease_until is null or lease_until <= {NOW})
     order  by id
     limit  %(limit)s
     for update skip locked)
@@ -621,7 +636,7 @@ update tasks
 set    status = case when canceled or attempt - uncounted >= coalesce(max_attempts, %(max_attempts)s) then 'Failed' else 'New' end,
        error  = case when canceled then 'canceled'
                 else 'the worker died or was cut off during attempt ' || (attempt - uncounted) || ' of ' || coalesce(max_attempts, %(max_attempts)s) end,
-       ready_at = now(), lease_until = null, progress = null, updated_at = now()
+       ready_at = {NOW}, lease_until = null, progress = null, updated_at = {NOW}
 from   lost
 where  tasks.id = lost.id
 returning tasks.id, attempt, status"""
@@ -632,7 +647,7 @@ update tasks
 set    canceled   = true,
        error      = case when status = 'New' then 'canceled' else error      end,
        run_at     = case when status = 'New' then null       else run_at     end,
-       updated_at = case when status = 'New' then now()      else updated_at end,
+       updated_at = case when status = 'New' then {NOW}      else updated_at end,
        status     = case when status = 'New' then 'Failed'   else status     end
 where  id = %(id)s and status in ('New', 'In Progress')
 returning {COLUMNS}"""
@@ -642,7 +657,8 @@ CANCELED = "select id, attempt from tasks where status = 'In Progress' and cance
 # A failed task begins anew, with all its attempts before it; the numbers of the old ones are not used again.
 RETRY_BY_HAND = f"""
 update tasks
-set    status = 'New', error = null, canceled = false, uncounted = attempt, run_at = null, ready_at = now(), updated_at = now()
+set    status = 'New', error = null, canceled = false, uncounted = attempt, run_at = null,
+       ready_at = {NOW}, updated_at = {NOW}
 where  id = %(id)s and status = 'Failed'
 returning {COLUMNS}"""
 
@@ -650,20 +666,20 @@ returning {COLUMNS}"""
 DELETE = f"delete from tasks where id = %(id)s and status <> 'In Progress' returning {COLUMNS}"
 
 # What is due joins the tasks that are ready, so that CLAIM's index holds nothing else.
-PROMOTE = """
+PROMOTE = f"""
 with due as materialized (
     select id from tasks
-    where  status = 'New' and run_at <= now()
+    where  status = 'New' and run_at <= {NOW}
     order  by run_at
     limit  %(limit)s
     for update skip locked)
 update tasks set run_at = null, ready_at = run_at from due where tasks.id = due.id
 returning tasks.id"""
 
-DELETE_OLD = """
+DELETE_OLD = f"""
 with old as materialized (
     select id from tasks
-    where  status in ('Completed', 'Failed') and updated_at < now() - %(age)s
+    where  status in ('Completed', 'Failed') and updated_at < {NOW} - %(age)s * interval '1 second'
     order  by updated_at
     limit  %(limit)s
     for update skip locked)
@@ -752,6 +768,7 @@ class Row(NamedTuple):
     idempotency_key: str | None
     canceled: bool
     attempt: int                # the fencing token: grows with each claim
+    size: int                   # bytes of payload and result
 
     def to_json(self, claimed: bool = False) -> str:
         """What a client sees: the documented four fields, then those that the task has; `attempt` only when it has just been claimed."""
@@ -768,11 +785,7 @@ class Row(NamedTuple):
 
 def is_full(rows: Sequence[Row], limit: int) -> bool:
     """Whether there may be more where these came from: there are as many as were asked for, or they are large."""
-    return len(rows) >= limit or sum(map(size, rows)) >= MAX_PAGE_SIZE
-
-
-def size(row: Row) -> int:
-    return len(row.payload or "") + len(row.result or "")
+    return len(rows) >= limit or sum(row.size for row in rows) >= MAX_PAGE_SIZE
 
 
 class Store:
@@ -864,13 +877,12 @@ class Store:
 
     def finished(self, status: str) -> float | None:
         """How many tasks a second ended so, over the last RATE_SECONDS. Like count(), not always of this moment."""
-        number = self._seldom(FINISHED, {"status": status, "age": timedelta(seconds=RATE_SECONDS)})
+        number = self._seldom(FINISHED, {"status": status, "age": RATE_SECONDS})
         return None if number is None else number / RATE_SECONDS
 
     def oldest_ready(self) -> float | None:
         """Seconds that the oldest of the tasks waits that could be claimed; 0 without any. Like count(), not always of this moment."""
-        waits = self._seldom(OLDEST_READY, {"none": timedelta(0)})
-        return None if waits is None else seconds(waits)
+        return self._seldom(OLDEST_READY, {})
 
     def _seldom(self, sql: str, params: dict[str, Any]) -> Any:
         """A figure, asked for again only after a hundred times as long as it took: at most 1% of the database's time."""
@@ -892,21 +904,21 @@ class Store:
     def claim(self, limit: int, lease: float) -> list[Row]:
         """Take up to `limit` ready tasks for `lease` seconds, the most urgent first; fewer, but at least one, when they are large."""
         # Not again when the answer was lost: what was taken comes back when its lease runs out.
-        found = self._execute(CLAIM, {"limit": limit, "lease": timedelta(seconds=lease), "size": MAX_PAGE_SIZE}, repeat=False)
+        found = self._execute(CLAIM, {"limit": limit, "lease": lease, "size": MAX_PAGE_SIZE}, repeat=False)
         rows = sorted((Row(*row) for *row, _ in found), key=lambda row: (-row.priority, row.id))
         for row in rows:
             log.info("claimed task=%s attempt=%s", row.id, row.attempt)
         self.metrics.count("claimed", len(rows))
-        self.metrics.observe("wait", [seconds(waited) for *_, waited in found])
+        self.metrics.observe("wait", [waited for *_, waited in found])
         return rows
 
     def running(self, id: int, attempt: int) -> float:
         """Seconds since this attempt began; 0 when it is no longer under way."""
-        return sum(seconds(span) for span, in self._execute(RUNNING, {"id": id, "attempt": attempt}))
+        return sum(span for span, in self._execute(RUNNING, {"id": id, "attempt": attempt}))
 
     def extend(self, held: Sequence[tuple[int, int, float | None]], lease: float) -> set[int]:
         """Hold tasks (id, attempt, progress from 0 to 1 or None) for another `lease` seconds; the ids that are still ours."""
-        return {id for id, in self._batch(EXTEND, held, {"lease": timedelta(seconds=lease)})}
+        return {id for id, in self._batch(EXTEND, held, {"lease": lease})}
 
     def complete(self, held: Sequence[tuple[int, int, str | None]]) -> set[int]:
         """End tasks (id, attempt, result as JSON text or None) as Completed; the ids that were still ours."""
@@ -914,8 +926,7 @@ class Store:
 
     def retry(self, held: Sequence[tuple[int, int, str, float]]) -> set[int]:
         """Give tasks (id, attempt, error, seconds) back, to be tried again after so many seconds; the ids that were still ours."""
-        rows = [(id, attempt, error, timedelta(seconds=delay)) for id, attempt, error, delay in held]
-        return self._log("retried", rows, self._batch(RETRY, rows))
+        return self._log("retried", held, self._batch(RETRY, held))
 
     def fail(self, held: Sequence[tuple[int, int, str]]) -> set[int]:
         """End tasks (id, attempt, error) as Failed; the ids that were still ours."""
@@ -937,7 +948,7 @@ class Store:
             elif verb == "failed":
                 log.error("failed task=%s attempt=%s error=%r", id, attempt, rest[0])
             elif verb == "retried":
-                log.warning("retried task=%s attempt=%s in=%.1fs error=%r", id, attempt, rest[1].total_seconds(), rest[0])
+                log.warning("retried task=%s attempt=%s in=%.1fs error=%r", id, attempt, rest[1], rest[0])
             else:
                 log.info("%s task=%s attempt=%s", verb, id, attempt)
         self.metrics.count("canceled", sum(map(bool, canceled.values())))
@@ -996,7 +1007,7 @@ class Store:
 
     def delete_old(self, days: float) -> int:
         """Delete some of the tasks that were finished more than `days` ago; how many."""
-        rows = self._execute(DELETE_OLD, {"age": timedelta(days=days), "limit": MANY})
+        rows = self._execute(DELETE_OLD, {"age": 86400 * days, "limit": MANY})
         for id, in sorted(rows):
             log.info("deleted task=%s: finished more than %g days ago", id, days)
         self.metrics.count("deleted", len(rows))
@@ -1011,11 +1022,6 @@ def spread(sql: str, rows: Sequence[Sequence[Any]], params: dict[str, Any] | Non
         lines.append("(" + ", ".join(f"%(r{r}c{c})s" for c in range(len(row))) + ")")
         params.update((f"r{r}c{c}", value) for c, value in enumerate(row))
     return sql.replace("%(rows)s", ", ".join(lines)), params
-
-
-def seconds(span: timedelta | float) -> float:
-    """PostgreSQL's spans of time are timedeltas, SQLite's are numbers."""
-    return span.total_seconds() if isinstance(span, timedelta) else float(span)
 
 
 class PostgresStore(Store):
@@ -1145,6 +1151,8 @@ class SQLiteStore(Store):
             status          varchar(20) not null default 'New' check (status in ('New', 'In Progress', 'Completed', 'Failed')),
             created_at      real not null default ((julianday('now') - 2440587.5) * 86400.0),
             updated_at      real not null default ((julianday('now') - 2440587.5) * 86400.0),
+            size            int generated always as     -- before what it measures, or SQLite would read that to find it
+                (coalesce(length(cast(payload as blob)), 0) + coalesce(length(cast(result as blob)), 0)) stored,
             payload         text check (payload is null or json_valid(payload)),
             result          text check (result is null or json_valid(result)),
             error           text,
@@ -1182,16 +1190,17 @@ class SQLiteStore(Store):
 
     @staticmethod
     def _plain(value):
-        """A time or a span as a number of seconds."""
-        if isinstance(value, datetime):
-            return (value - datetime(1970, 1, 1)) // timedelta(milliseconds=1) / 1000
-        return value.total_seconds() if isinstance(value, timedelta) else value
+        """A time as a number of seconds."""
+        return (value - datetime(1970, 1, 1)) // timedelta(milliseconds=1) / 1000 if isinstance(value, datetime) else value
 
     def _connect(self):
         connection = sqlite3.connect(self.path, timeout=10, isolation_level=None, check_same_thread=False)
         connection.execute("pragma synchronous = full")     # a commit is on the disk before it is answered
         connection.create_function("now", 0, lambda: self._clock.now)
-        connection.create_function("greatest", 2, max, deterministic=True)
+        connection.create_function("timezone", 2, lambda zone, time: time, deterministic=True)
+        connection.create_function("date_part", 2, lambda unit, span: span, deterministic=True)
+        connection.create_function("greatest", 2, lambda *values: max((each for each in values if each is not None), default=None), deterministic=True)
+        connection.create_function("least", 2, lambda *values: min((each for each in values if each is not None), default=None), deterministic=True)
         connection.create_function("json", 1, lambda text: text, deterministic=True)     # the table's checks see to it
         connection.create_function("to_char", 2, lambda seconds, form: seconds if seconds is None else
                                    time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)), deterministic=True)
@@ -1200,7 +1209,9 @@ class SQLiteStore(Store):
     @staticmethod
     @functools.lru_cache(256)
     def _translate(sql: str) -> str:
-        return re.sub(r"%\((\w+)\)s", r":\1", sql.replace("for update skip locked", ""))
+        for text in ("for update skip locked", "* interval '1 second'"):
+            sql = sql.replace(text, "")
+        return re.sub(r"%\((\w+)\)s", r":\1", sql)
 
     def _execute(self, sql, params=None, repeat=True):
         return self._transaction([(sql, params)])
@@ -1210,7 +1221,7 @@ class SQLiteStore(Store):
         return self._transaction([spread(sql, rows[n:n + MANY], params) for n in range(0, len(rows), MANY)])
 
     def _transaction(self, statements) -> list[tuple]:
-        reading, rows = statements[0][0].lstrip().startswith("select"), []
+        reading, rows = not re.search(r"^\s*(insert|update|delete)\b", statements[0][0], re.MULTILINE), []
         try:
             if self.path.stat().st_ino != self.file:
                 raise FileNotFoundError(f"{self.path} is no longer the file that it was")
@@ -1246,10 +1257,6 @@ class SQLiteStore(Store):
                 with self._writing, contextlib.closing(self._connect()) as connection:
                     connection.execute("pragma journal_mode = wal")     # does not wait for another process that is just doing it
                     connection.executescript("begin immediate;" + self.SCHEMA)
-                    columns = [name for _, name, *_ in connection.execute("pragma table_info(tasks)")]
-                    for column in ("fingerprint text", "ready_at real"):        # which the first version did not have
-                        if column.split()[0] not in columns:
-                            connection.execute(f"alter table tasks add column {column}")
                     connection.commit()
                 self.file = self.path.stat().st_ino
                 return

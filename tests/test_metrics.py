@@ -84,7 +84,7 @@ def events(api):
 
 
 def ago(store, column, id, **span):
-    sql(store, f"update tasks set {column} = now() - %(span)s where id = %(id)s", id=id, span=timedelta(**span))
+    sql(store, f"update tasks set {column} = now() - %(span)s * interval '1 second' where id = %(id)s", id=id, span=timedelta(**span))
 
 
 @pytest.fixture

@@ -16,13 +16,14 @@ LEASE = 30
 
 
 def sql(store, statement, **params):
-    """Plain SQL, as an operator or another program would write it."""
-    return store._execute(statement + " returning id", params)
+    """Plain SQL, as an operator or another program would write it; times are in UTC, and spans in seconds."""
+    seconds = {name: value.total_seconds() for name, value in params.items() if isinstance(value, timedelta)}
+    return store._execute(statement.replace("now()", taskmanager.NOW) + " returning id", params | seconds)
 
 
 def expire(store, id):
     """Move the clock on: the lease of a task has run out."""
-    sql(store, "update tasks set lease_until = now() - %(hour)s where id = %(id)s", id=id, hour=timedelta(hours=1))
+    sql(store, "update tasks set lease_until = now() - %(hour)s * interval '1 second' where id = %(id)s", id=id, hour=timedelta(hours=1))
 
 
 def claimed(store, **fields):
@@ -180,7 +181,7 @@ def test_list_backwards(store):
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
 def test_a_page_of_large_tasks_ends_early(store, order):
-    large = NewTask(payload=json.dumps("é" * (taskmanager.MAX_PAGE_SIZE // 3), ensure_ascii=False))
+    large = NewTask(payload=json.dumps("é" * (taskmanager.MAX_PAGE_SIZE // 6), ensure_ascii=False))
     ids = store.create([NewTask()] * 9 + [large] * 10 + [NewTask()] * 9)       # however many small ones there are before them
     ids.sort(reverse=order == "desc")
     seen, pages = [], []
@@ -224,7 +225,7 @@ def test_claim_leaves_what_is_scheduled(store):
 
 def test_claim_moves_updated_at(store):
     [id] = store.create()
-    sql(store, "update tasks set created_at = created_at - %(hour)s, updated_at = updated_at - %(hour)s where id = %(id)s", id=id, hour=timedelta(hours=1))
+    sql(store, "update tasks set created_at = created_at - %(hour)s * interval '1 second', updated_at = updated_at - %(hour)s * interval '1 second' where id = %(id)s", id=id, hour=timedelta(hours=1))
     before = store.read(id)
     store.claim(1, LEASE)
     after = store.read(id)
@@ -361,7 +362,7 @@ def test_reclaim_leaves_a_task_whose_lease_lasts(store):
 
 def test_extend_makes_the_lease_last(store):
     claim = claimed(store)
-    sql(store, "update tasks set lease_until = now() + %(moment)s where id = %(id)s", id=claim.id, moment=timedelta(milliseconds=200))
+    sql(store, "update tasks set lease_until = now() + %(moment)s * interval '1 second' where id = %(id)s", id=claim.id, moment=timedelta(milliseconds=200))
     assert store.extend([(claim.id, claim.attempt, 0.25)], LEASE) == {claim.id}
     time.sleep(0.3)
     assert store.reclaim(3) == 0 and store.read(claim.id).progress == 0.25
@@ -470,7 +471,7 @@ def test_retry_by_hand_is_for_failed_tasks(store):
 
 def test_promote_makes_ready_what_is_due_and_leaves_updated_at(store):
     early, late = store.create([new_task({"delay": 3600}), new_task({"delay": 7200})])
-    sql(store, "update tasks set run_at = now() - %(moment)s, updated_at = updated_at - %(moment)s where id = %(id)s", id=early, moment=timedelta(seconds=5))
+    sql(store, "update tasks set run_at = now() - %(moment)s * interval '1 second', updated_at = updated_at - %(moment)s * interval '1 second' where id = %(id)s", id=early, moment=timedelta(seconds=5))
     before = store.read(early)
     assert store.promote() == 1
     assert store.read(early) == before._replace(run_at=None)
@@ -485,7 +486,7 @@ def test_delete_old_deletes_what_was_finished_long_ago(store):
         elif claim.id == ids[1]:
             store.fail([(claim.id, claim.attempt, "why")])
     assert store.delete_old(1) == 0
-    sql(store, "update tasks set updated_at = now() - %(days)s where id > 0", days=timedelta(days=2))
+    sql(store, "update tasks set updated_at = now() - %(days)s * interval '1 second' where id > 0", days=timedelta(days=2))
     assert store.delete_old(1) == 2
     assert [row.id for row in store.list()] == ids[2:]      # In Progress and New stay, however old
     [id] = store.create()
@@ -495,7 +496,7 @@ def test_delete_old_deletes_what_was_finished_long_ago(store):
 def test_it_is_known_how_long_a_task_was_ready(store):
     new, due = store.create([NewTask(), new_task({"delay": 7200})])
     hours = {"hour": timedelta(hours=1), "hours": timedelta(hours=2)}
-    sql(store, "update tasks set created_at = created_at - %(hours)s, run_at = run_at - %(hours)s - %(hour)s", **hours)
+    sql(store, "update tasks set created_at = created_at - %(hours)s * interval '1 second', run_at = run_at - %(hours)s * interval '1 second' - %(hour)s * interval '1 second'", **hours)
     assert round(store.oldest_ready()) == 7200
     store.promote()
     store.claim(2, LEASE)
@@ -532,10 +533,10 @@ def test_sqlite_takes_the_index_that_was_made_for_the_statement(sqlite_database,
 
 def test_both_databases_have_the_same_columns(sqlite_database, postgres_database):
     import re
-    of_sqlite = [name for _, name, *_ in taskmanager.open_store(sqlite_database)._execute("select * from pragma_table_info('tasks')")]
+    of_sqlite = [name for name, in taskmanager.open_store(sqlite_database)._execute("select name from pragma_table_xinfo('tasks')")]
     of_postgres = [name for name, in taskmanager.open_store(postgres_database)._execute(
-        "select attname from pg_attribute where attrelid = 'tasks'::regclass and attnum > 0 order by attnum")]
-    assert of_sqlite == of_postgres
+        "select attname from pg_attribute where attrelid = 'tasks'::regclass and attnum > 0")]
+    assert sorted(of_sqlite) == sorted(of_postgres)
     indexes = re.compile(r"create (?:unique )?index\s+if not exists (\w+)\s+on tasks \((.*?)\)")
     assert indexes.findall(taskmanager.SQLiteStore.SCHEMA) == indexes.findall((taskmanager.HERE / "schema.sql").read_text())
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from datetime import timedelta
 
 import pytest
 
@@ -379,6 +380,6 @@ def test_delete_old_is_off_by_default(store, work):
     id = order(store)
     work()
     finished(store, id)
-    sql(store, "update tasks set updated_at = now() - %(age)s where id > 0", age=taskmanager.timedelta(days=3000))
+    sql(store, "update tasks set updated_at = now() - %(age)s * interval '1 second' where id > 0", age=timedelta(days=3000))
     time.sleep(0.3)
     assert store.read(id).status == "Completed"
