@@ -40,6 +40,7 @@ import itertools
 import json
 import logging
 import logging.handlers
+import math
 import os
 import pkgutil
 import queue
@@ -788,17 +789,137 @@ def is_full(rows: Sequence[Row], limit: int) -> bool:
     return len(rows) >= limit or sum(row.size for row in rows) >= MAX_PAGE_SIZE
 
 
-class Store:
-    """The table of tasks. Every method may raise Unavailable, and then may be called again later."""
+class Pool:
+    """The connections of one process to the database: at most `most`, none idle for long, and none busy for ever."""
 
-    def __init__(self, url: str):
+    def __init__(self, store: Store, most: int):
+        self._store, self._most = store, most
+        self._slots = threading.BoundedSemaphore(most)
+        self._lock = threading.Lock()                       # of what follows
+        self._idle: list[tuple[float, Any]] = []            # since when; the one that was used last is used next
+        self._busy: dict[Any, float] = {}                   # when to break off what each does; infinite: it was done
+        self._guard: threading.Thread | None = None         # there as long as there are connections
+
+    @contextlib.contextmanager
+    def connection(self):
+        """A connection for one thread alone, and whether it was used before."""
+        if not self._slots.acquire(timeout=CONNECT_SECONDS):
+            raise TimeoutError(f"all {self._most} connections to the database are busy")
+        try:
+            while (connection := self._take()) and not self._store._is_usable(connection):
+                connection.close()
+            used = connection is not None
+            connection = connection or self._store._connect()
+            try:
+                yield connection, used
+            finally:
+                if self._store._is_usable(connection):
+                    with self._lock:
+                        self._idle.append((time.monotonic(), connection))
+                        self._start_guard()
+                else:
+                    connection.close()
+        finally:
+            self._slots.release()
+
+    def _take(self):
+        with self._lock:
+            return self._idle.pop()[1] if self._idle else None
+
+    @contextlib.contextmanager
+    def limit(self, connection, seconds: float):
+        """Break off what the block does with a connection after so many seconds, and raise TimeoutError then."""
+        with self._lock:
+            self._busy[connection] = time.monotonic() + seconds
+            self._start_guard()
+        try:
+            yield
+        finally:
+            with self._lock:
+                broken_off = self._busy.pop(connection) == math.inf
+            if broken_off:
+                raise TimeoutError(f"no answer within {seconds:g} s")
+
+    def _start_guard(self) -> None:
+        if not self._guard:
+            self._guard = threading.Thread(target=self._watch, name="connections", daemon=True)
+            self._guard.start()
+
+    def _watch(self) -> None:
+        needed = True
+        while needed:
+            time.sleep(1)
+            now = time.monotonic()
+            with self._lock:
+                for connection, moment in self._busy.items():
+                    if now >= moment:
+                        self._busy[connection] = math.inf
+                        self._store._break_off(connection)
+                old = [connection for since, connection in self._idle if since <= now - IDLE_SECONDS]
+                self._idle = [each for each in self._idle if each[0] > now - IDLE_SECONDS]
+                needed = bool(self._idle or self._busy)
+                if not needed:
+                    self._guard = None
+            for connection in old:
+                connection.close()
+
+    def close(self) -> None:
+        """Close the connections that are not in use."""
+        while connection := self._take():
+            connection.close()
+
+
+class _OfProcess:
+    """What each process has of a store for itself. After a fork two processes would else read each other's answers
+    from one connection, and wait for locks of threads that exist in one of them only."""
+
+    def __init__(self, pool: Pool):
+        self.pool = pool
+        self.metrics = Metrics()
+        self.figures: dict[Any, tuple[float, Any]] = {}     # when each is to be asked for again, and what it was
+        self.counting = threading.Lock()
+        self.writing = threading.Lock()                     # SQLite has one writer at a time
+
+
+class Store:
+    """The table of tasks. Every method may raise Unavailable, and then may be called again later.
+
+    May be used after a fork, by both processes: what the other one opened is neither used nor closed.
+    """
+
+    ascii = False       # whether the database's encoding lacks characters, so that they are kept escaped
+
+    def __init__(self, url: str, connections: int = 8):
+        """`connections`: how many each process opens at most; who needs one more waits for it."""
         self.url = url
         self.bells: list[Callable[[], None]] = []
-        self.metrics = Metrics()
         self._outage = Outage("database")
-        self._idle: collections.deque = collections.deque()     # connections that no thread is using, each with the time since when
-        self._figures: dict[Any, tuple[float, Any]] = {}        # when each is to be asked for again, and what it was
-        self._counting = threading.Lock()
+        self._connections = connections
+        self._processes: dict[int, _OfProcess] = {}
+
+    @property
+    def _own(self) -> _OfProcess:
+        # Compared, and not set by os.register_at_fork: a server in C (uWSGI) forks without a word to Python.
+        pid = os.getpid()
+        return self._processes.get(pid) or self._processes.setdefault(
+            pid, _OfProcess(Pool(self, self._connections)))
+
+    @property
+    def metrics(self) -> Metrics:
+        """What this process has counted."""
+        return self._own.metrics
+
+    # What the pool asks of a database.
+
+    def _connect(self):
+        raise NotImplementedError
+
+    def _is_usable(self, connection) -> bool:
+        """Whether a connection that nobody uses at the moment is good for another statement."""
+        raise NotImplementedError
+
+    def _break_off(self, connection) -> None:
+        """End what another thread does with a connection, which does not answer."""
 
     def _execute(self, sql: str, params: dict[str, Any] | None = None, repeat: bool = True) -> list[tuple]:
         """Run one statement as one transaction. `repeat`: it may be sent again when its answer was lost."""
@@ -812,22 +933,15 @@ class Store:
         """Make the table, or bring an older one up to date. Any number of processes may do so at once."""
         raise NotImplementedError
 
-    def _take(self):
-        """A connection that nobody is using, or None."""
-        with contextlib.suppress(IndexError):
-            return self._idle.pop()[0]
-
-    def _give_back(self, connection) -> None:
-        """Keep it for whoever needs one; the one that has been kept for longest is closed when nobody needed it for a while."""
-        self._idle.append((connection, time.monotonic()))
-        with contextlib.suppress(IndexError):
-            if self._idle[0][1] < time.monotonic() - IDLE_SECONDS:
-                self._idle.popleft()[0].close()
-
     def close(self) -> None:
         """Close the connections that are not in use. The store can still be used: it makes new ones."""
-        while connection := self._take():
-            connection.close()
+        self._own.pool.close()
+
+    def _text(self, text: str | None) -> str | None:
+        """JSON, or an error, in characters that the database has; of JSON it is the same value."""
+        if not self.ascii or text is None:
+            return text
+        return re.sub(r"[^\x00-\x7f]+", lambda match: json.dumps(match[0])[1:-1], text)
 
     def ping(self) -> None:
         """Raise Unavailable when the database does not answer, or the table is not there."""
@@ -838,7 +952,7 @@ class Store:
 
         Raise Invalid when the database refuses what a task holds, KeyReused when a key was used for another task.
         """
-        once = {task.idempotency_key or n: task for n, task in enumerate(tasks)}
+        once = {task.idempotency_key or n: task._replace(payload=self._text(task.payload)) for n, task in enumerate(tasks)}
         if any(once[task.idempotency_key].fingerprint != task.fingerprint for task in tasks if task.idempotency_key):
             raise KeyReused
         rows = sorted(self._batch(CREATE, list(once.values()), repeat=all(task.idempotency_key for task in tasks)))
@@ -886,9 +1000,9 @@ class Store:
 
     def _seldom(self, sql: str, params: dict[str, Any]) -> Any:
         """A figure, asked for again only after a hundred times as long as it took: at most 1% of the database's time."""
-        key = (sql, *params.values())
-        due, figure = self._figures.get(key, (0.0, None))
-        if not self._counting.acquire(blocking=False):
+        key, own = (sql, *params.values()), self._own
+        due, figure = own.figures.get(key, (0.0, None))
+        if not own.counting.acquire(blocking=False):
             return figure       # the old one, while another thread asks: nobody waits for a slow count
         try:
             if (now := time.monotonic()) >= due:
@@ -896,10 +1010,10 @@ class Store:
                     [(figure,)] = self._execute(sql, params)
                 except Unavailable:
                     figure = None
-                self._figures[key] = (now + 100 * (time.monotonic() - now), figure)
+                own.figures[key] = (now + 100 * (time.monotonic() - now), figure)
             return figure
         finally:
-            self._counting.release()
+            own.counting.release()
 
     def claim(self, limit: int, lease: float) -> list[Row]:
         """Take up to `limit` ready tasks for `lease` seconds, the most urgent first; fewer, but at least one, when they are large."""
@@ -922,15 +1036,16 @@ class Store:
 
     def complete(self, held: Sequence[tuple[int, int, str | None]]) -> set[int]:
         """End tasks (id, attempt, result as JSON text or None) as Completed; the ids that were still ours."""
-        return self._log("completed", held, self._batch(COMPLETE, held))
+        return self._log("completed", held, self._batch(COMPLETE, [(id, attempt, self._text(result)) for id, attempt, result in held]))
 
     def retry(self, held: Sequence[tuple[int, int, str, float]]) -> set[int]:
         """Give tasks (id, attempt, error, seconds) back, to be tried again after so many seconds; the ids that were still ours."""
-        return self._log("retried", held, self._batch(RETRY, held))
+        rows = [(id, attempt, self._text(error), delay) for id, attempt, error, delay in held]
+        return self._log("retried", held, self._batch(RETRY, rows))
 
     def fail(self, held: Sequence[tuple[int, int, str]]) -> set[int]:
         """End tasks (id, attempt, error) as Failed; the ids that were still ours."""
-        return self._log("failed", held, self._batch(FAIL, held))
+        return self._log("failed", held, self._batch(FAIL, [(id, attempt, self._text(error)) for id, attempt, error in held]))
 
     def release(self, held: Sequence[tuple[int, int]]) -> set[int]:
         """Give tasks (id, attempt) back unfinished, the attempt not counted; the ids that were still ours."""
@@ -1024,119 +1139,154 @@ def spread(sql: str, rows: Sequence[Sequence[Any]], params: dict[str, Any] | Non
     return sql.replace("%(rows)s", ", ".join(lines)), params
 
 
-class PostgresStore(Store):
-    """PostgreSQL 12 or newer, with as many connections as there are statements at the same time."""
+# The columns of the document's own table, which schema.sql brings up to date, and all those that a table may have.
+DOCUMENTED = {"id", "status", "created_at", "updated_at"}
 
-    def __init__(self, url: str):
+# What there is under the name: nothing, or its comment, whether it is a table, and its columns.
+FOUND_TABLE = """
+select obj_description(oid, 'pg_class'), relkind in ('r', 'p'),
+       array(select cast(attname as text) from pg_attribute where attrelid = pg_class.oid and attnum > 0 and not attisdropped)
+from   pg_class
+where  oid = to_regclass('tasks')"""
+
+# A statement ends on the server, too, when it takes too long, unless the operator has set another limit. Only where the
+# session is ours alone: behind a pooler, whose number is not the process's, the limit would be set for other clients.
+LIMIT_SESSION = """
+select set_config('statement_timeout', %(limit)s, false)
+where  pg_backend_pid() = %(pid)s and current_setting('statement_timeout') = '0'"""
+
+# Of a restored dump or a logical replica the sequence may stand behind the ids.
+MEND_SEQUENCE = """
+select setval(pg_get_serial_sequence('tasks', 'id'), highest)
+from   (select max(id) as highest from tasks where id < 9000000000000000000) as tasks
+where  highest > coalesce(pg_sequence_last_value(cast(pg_get_serial_sequence('tasks', 'id') as regclass)), 0)"""
+
+
+class PostgresStore(Store):
+    """PostgreSQL 12 or newer, also through a pooler in transaction mode: every statement is a transaction of its own,
+    and nothing is kept in the session that a statement needs."""
+
+    def __init__(self, url: str, connections: int = 8):
         try:
             import psycopg2
             import psycopg2.extensions
         except ImportError as e:
             raise BadSetting("DATABASE_URL", url, f"{e}: pip install psycopg2-binary") from None
-        super().__init__(url)
+        super().__init__(url, connections)
         self.psycopg2 = psycopg2
+        self._table_lock = Outage("the lock of the table tasks, which another transaction uses")
         try:
             parts = psycopg2.extensions.parse_dsn(url)
             if not re.fullmatch("[0-9,]*", parts.get("port", "")):
                 raise psycopg2.ProgrammingError("the port is not a number")
         except psycopg2.ProgrammingError as e:
             raise BadSetting("DATABASE_URL", url, " ".join(str(e).split())) from None
+        # What the operator says goes first. `options` is not ours to give: it would replace his, and poolers refuse it.
         self.parameters = {
-            "application_name": "taskmanager", "keepalives_idle": "10", "keepalives_interval": "5", "keepalives_count": "3", **parts,
-            "client_encoding": "UTF8",      # whatever the database's own is: of one made under LANG=C it is SQL_ASCII
-            "options": f"-c TimeZone=UTC -c statement_timeout={STATEMENT_SECONDS}s {parts.get('options', '')}"}
+            "fallback_application_name": "taskmanager", "keepalives_idle": "10", "keepalives_interval": "5",
+            "keepalives_count": "3", "connect_timeout": os.environ.get("PGCONNECT_TIMEOUT") or str(CONNECT_SECONDS), **parts,
+            "client_encoding": "UTF8"}      # whatever the database's own is: of one made under LANG=C it is SQL_ASCII
 
     def _connect(self):
-        # An asynchronous connection, so that a server that is frozen, and neither answers nor closes, is not waited
-        # for without end. Every statement on it is a transaction of its own.
-        connection = self.psycopg2.connect(**self.parameters, async_=True)
-        self._wait(connection, CONNECT_SECONDS)
-        return connection
-
-    def _take(self):
-        while (connection := super()._take()) and (connection.closed or self._has_news(connection)):
+        connection = self.psycopg2.connect(**self.parameters)
+        connection.autocommit = True
+        self.ascii = connection.info.parameter_status("server_encoding") not in ("UTF8", "SQL_ASCII")
+        try:
+            self._run(connection, LIMIT_SESSION, {"limit": f"{STATEMENT_SECONDS}s", "pid": connection.info.backend_pid})
+        except BaseException:
             connection.close()
+            raise
         return connection
 
-    @staticmethod
-    def _has_news(connection) -> bool:
-        """An idle connection has nothing to say, unless the server closed it: then no statement must be risked on it."""
+    def _is_usable(self, connection):
+        if connection.closed or connection.info.transaction_status != self.psycopg2.extensions.TRANSACTION_STATUS_IDLE:
+            return False
+        # It has nothing to say, unless the server closed it: then no statement must be risked on it.
         poll = select.poll()
         poll.register(connection, select.POLLIN)
-        return bool(poll.poll(0))
+        return not poll.poll(0)
 
-    def _wait(self, connection, seconds: float) -> None:
-        """Until what was sent is answered. Raise TimeoutError."""
-        deadline = time.monotonic() + seconds
-        while (state := connection.poll()) != self.psycopg2.extensions.POLL_OK:
-            poll = select.poll()
-            poll.register(connection, select.POLLIN if state == self.psycopg2.extensions.POLL_READ else select.POLLOUT)
-            if not poll.poll(max(0, deadline - time.monotonic()) * 1000):
-                raise TimeoutError(f"no answer within {seconds} s")
+    def _break_off(self, connection):
+        # Not by connection.cancel(), which asks the server and holds the interpreter's lock until that answers.
+        with contextlib.suppress(OSError, self.psycopg2.Error), socket.socket(fileno=os.dup(connection.fileno())) as sock:
+            sock.shutdown(socket.SHUT_RDWR)
 
     def _run(self, connection, sql, params=None, seconds=None) -> list[tuple]:
-        """Run a statement on a connection that is then idle, or closed when it can't be used any more."""
-        try:
-            with connection.cursor() as cursor:
-                cursor.execute(sql, params)
-                self._wait(connection, seconds or STATEMENT_SECONDS + 5)
-                rows = cursor.fetchall() if cursor.description else []
-        except BaseException as e:
-            if isinstance(e, (self.psycopg2.DataError, self.psycopg2.IntegrityError, self.psycopg2.ProgrammingError)):
-                self._give_back(connection)
-            else:
-                connection.close()
-            raise
-        self._give_back(connection)
-        return rows
+        with self._own.pool.limit(connection, seconds or STATEMENT_SECONDS + 5), connection.cursor() as cursor:
+            cursor.execute(sql, params)
+            return cursor.fetchall() if cursor.description else []
 
-    def _execute(self, sql, params=None, repeat=True):
-        errors, used = self.psycopg2.errors, None
-        try:
-            for tries in itertools.count(1):
-                try:
-                    used = self._take()
-                    rows = self._run(used or self._connect(), sql, params)
-                    break
-                except (errors.DeadlockDetected, errors.SerializationFailure):      # nothing of it was done
-                    time.sleep(backoff(tries, 0.1, 2))
-        except (errors.UndefinedTable, errors.UndefinedColumn) as e:
-            self._outage.lost(e)
-            raise Unavailable("the table is not there, or not as it should be: a start of this program would make it") from e
-        except (self.psycopg2.OperationalError, self.psycopg2.InterfaceError, self.psycopg2.InternalError, TimeoutError) as e:
-            if repeat and used and not isinstance(e, (TimeoutError, errors.QueryCanceled)):
-                return self._execute(sql, params, repeat=False)
-            self._outage.lost(e)
-            raise Unavailable("the database can't be reached") from e
-        except (self.psycopg2.DataError, self.psycopg2.IntegrityError) as e:
-            if e.diag.constraint_name == "tasks_pkey":      # somebody chose an id himself; the next one may be free
-                raise Unavailable("the next id is taken") from e
-            if e.diag.column_name == "attempt":             # which is how CREATE says it
-                raise KeyReused from None
-            raise Invalid(("", f"the database refuses it: {describe(e)}")) from e
+    def _execute(self, sql, params=None, repeat=True, seconds=None):
+        errors, used = self.psycopg2.errors, False
+        for tries in itertools.count(1):
+            try:
+                with self._own.pool.connection() as (connection, used):
+                    rows = self._run(connection, sql, params, seconds)
+                break
+            except (errors.DeadlockDetected, errors.SerializationFailure):      # nothing of it was done
+                time.sleep(backoff(tries, 0.1, 2))
+            except errors.UniqueViolation as e:
+                if e.diag.constraint_name != "tasks_pkey":
+                    raise Invalid(("", f"the database refuses it: {describe(e)}")) from e
+                if tries > 3:
+                    raise self._lost(e, "the next id is taken")
+                self._mend_sequence()
+            except (self.psycopg2.DataError, self.psycopg2.IntegrityError) as e:
+                if e.diag.column_name == "attempt":             # which is how CREATE says it
+                    raise KeyReused from None
+                raise Invalid(("", f"the database refuses it: {describe(e)}")) from e
+            except (errors.UndefinedTable, errors.UndefinedColumn, errors.InvalidSchemaName) as e:
+                raise self._lost(e, "the table is not there, or not as it should be: a start of this program would make it")
+            except errors.InsufficientPrivilege as e:
+                raise self._lost(e, "the database's user may not do this")
+            except errors.LockNotAvailable as e:        # the database is there
+                raise Unavailable("the table is in use by another transaction") from e
+            except self.psycopg2.ProgrammingError:      # a fault of the statement
+                raise
+            except (self.psycopg2.Error, TimeoutError) as e:
+                if not (repeat and used) or isinstance(e, (TimeoutError, errors.QueryCanceled)):
+                    raise self._lost(e, "the database can't be reached")
+                repeat = False
         self._outage.back()
         return rows
+
+    def _lost(self, error: Exception, what: str) -> Exception:
+        """Unavailable, after a word in the log."""
+        self._outage.lost(error)
+        unavailable = Unavailable(what)
+        unavailable.__cause__ = error
+        return unavailable
+
+    def _mend_sequence(self) -> None:
+        for highest, in self._execute(MEND_SEQUENCE):
+            log.warning("mended the sequence of ids, which stood behind them highest=%s", highest)
 
     def apply_schema(self):
         schema = (HERE / "schema.sql").read_text()
         version = int(re.search(r"comment on table tasks is '.* (\d+)'", schema)[1])
-        if self._version() >= version:
-            return      # altering takes a lock that a long backup would make everybody wait for
-        # As one text it is one transaction, and the lock (any number, the same in every process) ends with it.
-        lock = "set local statement_timeout = 0; set local client_min_messages = warning; select pg_advisory_xact_lock(1952543595);"
+        for comment, is_table, columns in self._execute(FOUND_TABLE):
+            ours = re.fullmatch(r"Task Manager, schema (\d+)", comment or "")
+            if ours and int(ours[1]) >= version:
+                return
+            known = DOCUMENTED | set(re.findall(r"add column if not exists (\w+)", schema))
+            if not (is_table and DOCUMENTED <= set(columns) <= known):
+                raise BadSetting("DATABASE_URL", self.url, "there is a table tasks that is not this program's, with the columns "
+                                 f"{', '.join(sorted(columns))}; expected a database or a schema (search_path) of its own")
+        # As one text it is one transaction, and the lock (any number, the same in every process) ends with it. Who
+        # waits to alter a table makes all wait that come after, so it waits for a moment only, and then tries again.
+        text = ("set local statement_timeout = 0; set local lock_timeout = '1s'; set local client_min_messages = warning; "
+                f"select pg_advisory_xact_lock(1952543595); {schema}")
         try:
-            self._run(self._connect(), lock + schema, seconds=86400)
-        except (self.psycopg2.OperationalError, TimeoutError) as e:
-            self._outage.lost(e)
-            raise Unavailable("the database can't be reached") from e
-        except self.psycopg2.Error as e:
-            raise BadSetting("DATABASE_URL", self.url, f"schema.sql was refused: {describe(e)}") from e
+            self._execute(text, repeat=False, seconds=86400)
+            self._table_lock.back()
+        except (Unavailable, Invalid, self.psycopg2.ProgrammingError) as e:
+            cause = e if isinstance(e, self.psycopg2.ProgrammingError) else e.__cause__
+            if not isinstance(cause, (self.psycopg2.ProgrammingError, self.psycopg2.DataError, self.psycopg2.IntegrityError)):
+                if isinstance(cause, self.psycopg2.errors.LockNotAvailable):
+                    self._table_lock.lost(cause)
+                raise
+            raise BadSetting("DATABASE_URL", self.url, f"schema.sql was refused: {describe(cause)}") from e
         log.info("applied schema.sql version=%s", version)
-
-    def _version(self) -> int:
-        """The version of the schema that the comment on the table names; 0 for none."""
-        [(comment,)] = self._execute("select obj_description(to_regclass('tasks'), 'pg_class')")
-        return int(comment.rpartition(" ")[2]) if re.fullmatch(r"Task Manager, schema \d+", comment or "") else 0
 
 
 class SQLiteStore(Store):
@@ -1179,11 +1329,10 @@ class SQLiteStore(Store):
         insert into sqlite_stat1 values ('tasks', 'tasks_list_status', '1000000 250000 1');
         analyze sqlite_schema;"""
 
-    def __init__(self, url: str):
-        super().__init__(url)
+    def __init__(self, url: str, connections: int = 8):
+        super().__init__(url, connections)
         self.path = Path(url.removeprefix("sqlite:///")).absolute()     # a handler may change the folder
         self.file: int | None = None        # its number, once it is there
-        self._writing = threading.Lock()
         self._clock = threading.local()     # .now: the time of the statement that this thread is running
         if sqlite3.sqlite_version_info < (3, 35):
             raise BadSetting("DATABASE_URL", url, f"SQLite is {sqlite3.sqlite_version}, expected 3.35 or newer")
@@ -1206,6 +1355,9 @@ class SQLiteStore(Store):
                                    time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)), deterministic=True)
         return connection
 
+    def _is_usable(self, connection):
+        return not connection.in_transaction        # closing it undoes what was begun
+
     @staticmethod
     @functools.lru_cache(256)
     def _translate(sql: str) -> str:
@@ -1226,21 +1378,16 @@ class SQLiteStore(Store):
             if self.path.stat().st_ino != self.file:
                 raise FileNotFoundError(f"{self.path} is no longer the file that it was")
             # Within the process writers queue up here, which is fairer and quicker than SQLite's own waiting.
-            with contextlib.nullcontext() if reading else self._writing:
-                connection = self._take() or self._connect()
-                try:
-                    if len(statements) > 1:
-                        connection.execute("begin immediate")
-                    self._clock.now = time.time()
-                    for sql, params in statements:
-                        params = {name: self._plain(value) for name, value in (params or {}).items()}
-                        rows += connection.execute(self._translate(sql), params).fetchall()
-                    if connection.in_transaction:
-                        connection.commit()
-                except BaseException:
-                    connection.close()      # which undoes what it did
-                    raise
-                self._give_back(connection)
+            own = self._own
+            with contextlib.nullcontext() if reading else own.writing, own.pool.connection() as (connection, _):
+                if len(statements) > 1:
+                    connection.execute("begin immediate")
+                self._clock.now = time.time()
+                for sql, params in statements:
+                    params = {name: self._plain(value) for name, value in (params or {}).items()}
+                    rows += connection.execute(self._translate(sql), params).fetchall()
+                if connection.in_transaction:
+                    connection.commit()
         except sqlite3.IntegrityError as e:
             if "tasks.attempt" in str(e):       # which is how CREATE says it
                 raise KeyReused from None
@@ -1254,8 +1401,9 @@ class SQLiteStore(Store):
     def apply_schema(self):
         for tries in itertools.count(1):
             try:
-                with self._writing, contextlib.closing(self._connect()) as connection:
+                with self._own.writing, contextlib.closing(self._connect()) as connection:
                     connection.execute("pragma journal_mode = wal")     # does not wait for another process that is just doing it
+                    self._check_table(connection)
                     connection.executescript("begin immediate;" + self.SCHEMA)
                     connection.commit()
                 self.file = self.path.stat().st_ino
@@ -1265,13 +1413,43 @@ class SQLiteStore(Store):
                     raise BadSetting("DATABASE_URL", self.url, str(e)) from e
                 time.sleep(0.1)
 
+    def _check_table(self, connection) -> None:
+        """Raise BadSetting where `tasks` is something else than what SCHEMA makes."""
+        known = set(re.findall(r"^            (\w+) +\w", self.SCHEMA, re.MULTILINE))
+        found = {name for _, name, *_ in connection.execute("pragma table_xinfo(tasks)")}
+        if found and found != known:
+            raise BadSetting("DATABASE_URL", self.url, "there is a table tasks that is not this program's, with the columns "
+                             f"{', '.join(sorted(found))}; expected another file")
 
-def open_store(url: str, wait: bool = False) -> Store:
-    """The store at `url` (sqlite:///FILE or postgresql://…), its table ready. Raise Unavailable, or `wait` until it is not."""
-    store = SQLiteStore(url) if url.startswith("sqlite:") else PostgresStore(url)
+
+def _aside(function: Callable[[], None]) -> None:
+    """Call what may block in C for long, in a thread of its own: this one goes on hearing signals."""
+    errors = []
+
+    def call():
+        try:
+            function()
+        except BaseException as e:
+            errors.append(e)
+    thread = threading.Thread(target=call, name="aside", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.5)
+        if stopping.is_set():
+            raise KeyboardInterrupt
+    if errors:
+        raise errors[0]
+
+
+def open_store(url: str, wait: bool = False, connections: int = 8) -> Store:
+    """The store at `url` (sqlite:///FILE or postgresql://…), its table ready. Raise Unavailable, or `wait` until it is not.
+
+    `connections`: how many each process opens at most.
+    """
+    store = (SQLiteStore if url.startswith("sqlite:") else PostgresStore)(url, connections)
     for tries in itertools.count(1):
         try:
-            store.apply_schema()
+            _aside(store.apply_schema)
             return store
         except Unavailable:
             if not wait:
@@ -1715,12 +1893,15 @@ class Worker:
             getattr(self.store, verb)(batch)
         except Unavailable:
             raise
-        except Exception:
-            if len(batch) == 1:
-                log.exception("could not write an outcome task=%s: it will be reclaimed", batch[0][0])
-            else:
+        except Exception as e:
+            if len(batch) > 1:
                 for outcome in batch:
                     self._write(verb, [outcome])
+            elif verb == "complete":        # the database would refuse the result of the next attempt as well
+                id, attempt, _ = batch[0]
+                self._write("fail", [(id, attempt, clip(f"its result can't be kept: {describe(e)}"))])
+            else:
+                log.exception("could not write an outcome task=%s: it will be reclaimed", batch[0][0])
 
     def _tick(self) -> None:
         """Everything that goes by the clock."""
@@ -2413,7 +2594,7 @@ def main() -> None:
     few, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= few < 4096:     # too few for 1,000 connections and their files
         resource.setrlimit(resource.RLIMIT_NOFILE, (4096 if most == resource.RLIM_INFINITY else min(4096, most), most))
-    store = open_store(config.database_url, wait=True)
+    store = open_store(config.database_url, wait=True, connections=config.threads)
     inside = config.worker == "on" or config.worker == "auto" and isinstance(store, SQLiteStore)
     worker = Worker(store, config, handler) if inside else None
     bell = Bell(config) if config.rabbitmq_url else None

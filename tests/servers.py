@@ -1,4 +1,4 @@
-"""PostgreSQL and RabbitMQ for the tests: our own, from the installed binaries.
+"""PostgreSQL, PgBouncer and RabbitMQ for the tests: our own, from the installed binaries.
 
 Each lives in a temporary folder, listens on a free port of 127.0.0.1 and has nothing to do with the machine's own
 services, so a test may stop, kill, freeze and restart it.
@@ -28,8 +28,8 @@ class Missing(Exception):
     """The binaries are not installed; the message says what to install."""
 
     def __init__(self, what):
-        how = ("brew install postgresql@17 rabbitmq" if sys.platform == "darwin" else
-               "sudo apt-get install postgresql rabbitmq-server, or what your system calls them")
+        how = ("brew install postgresql@17 pgbouncer rabbitmq" if sys.platform == "darwin" else
+               "sudo apt-get install postgresql pgbouncer rabbitmq-server, or what your system calls them")
         super().__init__(f"{what}: {how}")
 
 
@@ -211,6 +211,44 @@ def postgres_binaries() -> Path:
     raise Missing("PostgreSQL is not installed")
 
 
+class PgBouncer(Server):
+    """In transaction mode, with its own defaults, before a PostgreSQL."""
+
+    stop_signal = signal.SIGTERM
+
+    def __init__(self, postgres):
+        program = pgbouncer_program()
+        super().__init__()
+        self.environment = {"PATH": os.environ["PATH"]}
+        settings = self.folder / "pgbouncer.ini"
+        settings.write_text(
+            f"[databases]\n* = host=127.0.0.1 port={postgres.port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
+            f"listen_port = {self.port}\nunix_socket_dir =\nauth_type = any\npool_mode = transaction\n")
+        # auth_type any knows no user, so the database's line names it.
+        settings.write_text(settings.read_text().replace(f"port={postgres.port}", f"port={postgres.port} user=postgres"))
+        if os.getuid() == 0:  # which PgBouncer refuses to run as
+            user = pwd.getpwnam("nobody")
+            self.account = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+            os.chown(self.folder, user.pw_uid, user.pw_gid)
+        self.command = [program, str(settings)]
+
+    def url_of(self, database: str) -> str:
+        """The address of a database of that PostgreSQL, through this pooler."""
+        return re.sub(r"@127\.0\.0\.1:\d+/", f"@127.0.0.1:{self.port}/", database)
+
+    def answers(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=5):
+            return True
+        return False
+
+
+def pgbouncer_program() -> str:
+    for program in (shutil.which("pgbouncer"), "/usr/sbin/pgbouncer", "/opt/homebrew/bin/pgbouncer"):
+        if program and Path(program).exists():
+            return program
+    raise Missing("PgBouncer is not installed")
+
+
 class RabbitMQ(Server):
     def __init__(self):
         program = rabbitmq_program()
@@ -268,11 +306,13 @@ def install() -> None:
     """Installs what is missing, on Debian and Ubuntu as root; raises Missing elsewhere."""
     with contextlib.suppress(Missing):
         postgres_binaries()
+        pgbouncer_program()
         rabbitmq_program()
         return
     if os.getuid() != 0 or not shutil.which("apt-get"):
-        raise Missing("PostgreSQL or RabbitMQ is not installed")
-    print("PostgreSQL or RabbitMQ is not installed; installing: apt-get install postgresql rabbitmq-server", flush=True)
+        raise Missing("PostgreSQL, PgBouncer or RabbitMQ is not installed")
+    print("PostgreSQL, PgBouncer or RabbitMQ is not installed; "
+          "installing: apt-get install postgresql pgbouncer rabbitmq-server", flush=True)
     # What Debian installs it also starts, unless this program says no (101).
     policy = Path("/usr/sbin/policy-rc.d")
     ours = not policy.exists()
@@ -280,7 +320,7 @@ def install() -> None:
         policy.write_text("#!/bin/sh\nexit 101\n")
         policy.chmod(0o755)
     try:
-        for arguments in ("update", "install -y --no-install-recommends --no-upgrade postgresql rabbitmq-server"):
+        for arguments in ("update", "install -y --no-install-recommends --no-upgrade postgresql pgbouncer rabbitmq-server"):
             done = subprocess.run(["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=120", *arguments.split()],
                                   env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"}, stdin=subprocess.DEVNULL,
                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -547,16 +547,3 @@ def test_text_is_kept_whatever_the_encoding_of_the_client_would_be(postgres_data
     [id] = store.create([new_task({"payload": "дом"})])
     assert store.read(id).payload == '"дом"'
     store.close()
-
-
-def test_connections_that_nobody_needs_are_closed(store, monkeypatch):
-    with ThreadPoolExecutor(8) as pool:
-        barrier, execute = threading.Barrier(8), store._give_back
-        monkeypatch.setattr(store, "_give_back", lambda connection: (barrier.wait(20), execute(connection)))       # so that each needs one of its own
-        list(pool.map(lambda _: store.list(), range(8)))
-    monkeypatch.undo()
-    assert len(store._idle) >= 8
-    monkeypatch.setattr(taskmanager, "IDLE_SECONDS", 0)
-    for _ in range(20):
-        store.list()
-    assert len(store._idle) <= 1

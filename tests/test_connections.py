@@ -1,0 +1,380 @@
+"""The connections to PostgreSQL: forks, poolers, frozen servers, settings of session and environment, encodings, sequences."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import psycopg2
+import pytest
+
+import servers
+import taskmanager
+from conftest import ROOT, eventually, http, own
+from taskmanager import BadSetting, Config, Invalid, NewTask, Unavailable, Worker, new_task
+from test_store import sql
+
+
+def query(url, *statements):
+    """Run statements as an administrator would; the rows of the last."""
+    with contextlib.closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+        connection.autocommit = True
+        for statement in statements:
+            cursor.execute(statement)
+        return cursor.fetchall() if cursor.description else []
+
+
+@pytest.fixture
+def empty_database(_own_postgres):
+    """make(): the address of a database of its own, for settings that hold for a whole database."""
+    made = []
+
+    def make(options=""):
+        name = f"own_{os.getpid()}_{time.monotonic_ns()}"
+        _own_postgres.execute(f"create database {name} {options}")
+        made.append(name)
+        return _own_postgres.url.removesuffix("postgres") + name
+
+    yield make
+    for name in made:
+        _own_postgres.execute(f"drop database {name} with (force)")
+
+
+# A fork
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_processes_that_were_forked_do_not_share_connections(request, kind):
+    """gunicorn --preload, uWSGI: the application is made, and used, before the workers are forked."""
+    store = taskmanager.open_store(request.getfixturevalue(f"{kind}_database"))
+    ids = store.create([NewTask(payload=str(n)) for n in range(40)])
+    ready = os.pipe()
+    children = []
+    for n in range(4):
+        if not (pid := os.fork()):
+            status = 1
+            try:
+                os.read(ready[0], 1)        # all at once
+                rows = [store.read(id) for id in ids * 5]
+                status = 0 if [(row.id, row.payload) for row in rows] == [(id, str(n)) for n, id in enumerate(ids)] * 5 else 2
+            finally:
+                os._exit(status)
+        children.append(pid)
+    os.write(ready[1], b"0123")
+    assert [store.read(id).id for id in ids] == ids
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0, 0, 0]
+    assert store.read(ids[0]).id == ids[0]      # which no child has closed
+    store.close()
+
+
+def test_a_child_is_not_stopped_by_what_the_parents_threads_hold(store):
+    own, pool = store._own, store._own.pool
+    with own.counting, own.writing, pool._lock:
+        if not (pid := os.fork()):
+            signal.alarm(20)
+            os._exit(store.create() is None or store.count("New") != 1 or store.metrics is own.metrics)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+# Settings that are not ours
+
+SESSIONS = {
+    "a zone ahead": {"PGTZ": "Asia/Tokyo"},
+    "a zone behind": {"PGTZ": "America/New_York"},
+    "an interval style": {"PGOPTIONS": "-c intervalstyle=iso_8601"},
+    "a date style": {"PGDATESTYLE": "German"},
+}
+
+
+@pytest.mark.parametrize("environ", SESSIONS.values(), ids=SESSIONS)
+def test_settings_of_the_session_do_not_change_the_time(empty_database, monkeypatch, environ):
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    store = taskmanager.open_store(empty_database())
+    now, later = store.create([NewTask(), new_task({"delay": 3600})])
+    assert store.promote() == 0
+    [row] = store.claim(10, 30)
+    assert (row.id, store.reclaim(3)) == (now, 0)
+    assert store.extend([(row.id, row.attempt, 0.5)], 30) == {now}
+    assert store.running(row.id, row.attempt) < 20 and store.oldest_ready() < 20
+    assert store.retry([(row.id, row.attempt, "why", 1800)]) == {now}
+    for id, delay in (now, 1800), (later, 3600):
+        row = store.read(id)
+        for text, offset in (row.updated_at, 0), (row.run_at, delay):
+            moment = taskmanager.datetime.fromisoformat(text + "+00:00").timestamp()
+            assert abs(moment - time.time() - offset) < 60
+    store.close()
+
+
+@pytest.mark.parametrize("setting", ["timezone = 'Asia/Kathmandu'", "intervalstyle = 'sql_standard'", "datestyle = 'SQL, DMY'"])
+def test_settings_of_the_database_do_not_change_the_time(empty_database, setting):
+    url = empty_database()
+    query(url, f"alter database {url.rpartition('/')[2]} set {setting}")
+    store = taskmanager.open_store(url)
+    [id] = store.create([new_task({"run_at": "2100-02-03T04:05:06Z"})])
+    assert store.read(id).run_at == "2100-02-03T04:05:06" and store.claim(1, 30) == []
+    [id] = store.create()
+    assert [row.id for row in store.claim(2, 30)] == [id] and store.reclaim(3) == 0
+    store.close()
+
+
+def test_options_of_the_operator_are_kept(empty_database, monkeypatch, tmp_path):
+    url = empty_database()
+    query(url, "create schema one", "create schema two")
+    monkeypatch.setenv("PGOPTIONS", "-c search_path=one -c statement_timeout=7s")
+    monkeypatch.setenv("PGAPPNAME", "mine")
+    store = taskmanager.open_store(url)
+    assert store._execute("select cast(to_regclass('one.tasks') as text), current_setting('application_name'), "
+                          "current_setting('statement_timeout')") == [("tasks", "mine", "7s")]
+    store.close()
+    monkeypatch.delenv("PGOPTIONS")
+    (tmp_path / "services").write_text("[jobs]\noptions=-c search_path=two\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+    store = taskmanager.open_store(url + "?service=jobs")
+    assert store._execute("select to_regclass('two.tasks') is not null, current_setting('statement_timeout')") == [(True, "20s")]
+    store.close()
+
+
+# Poolers
+
+@pytest.fixture(scope="module")
+def pgbouncer(_own_postgres):
+    server = own(lambda: servers.PgBouncer(_own_postgres))
+    yield server
+    server.close()
+
+
+def test_the_service_works_through_pgbouncer_in_transaction_mode(pgbouncer, empty_database, serve):
+    direct = empty_database()
+    url = pgbouncer.url_of(direct)
+    with ThreadPoolExecutor(4) as pool:     # processes that start at once, and a table that is not there yet
+        stores = list(pool.map(lambda _: taskmanager.open_store(url), range(4)))
+    store = stores[0]
+    api = serve(store)
+    workers = [Worker(each, Config(poll_seconds=0.1, lease_seconds=2), handler=lambda task: task.payload) for each in stores[1:]]
+    for worker in workers:
+        worker.start()
+
+    def create(n):
+        return http("POST", api + "/tasks", {"payload": n}).json["id"]
+    with ThreadPoolExecutor(16) as pool:
+        ids = list(pool.map(create, range(300)))
+    assert len(set(ids)) == 300
+    eventually(lambda: store.count("Completed") == 300 or store._own.figures.clear())
+    assert {row.id: json.loads(row.result) for row in store.list()} == {id: n for n, id in enumerate(ids)}
+    # What the session of one client was told must not reach another's.
+    assert {limit for limit, in query(url, "select current_setting('statement_timeout')")} == {"0"}
+    for worker in workers:
+        worker.stop()
+    for each in stores:
+        each.close()
+
+
+def test_a_pooler_that_is_restarted_is_found_again(pgbouncer, empty_database):
+    store = taskmanager.open_store(pgbouncer.url_of(empty_database()))
+    pgbouncer.stop()
+    with pytest.raises(Unavailable):
+        store.create()
+    pgbouncer.start()
+    assert store.create()
+    store.close()
+
+
+# Encodings
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "WIN1251", "SQL_ASCII", "UTF8"])
+def test_what_the_encoding_of_the_database_lacks_is_kept_escaped(empty_database, encoding):
+    store = taskmanager.open_store(empty_database(f"template template0 encoding '{encoding}' locale 'C'"))
+    words = ["größe", "дом", "日本", "\U0001f600", "a\\u00e9", "plain"]
+    ids = store.create([new_task({"payload": {word: word}}) for word in words])
+    rows = store.claim(10, 30)
+    assert [json.loads(row.payload) for row in rows] == [{word: word} for word in words]
+    done = [(row.id, row.attempt, json.dumps(word, ensure_ascii=False)) for row, word in zip(rows, words)]
+    assert store.complete(done) == set(ids)
+    assert [json.loads(store.read(id).result) for id in ids] == words
+
+    [one, two] = store.create([NewTask(), NewTask()])
+    claims = store.claim(2, 30)
+    assert store.fail([(claims[0].id, 1, "дом 日本")]) == {one} and store.retry([(claims[1].id, 1, "größe 日本", 60)]) == {two}
+    errors = store.read(one).error, store.read(two).error
+    unescaped = [re.sub(r"\\u([0-9a-f]{4})", lambda match: chr(int(match[1], 16)), error) for error in errors]
+    assert unescaped == ["дом 日本", "größe 日本"]
+    store.close()
+
+
+def test_a_key_that_the_encoding_of_the_database_lacks_is_refused_with_the_reason(empty_database):
+    store = taskmanager.open_store(empty_database("template template0 encoding 'LATIN1' locale 'C'"))
+    assert store.create([new_task({}, "größe")]) == store.create([new_task({}, "größe")])
+    with pytest.raises(Invalid, match="LATIN1"):
+        store.create([new_task({}, "日本")])
+    store.close()
+
+
+def test_a_result_that_the_database_refuses_fails_its_task_at_once_and_alone(postgres_database):
+    store = taskmanager.open_store(postgres_database)
+    sql(store, "alter table tasks add check (cast(result as text) <> '13') -- ")     # as an operator may
+    ids = store.create([NewTask(payload=str(n)) for n in range(10, 16)])
+    worker = Worker(store, Config(poll_seconds=0.1), handler=lambda task: task.payload)
+    worker.start()
+    rows = eventually(lambda: [row for row in store.list("Completed", "Failed")] if len(store.list("New", "In Progress")) == 0 else None)
+    worker.stop()
+    assert {row.id: row.status for row in rows} == {id: "Failed" if n == 3 else "Completed" for n, id in enumerate(ids)}
+    assert "database refuses" in rows[3].error and rows[3].attempts == 1
+    store.close()
+
+
+# Sequences
+
+def test_a_sequence_that_stands_behind_the_ids_is_mended(postgres_database, caplog):
+    """A restored dump, a logical replica, rows that were inserted with ids."""
+    store = taskmanager.open_store(postgres_database)
+    sql(store, "insert into tasks (id) select generate_series(1, 500)")
+    sql(store, "insert into tasks (id) values (9223372036854775807)")       # which must not use up all that are left
+    caplog.clear()
+    with ThreadPoolExecutor(8) as pool:
+        ids = [id for made in pool.map(lambda _: store.create([NewTask()] * 3), range(8)) for id in made]
+    assert sorted(ids)[0] > 500 and len(set(ids)) == 24 and max(ids) < 1000
+    assert 1 <= sum("mended" in record.message for record in caplog.records) <= 8
+    store.close()
+
+
+# How many, and for how long
+
+def backends(url, name):
+    return query(url, f"select pid, state from pg_stat_activity where application_name = '{name}'")
+
+
+def test_a_process_opens_no_more_connections_than_it_may_and_closes_what_is_idle(empty_database, serve, monkeypatch):
+    url = empty_database()
+    store = taskmanager.open_store(url + "?application_name=few", connections=3)
+    [id] = store.create()
+    api = serve(store, threads=4, waiters=12)
+    with ThreadPoolExecutor(12) as pool:
+        waiting = [pool.submit(http, "GET", f"{api}/tasks/{id}", Prefer="wait=5") for _ in range(12)]
+        seen = 0
+        while not all(each.done() for each in waiting):
+            seen = max(seen, len(backends(url, "few")))
+            if seen == 3:
+                sql(store, "update tasks set status = 'Completed' where id = %(id)s", id=id)
+    assert seen == 3 and {each.result().status for each in waiting} == {200}
+    monkeypatch.setattr(taskmanager, "IDLE_SECONDS", 0)
+    eventually(lambda: not backends(url, "few"))        # although nothing happens any more
+    assert store.read(id).status == "Completed"
+    store.close()
+
+
+def test_who_finds_all_connections_busy_is_told_so_in_time(store, monkeypatch):
+    monkeypatch.setattr(taskmanager, "CONNECT_SECONDS", 0.2)
+    with contextlib.ExitStack() as stack:
+        for _ in range(8):
+            stack.enter_context(store._own.pool.connection())
+        with pytest.raises(Unavailable):
+            store.read(1)
+    assert store.create()
+
+
+# Servers that do not answer
+
+def test_a_first_host_that_is_frozen_is_passed_over(empty_database, postgres):
+    """A primary that hangs: connections are accepted by its kernel, and nobody answers."""
+    import socket
+    with socket.create_server(("127.0.0.1", 0)) as frozen:
+        port = frozen.getsockname()[1]
+        url = empty_database().replace("127.0.0.1:", f"127.0.0.1:{port},127.0.0.1:")
+        store = taskmanager.open_store(f"{url}?target_session_attrs=read-write&connect_timeout=2")
+        assert store.create()
+        store.close()
+
+
+def test_a_statement_that_takes_too_long_is_ended_on_the_server(empty_database, monkeypatch):
+    monkeypatch.setattr(taskmanager, "STATEMENT_SECONDS", 1)
+    url = empty_database()
+    store = taskmanager.open_store(url + "?application_name=slow")
+    with pytest.raises(Unavailable):
+        store._execute("select pg_sleep(600)")
+    assert not [pid for pid, state in backends(url, "slow") if state == "active"]
+    assert store.create()
+    store.close()
+
+
+def test_a_server_that_freezes_during_a_statement_is_given_up(postgres, monkeypatch):
+    store = taskmanager.open_store(postgres.create_database(f"frozen_{time.monotonic_ns()}"))
+    [id] = store.create()
+    monkeypatch.setattr(taskmanager, "CONNECT_SECONDS", 2)
+    postgres.freeze()
+    with pytest.raises(Unavailable):
+        store._execute("select 1", repeat=False, seconds=0.5)
+    postgres.thaw()
+    assert eventually(lambda: readable(store, id)).id == id
+    store.close()
+
+
+def readable(store, id):
+    with contextlib.suppress(Unavailable):
+        return store.read(id)
+
+
+# The table
+
+def test_an_upgrade_waits_for_a_reader_and_lets_others_read_meanwhile(empty_database, start):
+    """A backup reads the documented table for hours while the new version starts."""
+    url = empty_database()
+    query(url, "create table tasks (id serial primary key, status varchar(20) default 'New', created_at timestamp default "
+               "current_timestamp, updated_at timestamp default current_timestamp)", "insert into tasks default values")
+    reader = psycopg2.connect(url)
+    reader.cursor().execute("select * from tasks")
+    api = start("taskmanager.py", DATABASE_URL=url)
+    api.logged("waiting for the lock of the table tasks")
+    for _ in range(20):
+        query(url + "?options=-cstatement_timeout%3D3s", "select * from tasks")     # at most as long as the start waits once
+    reader.close()
+    assert http("GET", api.url + "/tasks/1").json["status"] == "New"
+    assert api.log().count("the lock of the table") == 2        # when it began to wait, and when it was there
+
+
+FOREIGN = {
+    "other columns": "create table tasks (id serial primary key, title text, done boolean)",
+    "more columns": "create table tasks (id serial, status text, created_at timestamp, updated_at timestamp, owner text)",
+    "a view": "create view tasks as select 1 as id, 'New' as status, now() as created_at, now() as updated_at",
+}
+
+
+@pytest.mark.parametrize("statement", FOREIGN.values(), ids=FOREIGN)
+def test_a_table_of_somebody_else_is_refused_and_left_alone(empty_database, statement):
+    url = empty_database()
+    query(url, statement)
+    before = query(url, "select attname from pg_attribute where attrelid = 'tasks'::regclass")
+    with pytest.raises(BadSetting, match="not this program's"):
+        taskmanager.open_store(url)
+    assert query(url, "select attname from pg_attribute where attrelid = 'tasks'::regclass") == before
+
+
+def test_a_table_of_somebody_else_in_sqlite_is_refused(tmp_path):
+    import sqlite3
+    with contextlib.closing(sqlite3.connect(tmp_path / "other.db")) as connection:
+        connection.execute("create table tasks (id integer primary key, title text)")
+    with pytest.raises(BadSetting, match="not this program's"):
+        taskmanager.open_store(f"sqlite:///{tmp_path}/other.db")
+
+
+def test_a_user_who_may_not_make_the_table_is_told_so(empty_database):
+    url = empty_database()
+    name = f"guest_{time.monotonic_ns()}"
+    query(url, f"create role {name} login", "revoke create on schema public from public")
+    with pytest.raises(BadSetting, match="permission denied"):
+        taskmanager.open_store(url.replace("postgres@", f"{name}@"))
+
+
+def test_a_program_that_waits_for_a_frozen_database_can_be_stopped(start, empty_database):
+    import socket
+    with socket.create_server(("127.0.0.1", 0)) as frozen:
+        program = start("worker.py", DATABASE_URL=f"postgresql://postgres@127.0.0.1:{frozen.getsockname()[1]}/x")
+        frozen.accept()
+        begun = time.monotonic()
+        program.stop()
+        assert time.monotonic() - begun < 8
