@@ -5,9 +5,7 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import threading
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,7 +14,7 @@ import pytest
 
 import servers
 import taskmanager
-from conftest import ROOT, eventually, http, own
+from conftest import eventually, http, own
 from taskmanager import BadSetting, Config, Invalid, NewTask, Unavailable, Worker, new_task
 from test_store import sql
 
@@ -60,6 +58,8 @@ def test_processes_that_were_forked_do_not_share_connections(request, kind):
             status = 1
             try:
                 os.read(ready[0], 1)        # all at once
+                with store._own.pool.connection() as (_, used):
+                    assert not used
                 rows = [store.read(id) for id in ids * 5]
                 status = 0 if [(row.id, row.payload) for row in rows] == [(id, str(n)) for n, id in enumerate(ids)] * 5 else 2
             finally:
@@ -282,7 +282,6 @@ def test_who_finds_all_connections_busy_is_told_so_in_time(store, monkeypatch):
 
 def test_a_first_host_that_is_frozen_is_passed_over(empty_database, postgres):
     """A primary that hangs: connections are accepted by its kernel, and nobody answers."""
-    import socket
     with socket.create_server(("127.0.0.1", 0)) as frozen:
         port = frozen.getsockname()[1]
         url = empty_database().replace("127.0.0.1:", f"127.0.0.1:{port},127.0.0.1:")
@@ -371,7 +370,6 @@ def test_a_user_who_may_not_make_the_table_is_told_so(empty_database):
 
 
 def test_a_program_that_waits_for_a_frozen_database_can_be_stopped(start, empty_database):
-    import socket
     with socket.create_server(("127.0.0.1", 0)) as frozen:
         program = start("worker.py", DATABASE_URL=f"postgresql://postgres@127.0.0.1:{frozen.getsockname()[1]}/x")
         frozen.accept()
