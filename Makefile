@@ -20,7 +20,7 @@ test: $(VENV)/test.stamp
 
 browser-test: $(VENV)/browser.stamp
 	@$(VENV)/bin/python tests/browser/webdriver.py
-	$(VENV)/bin/python -m pytest -q tests/browser/page.py
+	$(VENV)/bin/python -m pytest -q tests/browser/page.py tests/browser/hostile_places.py
 
 lint: $(VENV)/run.stamp
 	@lint/run $(VENV)/bin/python

@@ -3,7 +3,12 @@
 
 import {clock} from "./words.js";
 
-const KEY = "task-manager-token", PATIENCE = {GET: 8000, POST: 20_000, DELETE: 20_000}, KNOWN = 20;
+const KEY = "task-manager-token", PATIENCE = {GET: 8, POST: 20, DELETE: 20}, KNOWN = 20;        // PATIENCE in seconds
+
+// The page's address may hold user:password@. fetch refuses that, and nobody should copy it.
+const home = new URL(".", location.href);
+home.username = home.password = "";
+export const whole = path => new URL(path, home).href;
 
 export class Problem extends Error {        // the server says no; `errors` say where
   constructor(status, {detail, errors = []}) {
@@ -12,30 +17,64 @@ export class Problem extends Error {        // the server says no; `errors` say 
   }
 }
 
-export class Unreachable extends Error {}   // nobody answers, or somebody else does
+export class Unreachable extends Error {    // nobody answers, or somebody else does; `reason` names the words for that
+  constructor(reason, values) {
+    super(reason);
+    Object.assign(this, {reason, values});
+  }
+}
+
+// What a proxy in front of the service may say instead of it. A redirect has status 0 here, for a page may not see more of it.
+const STRANGERS = {0: "redirected", 401: "proxyLogin", 403: "proxyRefuses", 413: "proxyTooLarge", 502: "proxyAlone", 503: "proxyAlone", 504: "proxyAlone"};
+
+function session(act) {         // a browser that blocks site data throws at the very name
+  try {
+    return act(sessionStorage);
+  } catch {
+    return undefined;
+  }
+}
+
+const found = session(data => data.getItem(KEY));
+let current = found ?? null;
 
 export const token = {
-  get: () => sessionStorage.getItem(KEY),
-  set: value => sessionStorage.setItem(KEY, value),
-  drop: () => sessionStorage.removeItem(KEY),
+  lasts: found !== undefined,       // beyond a reload
+  get: () => current,
+  set(value) {
+    current = value;
+    session(data => data.setItem(KEY, value));
+  },
+  drop() {
+    current = null;
+    session(data => data.removeItem(KEY));
+  },
 };
 
-export async function ask(method, path, {body, headers = {}} = {}) {
-  if (token.get()) headers.Authorization = `Bearer ${token.get()}`;
+export async function ask(method, path, {body, headers = {}, accept = "application/json", credentials} = {}) {
+  const used = token.get(), seconds = PATIENCE[method], limit = new AbortController();
+  if (used) headers.Authorization = `Bearer ${used}`;
   if (body !== undefined) headers["Content-Type"] = "application/json";
+  const timer = setTimeout(() => limit.abort(), seconds * 1000);
   let answer, text;
   try {
-    answer = await fetch(path, {method, body, headers, cache: "no-store", redirect: "error", signal: AbortSignal.timeout(PATIENCE[method])});
+    answer = await fetch(whole(path), {method, body, headers, credentials, cache: "no-store", redirect: "manual", signal: limit.signal});
     text = await answer.text();
-  } catch (error) {
-    throw new Unreachable(String(error));
+  } catch {
+    throw limit.signal.aborted ? new Unreachable("slow", {seconds}) : new Unreachable("silent");
+  } finally {
+    clearTimeout(timer);
+  }
+  const {status, ok} = answer, [type] = (answer.headers.get("Content-Type") ?? "").split(";"), bodiless = status === 204 || status === 304;
+  if (!bodiless && type !== (ok ? accept : "application/problem+json")) {
+    const login = answer.headers.has("WWW-Authenticate");
+    throw new Unreachable(login && used ? "oneLogin" : STRANGERS[status] ?? "stranger", {status, answer: `HTTP ${status}${type && `, ${type}`}`});
   }
   // To the second, as the tasks' times; a little more is only the way to us.
   const skew = Date.parse(answer.headers.get("Date")) - Date.now();
   clock.skew = Math.abs(skew) > 5000 ? skew : 0;
-  if (answer.ok || answer.status === 304) return {status: answer.status, headers: answer.headers, text};
-  if (!answer.headers.get("Content-Type")?.startsWith("application/problem+json")) throw new Unreachable(`HTTP ${answer.status}`);
-  throw new Problem(answer.status, JSON.parse(text));
+  if (ok || status === 304) return {status, headers: answer.headers, text};
+  throw new Problem(status, JSON.parse(text));
 }
 
 const known = new Map();
@@ -67,7 +106,7 @@ function parse(text) {
 
 // The figures of /metrics that have at most one label: {tasks: {New: 1, …}, database_up: {"": 1}, …}
 export async function figures() {
-  const found = {}, {text} = await ask("GET", "metrics");
+  const found = {}, {text} = await ask("GET", "metrics", {accept: "text/plain"});
   for (const [, name, label = "", value] of text.matchAll(/^taskmanager_(\w+)(?:\{\w+="([^"]*)"\})? (\S+)$/gm)) {
     (found[name] ??= {})[label] = Number(value);
   }

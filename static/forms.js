@@ -4,7 +4,10 @@ import {ask, Problem, token} from "./api.js";
 import {$} from "./dom.js";
 import {said, t} from "./words.js";
 
-export const words = error => error instanceof Problem ? said(error.message) : t("unreachableNow");
+export const words = error => error instanceof Problem ? said(error.message) : t(error.reason ?? "broken", error.values ?? {error});
+
+// Why the token does not open; undefined when that is not what an error is about.
+export const refusal = error => error.status === 401 ? t("tokenWrong") : error.reason === "oneLogin" ? words(error) : undefined;
 
 function mark(field, error = "") {
   error ? field.setAttribute("aria-invalid", "true") : field.removeAttribute("aria-invalid");
@@ -79,7 +82,7 @@ export function createForm(created) {
   form.addEventListener("input", newKey);
   newKey();
   form.addEventListener("keydown", event => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.querySelector(".primary").click();
   });
   form.addEventListener("submit", async event => {
     event.preventDefault();
@@ -107,7 +110,7 @@ export function createForm(created) {
   }
 
   function refused(error) {
-    if (error.status === 401) return askToken(true);        // what was typed is kept
+    if (refusal(error)) return askToken(refusal(error));        // what was typed is kept
     const rest = [];
     for (const {pointer, detail} of error.errors ?? []) {
       // What is wrong with the body as a whole can only be the payload's doing.
@@ -122,21 +125,27 @@ export function createForm(created) {
 // --- the token
 
 export function tokenForm(entered) {
-  $("token").addEventListener("submit", event => {
+  if (!token.lasts) $("token-hint").textContent = t("tokenHintBlocked");
+  $("token").addEventListener("submit", async event => {
     event.preventDefault();
     const value = $("token-value").value.trim();
-    if (!/^[\x21-\x7e]+$/.test(value)) return askToken(true);
+    if (!/^[\x21-\x7e]+$/.test(value)) return askToken(t("tokenWrong"));
     token.set(value);
+    try {       // without credentials, or the browser would ask its user for the login that a proxy wants, again and again
+      await ask("GET", "metrics", {accept: "text/plain", credentials: "omit"});
+    } catch (error) {
+      if (error.reason === "oneLogin") return askToken(words(error));
+    }
     entered();
   });
 }
 
-export function askToken(refused) {
+export function askToken(error = "") {
   token.drop();
   for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close();
   for (const id of ["shown", "new"]) $(id).hidden = true;
   $("token").hidden = false;
-  mark($("token-value"), refused ? t("tokenWrong") : "");
+  mark($("token-value"), error);
   $("token-value").select();
   $("token-value").focus();
 }

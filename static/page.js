@@ -2,10 +2,10 @@
 // list: `?status=New&after=950`. A look is two requests: the figures, and, with its ETag, what is shown. The next one comes
 // soon when something has changed, ever later when not, and not at all while nobody sees the page.
 
-import {ask, figures, Problem, read, recall, token, Unreachable} from "./api.js";
+import {ask, figures, Problem, read, recall, token, Unreachable, whole} from "./api.js";
 import {$, text} from "./dom.js";
 import {drawFigures, drawTiles, STATUSES} from "./figures.js";
-import {askToken, createForm, sure, tokenAccepted, tokenForm, words} from "./forms.js";
+import {askToken, createForm, refusal, sure, tokenAccepted, tokenForm, words} from "./forms.js";
 import {drawList, drawTask, drawTimes, titleList} from "./tasks.js";
 import {said, t, timeOfDay, translate} from "./words.js";
 
@@ -24,7 +24,7 @@ function address({status = [], after, task}) {
   const query = new URLSearchParams(status.map(each => ["status", each]));
   if (after) query.set("after", after);
   if (task) query.set("task", task);
-  return query.size ? `?${query}` : ".";
+  return `${query}` ? `?${query}` : ".";
 }
 
 function listPath({status, after}, order = "desc") {
@@ -44,6 +44,7 @@ function arrive(focus) {
   const {status, task} = here;
   drawTiles(task ? null : status, status => address({status}));
   for (const id of ["overview", "list"]) $(id).hidden = Boolean(task);
+  $("shown").dataset.view = task ? "task" : status.length ? "some" : "all";
   $("task").hidden = !task;
   text($("task-error"), "");
   text($("list-error"), "");
@@ -66,7 +67,7 @@ function arrive(focus) {
     document.title = [...status.map(each => t(each)), t("title")].join(" · ");
     const row = from && $("rows").querySelector(`[data-id="${from}"]`), {activeElement} = document;
     if (row) row.focus();
-    else if (focus && (here.after || activeElement === document.body || !activeElement.checkVisibility())) $("list-title").focus();
+    else if (focus && (here.after || activeElement === document.body || !activeElement.getClientRects().length)) $("list-title").focus();
   }
   if (before) draw(before);
   say("");
@@ -85,9 +86,10 @@ async function look() {
   if (mine !== turn) return;
   const errors = [counts.reason, view.reason].filter(Boolean), status = view.reason?.status;
   for (const error of errors) if (!(error instanceof Problem || error instanceof Unreachable)) console.error(error);
-  if (errors.some(error => error.status === 401)) {
+  const locked = errors.find(refusal);
+  if (locked) {
     tell();
-    if (used === token.get()) askToken(Boolean(used));
+    if (used === token.get()) askToken(used ? refusal(locked) : "");
     return;
   }
   const down = errors.find(error => !error.status || error.status >= 500);
@@ -128,7 +130,7 @@ function release() {
 
 function draw(answer, hold = false) {
   drawn = answer;
-  text($("curl"), `curl -X POST ${token.get() ? '-H "Authorization: Bearer $API_TOKEN" ' : ""}${new URL("tasks", location.href).href}`);
+  text($("curl"), `curl -X POST ${token.get() ? '-H "Authorization: Bearer $API_TOKEN" ' : ""}${whole("tasks")}`);
   if (here.task) return drawTask(here.task, answer.value);
   const tasks = answer.value, {status, after} = here;
   text($("list-error"), "");
@@ -140,6 +142,7 @@ function draw(answer, hold = false) {
 function drawPager({value, more}) {
   const {status, after} = here;
   $("fresh").hidden = true;
+  $("pages").hidden = !after && !more;
   $("newest").hidden = $("newer").hidden = !after;
   $("newest").href = address({status});
   $("older").hidden = !more;
@@ -157,7 +160,7 @@ function tell(error) {
   if (error) {
     trouble ??= answered;
     const unreachable = !(error instanceof Problem);
-    text($("trouble"), unreachable ? t("unreachable", {since: timeOfDay(trouble)}) : t("unavailable", {detail: said(error.message)}));
+    text($("trouble"), unreachable ? `${words(error)} ${t("stale", {since: timeOfDay(trouble)})}` : t("unavailable", {detail: said(error.message)}));
     if (unreachable && $("token").hidden) $("shown").hidden = false;
   } else if (trouble) {
     trouble = null;
@@ -193,7 +196,7 @@ async function act(method, path, done) {
     text($("task-error"), "");
     done(answer, task);
   } catch (error) {
-    if (error.status === 401) return askToken(true);
+    if (refusal(error)) return askToken(refusal(error));
     if (here.task === task) text($("task-error"), words(error));
   } finally {
     underWay.delete(what);
@@ -250,7 +253,7 @@ function buttons() {
     if (!token.get() || event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();     // a plain link would go without the token
     try {
-      const answer = await ask("GET", "metrics");
+      const answer = await ask("GET", "metrics", {accept: "text/plain"});
       location.href = URL.createObjectURL(new Blob([answer.text], {type: "text/plain;charset=utf-8"}));
     } catch (error) {
       say(words(error));
@@ -278,3 +281,5 @@ addEventListener("online", lookNow);
 document.addEventListener("visibilitychange", lookNow);
 setInterval(() => document.hidden || paused || drawTimes(), 1000);
 arrive(false);
+$("start").hidden = true;
+$("new").hidden = false;

@@ -1,7 +1,11 @@
 // Deferred, so the page and the bundle are there. Nothing here asks any other host: validatorUrl is null because
 // its default would send the document's address away.
+// The page's address may hold user:password@, which fetch refuses.
+const description = new URL("openapi.yaml", location.href);
+description.username = description.password = "";
+
 window.ui = SwaggerUIBundle({
-  url: "openapi.yaml",
+  url: description.href,
   dom_id: "#swagger-ui",
   presets: [SwaggerUIBundle.presets.apis],
   layout: "BaseLayout",

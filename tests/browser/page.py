@@ -30,11 +30,11 @@ def driver():
 
 @pytest.fixture
 def new_browser(driver):
-    """new_browser(language): a window; watched until the test ends."""
+    """new_browser(language, **prefs): a window; watched until the test ends."""
     browsers = []
 
-    def new_browser(language="en-US"):
-        browsers.append(driver.browser(language))
+    def new_browser(language="en-US", **prefs):
+        browsers.append(driver.browser(language, **prefs))
         return browsers[-1]
 
     yield new_browser
@@ -387,7 +387,7 @@ def test_the_server_goes_and_comes_back(browser, service):
     browser.open(f"{url}/")
     browser.until(lambda: rows(browser) == ["1"])
     service.program.stop()
-    browser.shows("#trouble", "The server can't be reached: no answer since")
+    browser.shows("#trouble", "The server can't be reached. No answer of the service since")
     assert rows(browser) == ["1"] and "unknown" in browser.text("#states")
     browser.click("#tiles [data-status='Failed']")      # which nobody knows now
     browser.shows("#list-title", "Failed, newest first")
@@ -397,7 +397,7 @@ def test_the_server_goes_and_comes_back(browser, service):
     browser.click("#new")
     browser.type("#payload", '"kept"')
     browser.click("#create .primary")
-    browser.shows("#create", "The server can't be reached. Please try again.")
+    browser.shows("#create", "The server can't be reached.")
     service(PORT=urlsplit(url).port)
     browser.shows("#said", "The server answers again.")
     browser.until(lambda: not browser.text("#trouble"))

@@ -70,10 +70,10 @@ class Driver:
                 break
         self.url = f"http://127.0.0.1:{found[1]}"
 
-    def browser(self, language: str = "en-US") -> "Browser":
+    def browser(self, language: str = "en-US", **prefs) -> "Browser":
         options = {"binary": self.chromium, "args": ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,1000", f"--lang={language}",
                                                      "--disable-background-networking", "--force-prefers-reduced-motion"],
-                   "prefs": {"intl.accept_languages": language}}
+                   "prefs": {"intl.accept_languages": language, **prefs}}
         wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"}}
         return Browser(f"{self.url}/session", call("POST", f"{self.url}/session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"])
 
@@ -143,7 +143,8 @@ class Browser:
 
     def text(self, selector: str) -> str:
         """As it is seen: nothing of what is hidden."""
-        return self.js("(element => element?.checkVisibility() ? element.innerText.trim() : '')(document.querySelector(args[0]))", selector)
+        return self.js("""(element => element?.getClientRects().length ? element.innerText.trim() : '')
+                          (document.querySelector(args[0]))""", selector)
 
     def shows(self, selector: str, *texts: str) -> str:
         """Wait until an element shows all of the texts."""
