@@ -1,6 +1,6 @@
 # make run           the service on SQLite with a worker inside, at http://localhost:5000
 # make demo          the same with a trickle of tasks of several kinds, to look at
-# make test          all tests, against a PostgreSQL and a RabbitMQ of their own
+# make test          all tests, several at a time, against a PostgreSQL and a RabbitMQ of their own
 # make browser-test  the page, in a real Chromium
 # make lint          judges of openapi.yaml and asyncapi.yaml, and a fuzzer; needs Node.js
 
@@ -16,7 +16,7 @@ demo: $(VENV)/run.stamp
 
 test: $(VENV)/test.stamp
 	@$(VENV)/bin/python tests/servers.py
-	$(VENV)/bin/python -m pytest -q -rs tests
+	$(VENV)/bin/python tests/run
 
 browser-test: $(VENV)/browser.stamp
 	@$(VENV)/bin/python tests/browser/webdriver.py
