@@ -1,10 +1,11 @@
 # One image for both programs: the API is its default command, the worker is `python worker.py`.
-# Run alone it is a whole demo, on SQLite in /data:
-#   docker build -t taskmanager . && docker run -p 127.0.0.1:5000:5000 taskmanager
+# Run alone it is a whole demo, on SQLite in /data; the volume keeps the tasks when the container is removed:
+#   docker build -t taskmanager . && docker run -p 127.0.0.1:5000:5000 -v taskmanager:/data taskmanager
 FROM python:3.13-slim
 
 # The folders belong to the user before anything is mounted there: a new volume takes over the owner of its folder.
-RUN useradd --uid 10001 --create-home app \
+RUN groupadd --gid 10001 app \
+ && useradd --uid 10001 --gid app --create-home app \
  && install -d -o app -g app /data /var/log/taskmanager
 
 # The dependencies change rarely and the programs often, so each has its own layer.
@@ -16,8 +17,8 @@ COPY . .
 # A checkout made under a strict umask must still be readable for the user below.
 RUN chmod -R a+rX .
 
-USER app
+# By number, so that who starts the image can see that it is not root.
+USER 10001:10001
 ENV HOST=0.0.0.0 DATABASE_URL=sqlite:////data/tasks.db PYTHONUNBUFFERED=1
-VOLUME /data
 EXPOSE 5000
 CMD ["python", "taskmanager.py"]
