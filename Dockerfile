@@ -10,8 +10,8 @@ RUN groupadd --gid 10001 app \
 
 # The dependencies change rarely and the programs often, so each has its own layer.
 WORKDIR /app
-COPY requirements.txt .
-RUN pip install --no-cache-dir --root-user-action=ignore -r requirements.txt
+COPY requirements.txt requirements-sqlite.txt ./
+RUN pip install --require-hashes --no-cache-dir --root-user-action=ignore -r requirements.txt
 
 COPY . .
 # A checkout made under a strict umask must still be readable for the user below.

@@ -25,19 +25,19 @@ browser-test: $(VENV)/browser.stamp
 lint: $(VENV)/run.stamp
 	@lint/run $(VENV)/bin/python
 
-$(VENV)/run.stamp: requirements.txt | $(VENV)/bin/python
+$(VENV)/run.stamp: requirements.txt requirements-sqlite.txt | $(VENV)/bin/python
 	@echo "installing requirements.txt into $(VENV)"
-	@$(PIP) install -r requirements.txt
+	@$(PIP) install --require-hashes -r requirements.txt
 	@touch $@
 
-$(VENV)/test.stamp: requirements-test.txt requirements.txt | $(VENV)/bin/python
+$(VENV)/test.stamp: requirements-test.txt requirements.txt requirements-sqlite.txt | $(VENV)/bin/python
 	@echo "installing requirements-test.txt into $(VENV)"
-	@$(PIP) install -r requirements-test.txt
+	@$(PIP) install --require-hashes -r requirements-test.txt
 	@touch $@
 
 $(VENV)/browser.stamp: tests/browser/requirements.txt $(VENV)/test.stamp
 	@echo "installing tests/browser/requirements.txt into $(VENV)"
-	@$(PIP) install --no-deps -r tests/browser/requirements.txt
+	@$(PIP) install --require-hashes --no-deps -r tests/browser/requirements.txt
 	@touch $@
 
 # Debian keeps venv in a package of its own.

@@ -1,7 +1,12 @@
-"""What the project is built from and runs in: the runner of the tests, packages, vendored files, containers."""
+"""What the project is built from, and what it runs in: the runner of the tests, packages, vendored files, containers."""
 
+import hashlib
+import json
+import re
 import subprocess
 import sys
+
+import pytest
 
 from conftest import ROOT
 
@@ -26,3 +31,89 @@ def test_left_out():
     assert done.returncode == 1
     assert done.stdout.count("assert 7 != 7") == 1 and done.stdout.count("why not") == 1
     assert done.stdout.splitlines()[-1] == "19 passed, 1 failed, 1 skipped"
+
+
+# Packages
+
+REQUIREMENTS = ["requirements-sqlite.txt", "requirements.txt", "requirements-test.txt", "tests/browser/requirements.txt"]
+
+
+def pins(file):
+    """name: (version, hashes) of the packages in a requirements file; what is written in another way fails."""
+    text = re.sub(r"\\\n", " ", (ROOT / file).read_text())
+    lines = [line for line in text.splitlines() if line and not line.startswith(("#", "-r "))]
+    found = [re.fullmatch(r"([a-z0-9-]+)==(\S+)( ; [^;]*?)?((?: +--hash=sha256:[0-9a-f]{64})+)", line) for line in lines]
+    assert all(found), [line for line, match in zip(lines, found) if not match]
+    return {match[1]: (match[2], re.findall("sha256:(.*?)(?: |$)", match[4])) for match in found}
+
+
+@pytest.mark.parametrize("file", REQUIREMENTS)
+def test_every_package_is_pinned_to_files_by_their_hashes(file):
+    # A release that somebody else took over, or a mirror that serves something else, is refused by pip.
+    for name, (_, hashes) in pins(file).items():
+        assert len(hashes) == len(set(hashes)) and (len(hashes) >= 2 or name == "tomli"), name
+
+
+def test_the_driver_can_be_installed_on_every_machine():
+    # Where a hash is missing, `make run` fails on an ARM machine, on Alpine or on a Mac, and nowhere else: eleven wheels
+    # for each Python, and the source.
+    _, hashes = pins("requirements.txt")["psycopg2-binary"]
+    assert len(hashes) >= 4 * 11 + 1
+
+
+def test_sqlite_needs_the_two_packages_in_python_alone():
+    assert list(pins("requirements-sqlite.txt")) == ["bottle", "waitress"]
+    assert "-r requirements-sqlite.txt\n" in (ROOT / "requirements.txt").read_text()
+    assert "-r requirements.txt\n" in (ROOT / "requirements-test.txt").read_text()
+
+
+def test_no_package_is_installed_without_its_hash():
+    for file in ("Makefile", "Dockerfile"):
+        for command in re.findall(r"(?:pip|\$\(PIP\)) install .*", (ROOT / file).read_text()):
+            assert "--require-hashes" in command, (file, command)
+
+
+# The vendored Swagger UI
+
+def test_the_vendored_files_are_those_of_the_release():
+    folder = ROOT / "static/swagger"
+    readme = (folder / "README.md").read_text()
+    checksums = {name: checksum for checksum, name in re.findall(r"^([0-9a-f]{64})  (\S+)$", readme, re.MULTILINE)}
+    assert checksums == {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in checksums}
+    ours = {"README.md", "index.html", "ours.css", "swagger-initializer.js"}
+    assert {file.name for file in folder.iterdir()} == checksums.keys() | ours
+    [version] = re.findall(r"swagger-ui-dist ([\d.]+)\*\*", readme)
+    assert json.dumps(version) in (folder / "swagger-ui-bundle.js").read_text(encoding="utf-8")
+
+
+# Containers, as far as the texts say; what an engine makes of them, CI looks at
+
+COMPOSE = (ROOT / "docker-compose.yml").read_text()
+
+
+def blocks(text, indent):
+    """name: text of the blocks that begin at this indentation."""
+    parts = re.split(rf"^ {{{indent}}}([\w-]+):(?=\s)", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2]))
+
+
+def test_every_container_of_compose_has_few_rights():
+    common = blocks(COMPOSE, 0)
+    assert "<<: *service" in common["x-app"]
+    for line in ("cap_drop: [ALL]", "security_opt: [no-new-privileges:true]", "read_only: true", 'tmpfs: ["/tmp:size='):
+        assert COMPOSE.count(line) == common["x-service"].count(line) == 1, line
+    services = blocks(common["services"], 2)
+    assert list(services) == ["postgres", "rabbitmq", "api", "worker"]
+    for name, text in services.items():
+        assert re.search(r"^    <<: \*(service|app)$", text, re.MULTILINE), name
+        assert re.search(r"^    mem_limit: ", text, re.MULTILINE), name
+        assert not re.search("cap_add|privileged|devices:|network_mode|pid:", text), name
+    # The image's own user has a number; postgres and rabbitmq would otherwise start as root, and need capabilities.
+    assert re.search(r"^USER \d+:\d+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert [re.findall("^    user: (.*?)(?:  #.*)?$", services[name], re.MULTILINE) for name in services] == [
+        ["postgres"], ["rabbitmq"], [], []]
+
+
+def test_every_variable_of_compose_is_in_env_example():
+    names = set(re.findall(r"\$\{(\w+)", COMPOSE))
+    assert names <= set(re.findall(r"^#?(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
