@@ -117,3 +117,19 @@ def test_every_container_of_compose_has_few_rights():
 def test_every_variable_of_compose_is_in_env_example():
     names = set(re.findall(r"\$\{(\w+)", COMPOSE))
     assert names <= set(re.findall(r"^#?(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
+
+
+# Other WSGI servers
+
+def test_readmes_application_is_one_for_any_wsgi_server(sqlite_database, tmp_path):
+    [code] = re.findall(r"\*\*Another WSGI server\.\*\*.*?```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "application.py").write_text(code)
+    use = """
+import wsgiref.util, application
+environ = {"PATH_INFO": "/tasks", "REQUEST_METHOD": "POST", "HTTP_HOST": "localhost:8000"}
+wsgiref.util.setup_testing_defaults(environ)
+print(b"".join(application.application(environ, lambda status, *_: print(status))).decode())
+"""
+    done = subprocess.run([sys.executable, "-c", use], cwd=tmp_path, capture_output=True, text=True,
+                          env={"PYTHONPATH": f"{ROOT}:{tmp_path}", "DATABASE_URL": sqlite_database})
+    assert (done.stdout, done.returncode) == ('201 Created\n{"id": 1}\n', 0), done.stderr
