@@ -799,6 +799,7 @@ class Pool:
         self._idle: list[tuple[float, Any]] = []            # since when; the one that was used last is used next
         self._busy: dict[Any, float] = {}                   # when to break off what each does; infinite: it was done
         self._guard: threading.Thread | None = None         # there as long as there are connections
+        self._closing = threading.Event()
 
     @contextlib.contextmanager
     def connection(self):
@@ -848,7 +849,7 @@ class Pool:
     def _watch(self) -> None:
         needed = True
         while needed:
-            time.sleep(1)
+            self._closing.wait(1)
             now = time.monotonic()
             with self._lock:
                 for connection, moment in self._busy.items():
@@ -864,9 +865,13 @@ class Pool:
                 connection.close()
 
     def close(self) -> None:
-        """Close the connections that are not in use."""
+        """Close the connections that are not in use. More can be opened afterwards."""
         while connection := self._take():
             connection.close()
+        if (guard := self._guard) and not self._busy:
+            self._closing.set()
+            guard.join(1)
+            self._closing.clear()
 
 
 class _OfProcess:

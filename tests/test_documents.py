@@ -289,6 +289,7 @@ worker = taskmanager.Worker(store)
 worker.start()
 store.create()
 worker.stop()
+store.close()
 assert threading.active_count() == 1
 """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=30)
@@ -340,12 +341,13 @@ def test_schema_sql_may_be_run_by_psql_first(postgres_database):
 def test_an_older_program_leaves_a_newer_schema_alone(postgres_database):
     store = taskmanager.open_store(postgres_database)
     store._execute("comment on table tasks is 'Task Manager, schema 99'")
-    assert taskmanager.open_store(postgres_database)._version() == 99
+    [(comment, *_)] = taskmanager.open_store(postgres_database)._execute(taskmanager.FOUND_TABLE)
+    assert comment == "Task Manager, schema 99"
 
 
 def test_the_databases_own_options_are_kept(postgres_database):
     store = taskmanager.PostgresStore(postgres_database.partition("?")[0] + "?application_name=mine&options=-csearch_path%3Dpg_catalog")
-    assert store._execute("select current_setting('application_name'), current_setting('search_path'), current_setting('TimeZone')") == [("mine", "pg_catalog", "UTC")]
+    assert store._execute("select current_setting('application_name'), current_setting('search_path')") == [("mine", "pg_catalog")]
 
 
 def test_schema_is_not_touched_when_it_is_current(postgres_database):
