@@ -218,6 +218,7 @@ class Unauthorized(TaskError): status = 401     # the token is missing or wrong
 class Forbidden(TaskError): status = 403        # a browser sent it on behalf of somebody else's page
 class NotFound(TaskError): status = 404         # there is no such task
 class Conflict(TaskError): status = 409         # the task is not in a state that allows this
+class Changed(TaskError): status = 412          # the task is no longer as the client has seen it (If-Match)
 class TooLarge(TaskError): status = 413         # the body has more than MAX_BODY bytes
 class NotJson(TaskError): status = 415          # the body is said to be something else than JSON
 class Unavailable(TaskError): status = 503      # the database can't be reached; whether a statement that was under way took effect is not known
@@ -642,7 +643,8 @@ from   lost
 where  tasks.id = lost.id
 returning tasks.id, attempt, status"""
 
-# A New task ends at once; one In Progress is marked, and its worker ends it.
+# A New task ends at once; one In Progress is marked, and its worker ends it. Here and in the next two: where
+# a client says which status and attempt it has seen, only as long as the task has them.
 CANCEL = f"""
 update tasks
 set    canceled   = true,
@@ -651,6 +653,7 @@ set    canceled   = true,
        updated_at = case when status = 'New' then {NOW}      else updated_at end,
        status     = case when status = 'New' then 'Failed'   else status     end
 where  id = %(id)s and status in ('New', 'In Progress')
+  and (status, attempt) = (coalesce(%(status)s, status), coalesce(%(attempt)s, attempt))
 returning {COLUMNS}"""
 
 CANCELED = "select id, attempt from tasks where status = 'In Progress' and canceled"
@@ -661,10 +664,15 @@ update tasks
 set    status = 'New', error = null, canceled = false, uncounted = attempt, run_at = null,
        ready_at = {NOW}, updated_at = {NOW}
 where  id = %(id)s and status = 'Failed'
+  and (status, attempt) = (coalesce(%(status)s, status), coalesce(%(attempt)s, attempt))
 returning {COLUMNS}"""
 
 # Not while a worker holds it.
-DELETE = f"delete from tasks where id = %(id)s and status <> 'In Progress' returning {COLUMNS}"
+DELETE = f"""
+delete from tasks
+where  id = %(id)s and status <> 'In Progress'
+  and (status, attempt) = (coalesce(%(status)s, status), coalesce(%(attempt)s, attempt))
+returning {COLUMNS}"""
 
 # What is due joins the tasks that are ready, so that CLAIM's index holds nothing else.
 PROMOTE = f"""
@@ -1083,10 +1091,16 @@ class Store:
         self.metrics.count("reclaimed", len(rows))
         return len(rows)
 
-    def _move(self, sql: str, id: int, verb: str, *statuses: str, repeat: bool = False) -> Row:
-        """Run a statement of one task that moves it from one of these statuses. Raise NotFound, Conflict."""
-        while not (rows := self._execute(sql, {"id": id}, repeat) if 0 < id <= MAX_ID else []):
+    def _move(self, sql: str, id: int, seen: Row | None, verb: str, *statuses: str, repeat=False) -> Row:
+        """Run a statement of one task that moves it from one of these statuses.
+
+        `seen`: only if it still has that status and attempt. Raise NotFound, Conflict, Changed.
+        """
+        params = {"id": id, "status": seen and seen.status, "attempt": seen and seen.attempt}
+        while not (rows := self._execute(sql, params, repeat) if 0 < id <= MAX_ID else []):
             row = self.read(id)
+            if seen and (row.status, row.attempt) != (seen.status, seen.attempt):
+                raise Changed(f"task {id} has changed since you have read it: it is {row.status}")
             if row.status not in statuses:
                 raise Conflict(f"task {id} is {row.status}: only one that is {' or '.join(statuses)} can be {verb}")
         asked = rows[0][1] == "In Progress"      # its worker will do it
@@ -1094,10 +1108,13 @@ class Store:
         self.metrics.count(verb, 0 if asked else 1)
         return Row(*rows[0])
 
-    def cancel(self, id: int) -> Row:
-        """End a New task as Failed, or ask the worker of one In Progress to. Raise NotFound, Conflict."""
+    def cancel(self, id: int, seen: Row | None = None) -> Row:
+        """End a New task as Failed, or ask the worker of one In Progress to.
+
+        `seen`: only if it still is so. Raise NotFound, Conflict, Changed.
+        """
         try:
-            return self._move(CANCEL, id, "canceled", "New", "In Progress", repeat=True)
+            return self._move(CANCEL, id, seen, "canceled", "New", "In Progress", repeat=True)
         except Conflict:
             row = self.read(id)
             if row.status == "Failed" and row.canceled:     # which it already was
@@ -1108,15 +1125,15 @@ class Store:
         """Id and attempt of the tasks In Progress whose cancellation was asked for."""
         return dict(self._execute(CANCELED))
 
-    def retry_by_hand(self, id: int) -> Row:
-        """Make a Failed task New again, with all its attempts before it. Raise NotFound, Conflict."""
-        row = self._move(RETRY_BY_HAND, id, "retried", "Failed")
+    def retry_by_hand(self, id: int, seen: Row | None = None) -> Row:
+        """Make a Failed task New again, with its attempts before it. Raise NotFound, Conflict, Changed."""
+        row = self._move(RETRY_BY_HAND, id, seen, "retried", "Failed")
         self.ring()
         return row
 
-    def delete(self, id: int) -> Row:
-        """The task that is no more. Raise NotFound, Conflict."""
-        return self._move(DELETE, id, "deleted", "New", "Completed", "Failed")
+    def delete(self, id: int, seen: Row | None = None) -> Row:
+        """The task that is no more. Raise NotFound, Conflict, Changed."""
+        return self._move(DELETE, id, seen, "deleted", "New", "Completed", "Failed")
 
     def promote(self) -> int:
         """Make tasks ready whose time has come; how many."""
@@ -2190,9 +2207,12 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
     def etag(data: bytes) -> str:
         return f'"{hashlib.blake2b(data, digest_size=12).hexdigest()}"'
 
+    def tags(name: str) -> list[str]:
+        return [each.strip() for each in header(name).split(",")]
+
     def is_known(tag: str) -> bool:
         """Whether the client has what this ETag stands for (If-None-Match)."""
-        known = [each.strip().removeprefix("W/") for each in header("HTTP_IF_NONE_MATCH").split(",")]
+        known = [each.removeprefix("W/") for each in tags("HTTP_IF_NONE_MATCH")]
         return tag in known or "*" in known
 
     def tagged(text: str, **headers: str) -> bottle.HTTPResponse:
@@ -2201,6 +2221,17 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
         if is_known(tag):
             return bottle.HTTPResponse(status=304, ETag=tag, **headers)
         return answer(text, ETag=tag, **headers)
+
+    def if_match(id: int) -> Row | None:
+        """The task, where If-Match says that the client means it as it is now. Raise NotFound, Changed."""
+        if "HTTP_IF_MATCH" not in request.environ:
+            return None
+        row, known = store.read(id), tags("HTTP_IF_MATCH")
+        if "*" in known:
+            return None
+        if etag(row.to_json().encode("utf-8", "backslashreplace")) not in known:
+            raise Changed(f"task {id} is not what If-Match says: it has changed, or was never so")
+        return row
 
     def is_gone() -> bool:
         """Whether a client that would wait has hung up, as far as the server can tell."""
@@ -2302,17 +2333,20 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
 
     @app.delete("/tasks/<id>")
     def delete_task(id):
-        store.delete(task_id(id, nothing_said=True))
+        id = task_id(id, nothing_said=True)
+        store.delete(id, if_match(id))
         return bottle.HTTPResponse(status=204)
 
     @app.post("/tasks/<id>/cancel")
     def cancel_task(id):
-        row = store.cancel(task_id(id, nothing_said=True))
+        id = task_id(id, nothing_said=True)
+        row = store.cancel(id, if_match(id))
         return answer(row.to_json(), 200 if row.status == "Failed" else 202)
 
     @app.post("/tasks/<id>/retry")
     def retry_task(id):
-        return answer(store.retry_by_hand(task_id(id, nothing_said=True)).to_json())
+        id = task_id(id, nothing_said=True)
+        return answer(store.retry_by_hand(id, if_match(id)).to_json())
 
     def held(id: str, checks: Checks, *required: str) -> tuple[int, int, dict[str, Any]]:
         """The task and the attempt that a worker over HTTP speaks of, and what it says."""

@@ -126,6 +126,7 @@ def test_openapi_has_the_statuses_that_the_application_answers(sqlite_database, 
     answers = {}
     json_ = {"CONTENT_TYPE": "application/json"}
     huge, text, none = (b" " * 1_048_577, json_), (b"1", {"CONTENT_TYPE": "text/plain"}), (b"", {})
+    other = (b"", {"HTTP_IF_MATCH": '"another"'})
 
     def ask(method, path, *requests):
         requests = [(path, body, headers) for path, (body, headers) in requests]
@@ -149,9 +150,12 @@ def test_openapi_has_the_statuses_that_the_application_answers(sqlite_database, 
         stale = good.replace(b"1", b"7", 1)
         path = f"/tasks/{id}/{verb}"
         ask("POST", "/tasks/{id}/" + verb, (path, (good, json_)), (path, (bad, json_)), (path, (stale, json_)), (f"/tasks/99/{verb}", (good, json_)), (path, huge), (path, text))
-    ask("DELETE", "/tasks/{id}", ("/tasks/2", none), ("/tasks/3", none), ("/tasks/2", none), ("/tasks/2?x=1", none))
-    ask("POST", "/tasks/{id}/cancel", ("/tasks/13/cancel", none), ("/tasks/3/cancel", none), ("/tasks/7/cancel", none), ("/tasks/99/cancel", none), ("/tasks/13/cancel?x=1", none))
-    ask("POST", "/tasks/{id}/retry", ("/tasks/1/retry", none), ("/tasks/7/retry", none), ("/tasks/99/retry", none), ("/tasks/1/retry?x=1", none))
+    ask("DELETE", "/tasks/{id}", ("/tasks/2", none), ("/tasks/3", none), ("/tasks/2", none), ("/tasks/2?x=1", none),
+        ("/tasks/3", other))
+    ask("POST", "/tasks/{id}/cancel", ("/tasks/13/cancel", none), ("/tasks/3/cancel", none), ("/tasks/7/cancel", none), ("/tasks/99/cancel", none), ("/tasks/13/cancel?x=1", none),
+        ("/tasks/3/cancel", other))
+    ask("POST", "/tasks/{id}/retry", ("/tasks/1/retry", none), ("/tasks/7/retry", none), ("/tasks/99/retry", none), ("/tasks/1/retry?x=1", none),
+        ("/tasks/3/retry", other))
     for path in ("/livez", "/readyz", "/metrics"):
         ask("GET", path, (path, none))
     documented = {key: set(map(int, re.findall(r"^        '(\d{3})':", text, re.MULTILINE))) for key, text in operations().items()}
