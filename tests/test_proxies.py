@@ -37,6 +37,58 @@ def ask(app, method, path, stream=None, **environ):
     return (*said, body)
 
 
+# Other WSGI servers
+
+TEXT = b'{"payload": "' + b"x" * 200_000 + b'"}'
+PIECES = [TEXT[n:n + 7000] for n in range(0, len(TEXT), 7000)]
+CHUNKS = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in [*PIECES, b""])
+
+
+class OpenEnd(io.BytesIO):
+    """A connection that the client keeps open: whoever reads on behind the end waits for ever."""
+
+    def read(self, size=-1):
+        data = super().read(size)
+        assert data and size > 0, "waits for ever"
+        return data
+
+
+class InPieces(io.BytesIO):
+    def read(self, size=-1):
+        return super().read(min(size, 1000))
+
+
+@pytest.mark.parametrize("stream, environ", [
+    (io.BytesIO(TEXT), {"wsgi.input_terminated": True}), (InPieces(TEXT), {"wsgi.input_terminated": True}),
+    (io.BytesIO(TEXT), {}), (InPieces(b"\n " + TEXT), {}), (OpenEnd(CHUNKS), {}),
+], ids=["gunicorn, cheroot, gevent", "in pieces", "hypercorn, tornado", "eventlet", "wsgiref"])
+def test_a_chunked_body_is_read_whether_the_server_has_decoded_it_or_not(sqlite_database, stream, environ):
+    store = taskmanager.open_store(sqlite_database)
+    app = taskmanager.create_app(store)
+    assert ask(app, "POST", "/tasks", stream=stream, HTTP_TRANSFER_ENCODING="chunked", **environ)[0] == 201
+    assert store.read(1).payload == json.dumps("x" * 200_000)
+
+
+def test_an_empty_chunked_body_makes_a_bare_task(sqlite_database):
+    app = taskmanager.create_app(taskmanager.open_store(sqlite_database))
+    for stream, environ in ((io.BytesIO(), {"wsgi.input_terminated": True}), (OpenEnd(b"0\r\n\r\n"), {})):
+        environ["HTTP_TRANSFER_ENCODING"] = "chunked"
+        assert ask(app, "POST", "/tasks", stream=stream, **environ)[0] == 201
+
+
+def test_a_chunked_body_that_the_server_keeps_to_itself_makes_no_bare_task(sqlite_database):
+    store = taskmanager.open_store(sqlite_database)     # so uWSGI, which has a call of its own for it
+    status, _, body = ask(taskmanager.create_app(store), "POST", "/tasks", HTTP_TRANSFER_ENCODING="chunked")
+    assert status == 400 and b"Content-Length" in body and store.list() == []
+
+
+def test_a_body_that_is_too_large_is_refused_under_other_servers_too(sqlite_database):
+    app = taskmanager.create_app(taskmanager.open_store(sqlite_database))
+    for environ in ({"wsgi.input_terminated": True}, {}):
+        many = SimpleNamespace(read=lambda size: b" " * size)      # without end
+        assert ask(app, "POST", "/tasks", stream=many, HTTP_TRANSFER_ENCODING="chunked", **environ)[0] == 413
+
+
 # If-Match: only if nobody has changed it since
 
 ACTIONS = pytest.mark.parametrize("method, verb, status", [
