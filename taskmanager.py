@@ -686,6 +686,28 @@ with due as materialized (
 update tasks set run_at = null, ready_at = run_at from due where tasks.id = due.id
 returning tasks.id"""
 
+# Readiness, on PostgreSQL. First what its catalog says; no lock on the table is waited for.
+WRITABLE = """
+select case
+       when pg_is_in_recovery()
+       then 'the database is a standby'
+       when current_setting('transaction_read_only') = 'on'
+       then 'the database is read-only'
+       when not (has_table_privilege('tasks', 'insert') and has_table_privilege('tasks', 'update'))
+       then 'the role may not insert into the table tasks, or not update it'
+       when not has_sequence_privilege(pg_get_serial_sequence('tasks', 'id'), 'usage, update')
+       then 'the role may not use the sequence of the ids'
+       end"""
+
+# Then whether the disk has room: a bare task is inserted, behind all others, and taken back. That
+# uses up no id, and gives the server no error to log.
+TRY_TO_WRITE = f"""
+do $$ begin
+    insert into tasks (id) values ({MAX_ID}) on conflict do nothing;
+    raise sqlstate 'TM000';
+exception when sqlstate 'TM000' then null;
+end $$"""
+
 DELETE_OLD = f"""
 with old as materialized (
     select id from tasks
@@ -909,6 +931,7 @@ class Store:
         self.bells: list[Callable[[], None]] = []
         self._outage = Outage("database")
         self._connections = connections
+        self._last_write = float("-inf")        # when _try_to_write() last succeeded
         self._processes: dict[int, _OfProcess] = {}
 
     @property
@@ -960,6 +983,23 @@ class Store:
     def ping(self) -> None:
         """Raise Unavailable when the database does not answer, or the table is not there."""
         self._execute(READ, {"id": 0})
+
+    def ready(self) -> None:
+        """Raise Unavailable, and say why, when no task can be written. It is tried at most once a second."""
+        self.ping()
+        if time.monotonic() < self._last_write + 1:
+            return
+        try:
+            wrong = self._try_to_write()
+        except Exception as e:
+            wrong = describe(e.__cause__ or e)
+        if wrong:
+            raise Unavailable(f"no task can be written: {wrong}")
+        self._last_write = time.monotonic()
+
+    def _try_to_write(self) -> str | None:
+        """Write something that leaves no trace; or say, or raise, what is wrong."""
+        raise NotImplementedError
 
     def create(self, tasks: Sequence[NewTask] = (NewTask(),), via: str = "call") -> list[int]:
         """Create all of the tasks or none; their ids in the same order. A known idempotency key has the id of its task.
@@ -1311,6 +1351,12 @@ class PostgresStore(Store):
             raise BadSetting("DATABASE_URL", self.url, f"schema.sql was refused: {describe(cause)}") from e
         log.info("applied schema.sql version=%s", version)
 
+    def _try_to_write(self):
+        [(wrong,)] = self._execute(WRITABLE)
+        if not wrong:
+            self._execute(TRY_TO_WRITE)
+        return wrong
+
 
 class SQLiteStore(Store):
     """SQLite 3.35 or newer, for one machine: one writer at a time, and the file on a local disk.
@@ -1420,6 +1466,11 @@ class SQLiteStore(Store):
             raise Unavailable("the database can't be used") from e
         self._outage.back()
         return rows
+
+    def _try_to_write(self):
+        # A table that is always there and has no task. Only what changes is written, so a row comes and goes.
+        self._transaction([("insert into sqlite_stat1 (tbl) values ('try')", None),
+                           ("delete from sqlite_stat1 where tbl = 'try'", None)])
 
     def apply_schema(self):
         for tries in itertools.count(1):
@@ -2427,7 +2478,7 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
 
     @app.get("/readyz", public=True, health=True)
     def readyz():
-        store.ping()
+        store.ready()
         state = {"status": "ok", "database": "ok"}
         if rabbitmq:
             state |= {"rabbitmq": "ok"} if rabbitmq() else {"status": "degraded", "rabbitmq": "away"}
@@ -2640,8 +2691,14 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
             super().handle_close()
 
     class Dispatcher(waitress.task.ThreadedTaskDispatcher):
+        livez = waitress.task.ThreadedTaskDispatcher()      # a thread of its own, which nothing makes wait
+
+        def add_task(self, task):
+            (self.livez if task.requests[0].path == "/livez" else super()).add_task(task)
+
         def shutdown(self, *args, **kwargs):
             getattr(app, "closing", threading.Event()).set()
+            self.livez.shutdown()
             return super().shutdown(*args, **kwargs)
 
     class Server(waitress.server.TcpWSGIServer):
@@ -2668,6 +2725,7 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
         raise BadSetting(setting, config.port, f"{e.strerror}; expected a free one, such as {setting}={config.port % 65535 + 1}") from None
     dispatcher = Dispatcher()
     dispatcher.set_thread_count(config.threads + config.waiters)
+    dispatcher.livez.set_thread_count(1)
     adjustments = waitress.server.Adjustments(
         ident=None, connection_limit=CONNECTIONS, asyncore_use_poll=True, channel_timeout=30, cleanup_interval=1, max_request_header_size=65536,
         max_request_body_size=16 * MAX_BODY)        # more than is taken, since a client that is cut off while it sends does not see why

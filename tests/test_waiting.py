@@ -336,7 +336,7 @@ def test_a_claim_is_not_made_for_a_client_that_hung_up_before_it_was_its_turn(st
     claimer(api).hang_up()
     store.create()
     go.set()
-    assert busy.answer().status == send("GET", f"{api}/livez").status == 200        # the latter behind the claim
+    assert busy.answer().status == send("GET", f"{api}/tasks").status == 200        # the latter behind the claim
     assert store.read(1).attempt == 0
 
 
