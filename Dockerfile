@@ -20,5 +20,7 @@ RUN chmod -R a+rX .
 # By number, so that who starts the image can see that it is not root.
 USER 10001:10001
 ENV HOST=0.0.0.0 DATABASE_URL=sqlite:////data/tasks.db PYTHONUNBUFFERED=1
+# Inside, every address is open; a page of another site must not lead a name of its own here (DNS rebinding).
+ENV ALLOWED_HOSTS=localhost,127.0.0.1,[::1]
 EXPOSE 5000
 CMD ["python", "taskmanager.py"]

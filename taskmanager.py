@@ -129,6 +129,37 @@ def _match(pattern: str, expected: str | None = None, convert: Callable[[str], A
     return parse, expected
 
 
+def _host(text: str) -> str:
+    """A name, a domain (.example.com) or an address, as Host has it; `*` is any. Raise ValueError."""
+    with contextlib.suppress(ValueError):
+        address = ipaddress.ip_address(text.strip("[]"))
+        return f"[{address}]" if address.version == 6 else str(address)
+    if not re.fullmatch(r"\*|\.?[a-z0-9_-]+(\.[a-z0-9_-]+)*", text) or re.search(r"(^|\.)[0-9]+$", text):
+        raise ValueError
+    return text
+
+
+def _origin(text: str) -> str:
+    """An origin as a browser writes it: without a path, and without the default port. Raise ValueError."""
+    if not re.fullmatch(r"[a-z][a-z0-9+.-]*://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:[0-9]+)?", text):
+        raise ValueError
+    default = {"http": 80, "https": 443}.get(urlsplit(text).scheme)
+    return re.sub(":[0-9]+$", "", text) if urlsplit(text).port == default else text
+
+
+def _public_url(text: str) -> str:
+    """An address with a slash at its end. Raise ValueError."""
+    match = re.fullmatch(r"(?i)(https?://[^/]+)((/[a-z0-9._~%!$&'()*+,;=:@-]+)*)/?", text)
+    if not match:
+        raise ValueError
+    return _origin(match[1].lower()) + match[2] + "/"
+
+
+def _several(one: Callable[[str], str], expected: str) -> tuple[Callable[[str], str], str]:
+    """Values separated by commas, with or without blanks; kept without."""
+    return lambda text: ",".join(one(each.strip().lower()) for each in text.split(",")), expected
+
+
 def _setting(default, parse: tuple[Callable[[str], Any], str | None], meaning: str):
     """`parse`: what makes the value of the text, and what it expects (by default: the meaning)."""
     return dataclasses.field(default=default, metadata={"parse": parse[0], "expected": parse[1] or meaning.replace("`", ""), "meaning": meaning})
@@ -145,8 +176,17 @@ class Config:
     port: int = _setting(5000, _number(0, 65535, int), "port that the API listens on; 0 takes a free one")
     threads: int = _setting(8, _number(1, 1000, int), "HTTP requests that are worked on at the same time")
     waiters: int = _setting(32, _number(0, 1000, int), "requests that may wait for a task at the same time (`Prefer: wait`); others are answered at once")
-    allowed_hosts: str | None = _setting(None, _match(r"[^\s,]+(,[^\s,]+)*", "names separated by commas, without ports", str.lower),
-                                         "where there is no token: the names that requests may call the service by, separated by commas; not set: its own on a loopback address, else any")
+    public_url: str | None = _setting(
+        None, (_public_url, "https://HOST/PATH/ or http://HOST/PATH/, without user, query and fragment"),
+        "where clients reach the service through a proxy, which strips the path: `https://HOST/PATH/`")
+    allowed_hosts: str | None = _setting(
+        None, _several(_host, "names such as tasks.example.com, .example.com or *, separated by commas"),
+        "where there is no token: the names that requests may call the service by, separated by commas; "
+        "`.example.com`: also all below it; `*`: any; not set: its own on a loopback address, "
+        "else addresses and names without a dot")
+    allowed_origins: str | None = _setting(
+        None, _several(_origin, "origins separated by commas, such as https://app.example.com"),
+        "other sites whose pages may use the service, such as `https://app.example.com`, separated by commas")
     api_token: str | None = _setting(None, _match(r"[!-~]+", "printable ASCII without spaces"),
                                      "when set, requests need `Authorization: Bearer …`, but for `/livez`, `/readyz` and the static pages")
     metrics_port: int | None = _setting(None, _number(0, 65535, int), "port on which `worker.py` answers `/metrics`, `/livez` and `/readyz`; not set: none")
@@ -2097,6 +2137,14 @@ FILE_TYPES = {
     ".yaml": "application/yaml"}
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+# Names that no page of another site can have: the owner of a domain may lead its names here, but no address.
+LOCAL_NAME = re.compile(r"[0-9.]+|\[[0-9a-f:.]+\]|[a-z0-9_-]+|([a-z0-9_-]+\.)+localhost")
+# What pages of ALLOWED_ORIGINS may read of an answer, and may send (CORS). Never cookies.
+EXPOSED = "Allow, Date, ETag, Link, Location, Preference-Applied, Retry-After, WWW-Authenticate, X-Request-Id"
+PREFLIGHT = {
+    "Access-Control-Allow-Methods": "GET, HEAD, POST, DELETE", "Access-Control-Max-Age": "600",
+    "Access-Control-Allow-Headers":
+        "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, Prefer, X-Request-Id"}
 TITLES = http.client.responses | {413: "Content Too Large", 422: "Unprocessable Content"}      # RFC 9110; older Pythons have older names
 METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS")
 
@@ -2120,13 +2168,18 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
     """The WSGI application on a store. It may be mounted under any prefix.
 
     config:       of which it reads what concerns the API; `waiters` should be no more than the server has threads to spare
-    hosts:        the only names by which it may be called; none: any
+    hosts:        the names by which it may be called where there is neither a token nor config.allowed_hosts;
+                  none: addresses and names without a dot
     rabbitmq:     tells whether RabbitMQ is connected, where there should be one
     only_health:  just /livez, /readyz and /metrics
     """
     app = bottle.Bottle()
     app.router.default_pattern = "(?!claim$)[^/]+"      # /tasks/claim is no task
     request = bottle.request
+    public = urlsplit(config.public_url or "")
+    names = {*(config.allowed_hosts.split(",") if config.allowed_hosts else hosts)}
+    origins = {*(config.allowed_origins or "").split(",")} - {""}
+    trusted = origins | {f"{public.scheme}://{public.netloc}"}      # whose pages may act
     places = threading.Semaphore(config.waiters)
     closing = threading.Event()         # the server stops: nobody waits any longer
     bell: queue.Queue[None] = queue.Queue(1)        # there may be tasks to claim; who takes this looks, and passes it on
@@ -2144,14 +2197,25 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
         """Around each request, whatever becomes of it: its id, the common headers, and its count."""
         environ["taskmanager.id"] = request_id(environ.get("HTTP_X_REQUEST_ID", ""))
         if "bottle.raw_path" in environ:        # a Bottle app that this one is mounted in has decoded what WSGI hands over encoded
-            environ["PATH_INFO"] = environ["PATH_INFO"].encode().decode("latin-1")
+            for name in ("PATH_INFO", "SCRIPT_NAME"):
+                environ[name] = environ[name].encode().decode("latin-1")
+            if environ["PATH_INFO"] == "/" and not environ["bottle.raw_path"].endswith("/"):
+                environ["PATH_INFO"] = ""       # and has said "/" for this, too
 
         def start(status, headers, exc_info=None):
             route = environ.get("bottle.route")
             count(environ["REQUEST_METHOD"], status[:3], route.rule.replace("<", "{").replace(">", "}") if route else "other")
-            headers = {**HEADERS, "X-Request-Id": environ["taskmanager.id"], **dict(headers)}
+            headers = HEADERS | {"X-Request-Id": environ["taskmanager.id"]} | cors(environ) | dict(headers)
             return start_response(status, list(headers.items()), exc_info)
         return app.wsgi(environ, start)
+
+    def cors(environ) -> dict[str, str]:
+        """What lets pages of ALLOWED_ORIGINS see an answer; for a cache it then depends on who asks."""
+        headers, origin = {"Vary": "Origin"} if origins else {}, environ.get("HTTP_ORIGIN", "")
+        if origin.lower() in origins:
+            headers |= {"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": EXPOSED}
+            headers |= PREFLIGHT if environ["REQUEST_METHOD"] == "OPTIONS" else {}
+        return headers
 
     def error_answer(error: bottle.HTTPError) -> str:
         status, detail, cause = error.status_code, str(error.body), error.exception
@@ -2166,7 +2230,8 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
         elif status == 404 and not cause:
             detail = "there is nothing at this address"
         bottle.response.content_type = "application/problem+json"
-        instance = quote(address(request.environ.get("bottle.raw_path", request.path).lstrip("/"))[:500], encoding="latin-1", errors="replace")
+        path = request.environ.get("bottle.raw_path", request.path).lstrip("/")
+        instance = address(quote(path[:500], encoding="latin-1", errors="replace"))
         return problem(status, detail, instance, cause.errors if isinstance(cause, Invalid) else ())
 
     app.default_error_handler = error_answer
@@ -2201,13 +2266,22 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
         own that leads here (DNS rebinding), even read the answer."""
         host = header("HTTP_HOST").lower()
         name = re.sub(r":\d*$", "", host)
-        if hosts and name and name not in hosts:
-            raise Forbidden(f"{name!r} is not a name of this service: expected {', '.join(sorted(hosts))}, or what ALLOWED_HOSTS names; with an API_TOKEN any")
+        if name and not config.api_token and not request.route.config.get("any_name") and not is_own(name):
+            own = ", ".join(sorted(names)) or "localhost, an address or a name without a dot"
+            raise Forbidden(f"{name!r} is not a name of this service: expected {own}, "
+                            "or what PUBLIC_URL or ALLOWED_HOSTS names; with an API_TOKEN any")
         if request.method in ("GET", "HEAD"):
             return
         site, origin = header("HTTP_SEC_FETCH_SITE").lower(), header("HTTP_ORIGIN").lower()
+        if origin in trusted:
+            return
         if not (site in ("same-origin", "none") if site else not origin or origin in (f"http://{host}", f"https://{host}")):
             raise Forbidden("a browser sent this for a page of another site; only pages of this service may do so")
+
+    def is_own(name: str) -> bool:
+        if name == re.sub(r":\d*$", "", public.netloc) or not names and LOCAL_NAME.fullmatch(name):
+            return True
+        return any(own in ("*", name) or own[0] == "." and f".{name}".endswith(own) for own in names)
 
     def check_token() -> None:
         scheme, _, token = header("HTTP_AUTHORIZATION").partition(" ")
@@ -2350,7 +2424,10 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
         return waited(lambda: store.read(id), lambda row: row.status in ("Completed", "Failed"), closing.wait, 0.5)
 
     def address(rest: str) -> str:
-        return request.script_name + rest
+        """The path of something here, as clients know it."""
+        if config.public_url:
+            return public.path.rstrip("/") + "/" + rest
+        return quote(request.script_name, encoding="latin-1") + rest
 
     @app.post("/tasks")
     def create_task():
@@ -2472,11 +2549,12 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
         id, attempt, _ = held(id, RELEASE_TASK)
         return settled(id, attempt, store.release([(id, attempt)]))
 
-    @app.get("/livez", public=True, health=True)
+    # Those who ask for health do it by whatever address they have, and learn nothing else.
+    @app.get("/livez", public=True, health=True, any_name=True)
     def livez():
         return answer('{"status": "ok"}')
 
-    @app.get("/readyz", public=True, health=True)
+    @app.get("/readyz", public=True, health=True, any_name=True)
     def readyz():
         store.ready()
         state = {"status": "ok", "database": "ok"}
@@ -2530,6 +2608,9 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
 
     @app.get("/", public=True)
     def page():
+        if not request.environ["bottle.raw_path"]:      # of a prefix without its slash: links would not work
+            query = f"?{request.query_string}" if request.query_string else ""
+            return bottle.HTTPResponse(status=302, Location=address(query))
         return static("index.html", "static")
 
     @app.get("/static/<name>", public=True)
@@ -2608,10 +2689,8 @@ def is_loopback(host: str) -> bool:
 
 
 def own_names(config: Config) -> Iterable[str]:
-    """The names that a request without a token may call the service by; none: any."""
-    if config.api_token:
-        return ()
-    return config.allowed_hosts.split(",") if config.allowed_hosts else {*LOOPBACK, config.host.lower()} if is_loopback(config.host) else ()
+    """The names of the service where ALLOWED_HOSTS is not set; none: addresses and names without a dot."""
+    return {*LOOPBACK, config.host.lower()} if is_loopback(config.host) else ()
 
 
 def listen(app: Callable, config: Config, setting: str = "PORT"):
@@ -2628,7 +2707,9 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
             error = self.request.error
             getattr(app, "refused", lambda *_: None)(self.request.command, str(error.code))
             detail = f"expected a body of at most {MAX_BODY} bytes" if error.code == 413 else str(error.body)
-            body = problem(error.code, detail, quote(self.request.path[:500], encoding="latin-1")).encode()
+            path = quote(self.request.path[:500], encoding="latin-1")
+            instance = urlsplit(config.public_url or "").path.rstrip("/") + path
+            body = problem(error.code, detail, instance).encode()
             self.status = f"{error.code} {error.reason}"
             self.response_headers.extend((("Content-Type", "application/problem+json"), *HEADERS.items(),
                                           ("X-Request-Id", request_id(self.request.headers.get("X_REQUEST_ID", "")))))
@@ -2755,6 +2836,7 @@ def main() -> None:
         host = "localhost" if config.host in ("127.0.0.1", "0.0.0.0", "::1", "::") else config.host
         url = f"http://{f'[{host}]' if ':' in host else host}:{server.effective_port}"
         log.info("started api url=%s database=%s", url, redact(config.database_url))
+        url = (config.public_url or url).rstrip("/")
         print(f"""
   Task Manager {__version__}, tasks in {redact(config.database_url)}, {'with a worker inside' if worker else 'its workers elsewhere (worker.py)'}
 
