@@ -1515,6 +1515,8 @@ class SQLiteStore(Store):
     def apply_schema(self):
         for tries in itertools.count(1):
             try:
+                with contextlib.suppress(OSError):
+                    self.path.touch(0o600)      # for nobody else to read; its -wal and -shm follow it
                 with self._own.writing, contextlib.closing(self._connect()) as connection:
                     connection.execute("pragma journal_mode = wal")     # does not wait for another process that is just doing it
                     self._check_table(connection)
@@ -2648,6 +2650,15 @@ class OneLine(logging.Formatter):
         return super().formatMessage(record)
 
 
+class PrivateLogFile(logging.handlers.RotatingFileHandler):
+    """A file that nobody else may read, the next ones too."""
+
+    def _open(self):
+        def create(path, flags):
+            return os.open(path, flags, 0o600)
+        return open(self.baseFilename, self.mode, encoding=self.encoding, errors=self.errors, opener=create)
+
+
 def begin(description: str) -> Config:
     """The command line (there is only --help), the configuration and the logging of a program; SIGTERM ends it as Ctrl-C does."""
     table = "\n".join(textwrap.fill(f"  {name:16}{default or '-':20}{meaning.replace('`', '')}", shutil.get_terminal_size().columns,
@@ -2660,7 +2671,7 @@ def begin(description: str) -> Config:
     handlers: list[logging.Handler] = [logging.StreamHandler()]
     if config.log_file:
         try:
-            handlers.append(logging.handlers.RotatingFileHandler(config.log_file, maxBytes=10_000_000, backupCount=5, encoding="utf-8"))
+            handlers.append(PrivateLogFile(config.log_file, "a", 10_000_000, 5, "utf-8"))
         except OSError as e:
             raise BadSetting("LOG_FILE", config.log_file, e.strerror) from None
     for each in handlers:
