@@ -100,17 +100,101 @@ stopping = threading.Event()        # this program was told to stop, by SIGTERM 
 # ----------------------------------------------------------------------------
 # Configuration: environment variables, parsed once. An empty one counts as not set.
 
+TOKENS = ("API_TOKEN", "READ_TOKEN")
+ENCODED = ("user and password percent-encoded "
+           "(@ is %40, / is %2F, % is %25, # is %23, ? is %3F, a space is %20)")
+
+_secrets: set[str] = set()      # the tokens and passwords in this process's settings
+
+
+def keep_secret(name: str, value: str | None) -> None:
+    """Have redact() hide the token that this setting is, or the password in the address that it is."""
+    if not value:
+        return
+    scheme, _, rest = value.partition("://")
+    place = rest.partition("/")[0] if scheme.startswith("postgres") else re.match("[^/?#]*", rest)[0]
+    login, _, hosts = place.rpartition("@")
+    user, _, password = login.partition(":")
+    if name in TOKENS:
+        found = {value}
+    else:
+        found = {password, *re.findall(r"(?i)[?&]\w*(?:pass|pwd|token|secret|key|sig|code)\w*=([^&]*)", rest)}
+    public = f"{hosts} {rest[len(place):].partition('?')[0]} password"
+    if scheme in ("http", "https"):
+        found.add(user)         # https://TOKEN@host
+    else:
+        public += f" {user}"
+    found |= {unquote(secret) for secret in found}
+    for secret in list(found):      # and as a library may split it
+        found.update(re.split("[@/?#:&=+% ]", secret))
+    # What is very short, or names something else too, would spoil texts and give nothing away.
+    _secrets.update(secret for secret in found if len(secret) > 5 and secret not in public)
+
+
+def _hide(address: re.Match) -> str:
+    """An address, from its :// on, without login and query."""
+    login, at, rest = address[0].rpartition("@")
+    if "?" in login:            # a part of the password, or an @ in the query: that can't be told
+        return "://***"
+    if login.endswith("://USER:PASSWORD"):
+        return address[0]
+    rest, question, _ = rest.partition("?")
+    return ("://***@" if at else "") + rest + ("?***" if question else "")
+
+
 def redact(text: str) -> str:
-    """The text without the passwords and the queries of addresses in it, fit for a log."""
-    text = re.sub(r"(//[^/@:\s]*):(?!PASSWORD@)\S*@", r"\1:***@", text)
-    return re.sub(r"(://[^?\s]*\?)[^\s']+", r"\1***", text)
+    """The text without the logins and queries of addresses in it, and without the secrets of our settings.
+
+    What a pattern here begins to look at it also takes, up to the end of the word: so the time is proportional
+    to the length, whatever the text.
+    """
+    for secret in sorted(_secrets, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    text = re.sub(r"://\S*", _hide, text)
+    return re.sub(r"(?i)(passw(?:or)?d ?= ?)(?:'[^']*'|\S+)", r"\1***", text)
+
+
+def clip(text: str, most: int = MAX_ERROR, beginning: bool = False) -> str:
+    """The end of a text, or its beginning, redacted, and of characters that both databases take."""
+    window = text[:2 * most] if beginning else text[-2 * most:]
+    window = window.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+    shown = redact(window)
+    if shown != window and len(text) > len(window):     # where it was cut may have been in a password
+        words = shown.rsplit(maxsplit=1)[:-1] if beginning else shown.split(maxsplit=1)[1:]
+        shown = words[0] if words else "***"
+    return shown[:most] if beginning else shown[-most:]
+
+
+def show(name: str, value: Any) -> str:
+    """The value of a setting, or what of it is no secret.
+
+    Of an address it is the scheme, the hosts, the ports and the name of the database, of a command the program.
+    """
+    text = str(value)
+    if name in TOKENS:
+        return "***"
+    if name != "HANDLER" and not name.endswith("_URL") or text.startswith("sqlite:"):
+        return text
+    if re.fullmatch(r"[\w./-]+", text):
+        return text
+    if command := re.match(r"exec:[\w./-]+(?!\S)", text):
+        return command[0] + " ***" * (command[0] != text)
+    if name == "HANDLER" and re.fullmatch(r"[\w.]+:[\w.]+", text):
+        return text
+    parts = re.fullmatch(
+        r"(\w+://)([^?]*@)?((?:[\w.%,-]|\[[\w:.%]*\]|:[0-9]{1,5}(?![^,/?]))*)(/[^?@\s]*)?(\?[^@]*)?", text)
+    if not parts:
+        return "***"
+    scheme, login, hosts, path, query = parts.groups(default="")
+    path = "/***" if name == "HANDLER" and len(path) > 1 else path      # which may be the secret of a webhook
+    return scheme + ("***@" if login else "") + hosts + path + ("?***" if query else "")
 
 
 class BadSetting(ValueError):
     """An environment variable that can't be used; the message names it, its value and why or what is expected."""
 
     def __init__(self, name: str, value: Any, why: str):
-        super().__init__(f"{name}={redact(str(value))!r} can't be used: {redact(why)}")
+        super().__init__(f"{name}={show(name, value)!r} can't be used: {redact(why)}")
 
 
 def _number(low: float, high: float, kind: type = float) -> tuple[Callable[[str], Any], str]:
@@ -165,7 +249,7 @@ def _setting(default, parse: tuple[Callable[[str], Any], str | None], meaning: s
     return dataclasses.field(default=default, metadata={"parse": parse[0], "expected": parse[1] or meaning.replace("`", ""), "meaning": meaning})
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)     # for its passwords would stand there
 class Config:
     """Every setting; the environment variable of each is its name in capitals."""
 
@@ -217,8 +301,12 @@ class Config:
             try:
                 values[field.name] = field.metadata["parse"](text)
             except ValueError:
-                raise BadSetting(name, "***" if name == "API_TOKEN" else text, f"expected {field.metadata['expected']}") from None
+                raise BadSetting(name, text, f"expected {field.metadata['expected']}") from None
         return cls(**values)
+
+    def __post_init__(self):
+        for name in (*TOKENS, "DATABASE_URL", "RABBITMQ_URL", "HANDLER"):
+            keep_secret(name, getattr(self, name.lower(), None))
 
     @classmethod
     def table(cls) -> Iterable[tuple[str, str, str]]:
@@ -273,10 +361,10 @@ def backoff(tries: int, first: float, most: float) -> float:
 def describe(error: BaseException) -> str:
     """An exception in one line, without passwords."""
     try:
-        text = " ".join(str(error).split())
+        text = " ".join(clip(str(error)).split())
     except Exception:
         text = "it can't be shown"
-    return redact(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 class Outage:
@@ -330,7 +418,7 @@ def parse_json(data: bytes) -> Any:
         raise Invalid(("", f"not JSON: {str(e).split(';')[0]}")) from None
 
 
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"?')
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
@@ -404,11 +492,6 @@ def _number_text(low: int, high: int) -> Callable[[list[str]], int]:
             raise ValueError(f"{texts[0]!r}: expected a whole number from {low} to {high}")
         return int(texts[0])
     return check
-
-
-def clip(error: str) -> str:
-    """The end of an error, as much as is kept, and of characters that both databases take."""
-    return error.replace("\0", "\ufffd").encode("utf-8", "replace").decode()[-MAX_ERROR:]
 
 
 Checks = dict[str, Callable[[Any], Any]]        # what each field of a JSON object must be; raises ValueError or Invalid
@@ -1278,12 +1361,16 @@ class PostgresStore(Store):
         super().__init__(url, connections)
         self.psycopg2 = psycopg2
         self._table_lock = Outage("the lock of the table tasks, which another transaction uses")
-        try:
+        keep_secret("DATABASE_URL", url)
+        parts = None
+        with contextlib.suppress(psycopg2.ProgrammingError):        # whose text may be a part of the password
             parts = psycopg2.extensions.parse_dsn(url)
-            if not re.fullmatch("[0-9,]*", parts.get("port", "")):
-                raise psycopg2.ProgrammingError("the port is not a number")
-        except psycopg2.ProgrammingError as e:
-            raise BadSetting("DATABASE_URL", url, " ".join(str(e).split())) from None
+        # libpq takes for the login what stands before the first @, and says the rest where it can't be found.
+        if (parts is None or not re.fullmatch("[0-9,]*", parts.get("port", ""))
+                or not re.fullmatch(r"\w+://([^@/]*@)?[^@?]*(\?.*)?", url)):
+            raise BadSetting("DATABASE_URL", url,
+                             f"expected postgresql://USER:PASSWORD@HOST:PORT/NAME, {ENCODED}, "
+                             "the port a number, and behind a ? only parameters that libpq knows")
         # What the operator says goes first. `options` is not ours to give: it would replace his, and poolers refuse it.
         self.parameters = {
             "fallback_application_name": "taskmanager", "keepalives_idle": "10", "keepalives_interval": "5",
@@ -1821,8 +1908,9 @@ class Worker:
         for _ in range(self.slots if self.handler else 0):
             self._start_slot()
         self.store.bells.append(self.wake)
-        name = self.config.handler or getattr(self.handler, "__qualname__", type(self.handler).__name__) if self.handler else "none"
-        log.info("started worker handler=%r slots=%s", redact(name), self.slots)
+        named = self.config.handler and show("HANDLER", self.config.handler)
+        name = named or getattr(self.handler, "__qualname__", type(self.handler).__name__)
+        log.info("started worker handler=%r slots=%s", name if self.handler else "none", self.slots)
 
     def wake(self) -> None:
         """There may be work."""
@@ -1954,7 +2042,7 @@ class Worker:
     def _words(error: Exception) -> str:
         """What the handler said, or what can be said of it."""
         try:
-            return str(error) or describe(error)
+            return clip(str(error)) or describe(error)
         except Exception:
             return describe(error)
 
@@ -2063,11 +2151,15 @@ def amqp_parameters(url: str, name: str):
     """pika's parameters for `url`, with a name for the connection that the broker shows."""
     try:
         import pika
-        parameters = pika.URLParameters(url)
     except ImportError as e:
         raise BadSetting("RABBITMQ_URL", url, f"{e}: pip install pika") from None
-    except Exception as e:
-        raise BadSetting("RABBITMQ_URL", url, describe(e)) from None
+    parameters = None
+    with contextlib.suppress(Exception):        # whose text may be a part of the password
+        parameters = pika.URLParameters(url)
+    if not parameters or not re.fullmatch(r"\w+://[^/?#]*(/[^@#]*)?(\?[^@#]*)?", url):
+        raise BadSetting("RABBITMQ_URL", url,
+                         f"expected amqp://USER:PASSWORD@HOST:PORT/VHOST, {ENCODED}, "
+                         "the port a number, and behind a ? only parameters that pika knows")
     parameters.client_properties = {"connection_name": name}
     parameters.blocked_connection_timeout = parameters.blocked_connection_timeout or 30
     return parameters
@@ -2644,10 +2736,20 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
 class OneLine(logging.Formatter):
     """UTC, and a message in one line, whatever a client has put into it."""
     converter = time.gmtime
+    CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
     def formatMessage(self, record):
-        record.message = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda match: repr(match[0])[1:-1], record.message)
+        record.message = self.CONTROL.sub(lambda match: repr(match[0])[1:-1], redact(record.message))
         return super().formatMessage(record)
+
+    def format(self, record):
+        record.exc_text = None      # that of another formatter
+        return super().format(record)
+
+    def formatException(self, ei):
+        """The end of a traceback, redacted and indented, so that no line of it looks like one of the log."""
+        lines = clip(super().formatException(ei), 10 * MAX_ERROR).split("\n")
+        return "\n".join("  " + self.CONTROL.sub("?", line) for line in lines)
 
 
 class PrivateLogFile(logging.handlers.RotatingFileHandler):
@@ -2846,10 +2948,11 @@ def main() -> None:
             worker.start()
         host = "localhost" if config.host in ("127.0.0.1", "0.0.0.0", "::1", "::") else config.host
         url = f"http://{f'[{host}]' if ':' in host else host}:{server.effective_port}"
-        log.info("started api url=%s database=%s", url, redact(config.database_url))
+        database = show("DATABASE_URL", config.database_url)
+        log.info("started api url=%s database=%s", url, database)
         url = (config.public_url or url).rstrip("/")
         print(f"""
-  Task Manager {__version__}, tasks in {redact(config.database_url)}, {'with a worker inside' if worker else 'its workers elsewhere (worker.py)'}
+  Task Manager {__version__}, tasks in {database}, {'with a worker inside' if worker else 'its workers elsewhere (worker.py)'}
 
     look at it      {url}
     Swagger UI      {url}/swagger
