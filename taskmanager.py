@@ -26,15 +26,18 @@ from __future__ import annotations
 import argparse
 import base64
 import bisect
+import codecs
 import collections
 import contextlib
 import dataclasses
 import errno
 import functools
+import gzip
 import hashlib
 import hmac
 import http.client
 import inspect
+import io
 import ipaddress
 import itertools
 import json
@@ -48,6 +51,7 @@ import random
 import re
 import resource
 import select
+import selectors
 import shlex
 import shutil
 import signal
@@ -61,12 +65,14 @@ import threading
 import time
 import traceback
 import types
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urlencode, urlsplit
+from urllib.request import getproxies_environment, proxy_bypass_environment
 
 import bottle
 
@@ -1735,107 +1741,217 @@ class Task:
                 self._hook(force)
 
 
+def readable(data: bytes) -> bytes:
+    """Unpack what a program or a server said, if it is packed (gzip), but no more than MAX_BODY + 1 bytes."""
+    if data[:2] == b"\x1f\x8b":
+        with contextlib.suppress(OSError, EOFError, zlib.error):
+            return gzip.GzipFile(fileobj=io.BytesIO(data)).read(MAX_BODY + 1)
+    return data
+
+
+def decoded(data: bytes) -> str:
+    """Make text of it, without a byte order mark and without NUL."""
+    encoding = "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    return data.decode(encoding, "replace").replace("\0", "\ufffd")
+
+
+def output(data: bytes) -> Any:
+    """Make a result of what finished work has said: JSON, or else text. Raise Failed for too much of it."""
+    if len(data := readable(data)) > MAX_BODY:
+        raise Failed(f"more than {MAX_BODY} bytes")
+    if not (text := decoded(data)).strip():
+        return None
+    try:
+        value = parse_json(text.encode())
+        encode_json(value)
+        return value
+    except Invalid:
+        return text.rstrip("\n")
+
+
 class ExecHandler:
     """Runs a program, without a shell: payload on stdin, result on stdout, in a process group of its own."""
 
     def __init__(self, command: str):
         self.args = shlex.split(command)
         if not self.args or not shutil.which(self.args[0]):
-            raise ValueError(f"no program {' '.join(self.args[:1])!r} that can be run")
+            raise ValueError("expected a program that can be run behind exec:")
 
     def __call__(self, task: Task) -> Any:
-        # Files instead of pipes: nobody has to read while the program runs, and a child that it
-        # leaves behind with its stdout open holds nobody up.
-        with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+        environ = {name: value for name, value in os.environ.items() if name not in TOKENS}
+        environ |= {"TASK_ID": str(task.id), "TASK_ATTEMPT": str(task.attempt)}
+        with tempfile.TemporaryFile() as stdin:     # so that nobody waits for a program that does not read
             stdin.write(task.json.encode())
             stdin.seek(0)
-            environ = os.environ | {"TASK_ID": str(task.id), "TASK_ATTEMPT": str(task.attempt)}
-            process = subprocess.Popen(self.args, stdin=stdin, stdout=stdout, stderr=stderr, env=environ, start_new_session=True)
+            process = subprocess.Popen(self.args, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                       env=environ, start_new_session=True)
 
-            def end(force: bool) -> None:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(process.pid, signal.SIGKILL if force else signal.SIGTERM)
+        def end(force: bool) -> None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL if force else signal.SIGTERM)
 
-            task.on_stop(end)
-            process.wait()
-            task.on_stop(None)
-            if task.stopped:
-                end(force=True)     # what is left of its group
-            if process.returncode:
-                size = stderr.seek(0, os.SEEK_END)
-                stderr.seek(max(0, size - MAX_ERROR + 100))
-                tail = stderr.read().decode("utf-8", "replace").strip()
-                code = process.returncode
-                how = f"exit status {code}" if code > 0 else f"ended by signal {-code} ({signal.strsignal(-code)})"
-                raise Retry(f"{how}: {tail}" if tail else how)
-            stdout.seek(0)
-            return self.result(stdout.read(MAX_BODY + 1))
+        with process:
+            try:
+                task.on_stop(end)
+                printed, said = self._listen(process)
+                process.wait()
+            except BaseException:
+                end(force=True)
+                raise
+            finally:
+                task.on_stop(None)
+        if task.stopped:
+            end(force=True)     # what is left of its group
+        if code := process.returncode:
+            how = f"exit status {code}"
+            if code < 0:
+                how = f"ended by signal {-code} ({signal.strsignal(-code)})"
+            tail = clip(said.decode("utf-8", "replace").strip(), MAX_ERROR - 100)
+            raise Retry(f"{how}: {tail}" if tail else how)
+        try:
+            return output(printed)
+        except Failed as e:
+            raise Failed(f"printed {e}") from None
 
     @staticmethod
-    def result(output: bytes) -> Any:
-        """What was printed: JSON, or else text."""
-        if len(output) > MAX_BODY:
-            raise Failed(f"printed more than {MAX_BODY} bytes")
-        try:
-            return parse_json(output) if output.strip() else None
-        except Invalid:
-            return output.decode("utf-8", "replace").replace("\0", "\ufffd").rstrip("\n")
+    def _listen(process: subprocess.Popen) -> tuple[bytes, bytes]:
+        """Read what a program prints until it ends; keep the beginning of stdout and the end of stderr.
+
+        From pipes, since a program that opens /dev/stdout would empty a file. A child that it leaves behind
+        with its output open holds nobody up: what counts is the program's own end.
+        """
+        printed, said = bytearray(), bytearray()
+        with selectors.DefaultSelector() as selector, contextlib.ExitStack() as stack:
+            for pipe, kept in (process.stdout, printed), (process.stderr, said):
+                os.set_blocking(pipe.fileno(), False)
+                selector.register(pipe, selectors.EVENT_READ, kept)
+            pause = 0.1     # seconds between two looks whether it has ended, where the system does not tell
+            with contextlib.suppress(AttributeError, OSError):
+                ended = os.pidfd_open(process.pid)
+                stack.callback(os.close, ended)
+                selector.register(ended, selectors.EVENT_READ)
+                pause = None
+            is_over = False
+            while not is_over and any(key.data is not None for key in selector.get_map().values()):
+                ready = [key for key, _ in selector.select(pause)]
+                is_over = process.poll() is not None
+                for key in list(selector.get_map().values()) if is_over else ready:
+                    if key.data is not None:
+                        with contextlib.suppress(BlockingIOError):
+                            data = os.read(key.fd, 1 << 20)     # all that a pipe can hold
+                            key.data.extend(data)
+                            if not data:
+                                selector.unregister(key.fileobj)
+                del printed[MAX_BODY + 1:], said[:-12 * MAX_ERROR]
+        return bytes(printed), bytes(said)
+
+
+class Response(http.client.HTTPResponse):
+    """The answer itself, not what a server may send before it (102 Processing, 103 Early Hints)."""
+
+    def begin(self):
+        super().begin()
+        while 100 <= self.status < 200 and self.status != 101:
+            self.headers = None         # or begin() would do nothing
+            super().begin()
 
 
 class HttpHandler:
     """Posts the task as JSON to an address. Redirects are not followed."""
 
     def __init__(self, url: str):
-        parts = urlsplit(url)
-        if not parts.hostname or not re.fullmatch("[!-~]+", url):
-            raise ValueError("expected an address with a host, in ASCII and without spaces")
-        self.connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self.host, self.port = parts.hostname, parts.port or self.connect.default_port
+        parts = self._split(url, "an address")
+        self.is_tls = parts.scheme == "https"
+        self.host, self.port = parts.hostname, parts.port or (443 if self.is_tls else 80)
         self.target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         self.headers = {"Content-Type": "application/json", "User-Agent": f"taskmanager/{__version__}"}
-        if parts.username is not None:
-            login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-            self.headers["Authorization"] = "Basic " + base64.b64encode(login.encode()).decode()
+        self.headers |= self._login("Authorization", parts)
+        self.proxy, self.proxy_login = None, {}
+        proxy = getproxies_environment().get(parts.scheme)
+        if not proxy or re.fullmatch(r"localhost|127\.[0-9.]+|::1", self.host):
+            return
+        if any(map(proxy_bypass_environment, (self.host, f"{self.host}:{self.port}"))):
+            return
+        proxy = proxy if "://" in proxy else f"http://{proxy}"
+        self.proxy = self._split(proxy, f"{parts.scheme.upper()}_PROXY", ("http",))
+        self.proxy_login = self._login("Proxy-Authorization", self.proxy)
+        if not self.is_tls:
+            self.target = f"http://{parts.netloc.rpartition('@')[2]}{self.target}"
+            self.headers |= self.proxy_login
+
+    @staticmethod
+    def _split(url: str, what: str, schemes: Sequence[str] = ("http", "https")):
+        # Before urlsplit() sees it, whose errors may quote a part of the password.
+        match = re.fullmatch(
+            r"(\w+)://(?:[^/?#\[\]]*@)?(?:[^/?#@:\[\]]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{0,5}))?(?:[/?#].*)?",
+            url if re.fullmatch("[!-~]+", url) else "")
+        if not match or match[1].lower() not in schemes or int(match[2] or 0) > 65535:
+            raise ValueError(f"{what}: expected {' or '.join(schemes)}://USER:PASSWORD@HOST:PORT, "
+                             f"in ASCII and without spaces, {ENCODED}")
+        keep_secret("HANDLER", url)
+        return urlsplit(url)
+
+    @staticmethod
+    def _login(header: str, parts) -> dict[str, str]:
+        if parts.username is None:
+            return {}
+        login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        login = base64.b64encode(login.encode()).decode()
+        _secrets.add(login)
+        return {header: f"Basic {login}"}
 
     def __call__(self, task: Task) -> Any:
-        connection = self.connect(self.host, self.port, timeout=CONNECT_SECONDS)
-        try:
-            connection.connect()
-            sock = connection.sock      # which http.client forgets when the answer is to end with the connection
-            sock.settimeout(task.timeout or HTTP_SECONDS)
+        place = (self.proxy.hostname, self.proxy.port or 80) if self.proxy else (self.host, self.port)
+        left = task.deadline - time.monotonic() if task.deadline else CONNECT_SECONDS
+        connection = (http.client.HTTPSConnection if self.is_tls else http.client.HTTPConnection)(
+            *place, timeout=min(CONNECT_SECONDS, max(left, 0.001)))
+        connection.response_class = Response
+        if self.proxy and self.is_tls:
+            connection.set_tunnel(self.host, self.port, self.proxy_login)
+        with contextlib.ExitStack() as stack:
+            stack.callback(connection.close)
 
-            def interrupt(force: bool) -> None:
-                with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
+            def connect(*args):
+                sock = socket.create_connection(*args)
+                # Another handle of it: http.client and the TLS handshake pass theirs on, or forget it.
+                handle = stack.enter_context(sock.dup())
 
-            task.on_stop(interrupt)     # at once, if it was told to stop meanwhile: then nothing is sent
-            body = f'{{"id": {task.id}, "attempt": {task.attempt}, "payload": {task.json}}}'
-            connection.request("POST", self.target, body.encode(), self.headers | {"Idempotency-Key": f'"{task.idempotency_key}"'})
-            with connection.getresponse() as response:
-                body = response.read(MAX_BODY + 1)
-                if response.length and len(body) <= MAX_BODY:
-                    raise http.client.IncompleteRead(body, response.length)
-                return self.result(response.status, response.headers, body)
-        except (OSError, http.client.HTTPException) as e:
-            raise Retry(f"no answer: {describe(e)}") from e
-        finally:
-            task.on_stop(None)
-            connection.close()
+                def interrupt(force: bool) -> None:
+                    with contextlib.suppress(OSError):
+                        handle.shutdown(socket.SHUT_RDWR)
+
+                stack.callback(task.on_stop, None)
+                task.on_stop(interrupt)     # at once, if it was told to stop meanwhile: then nothing is sent
+                return sock
+
+            connection._create_connection = connect     # where http.client connects, before a proxy and TLS
+            try:
+                connection.connect()
+                connection.sock.settimeout(task.timeout or HTTP_SECONDS)
+                body = f'{{"id": {task.id}, "attempt": {task.attempt}, "payload": {task.json}}}'
+                key = {"Idempotency-Key": f'"{task.idempotency_key}"'}
+                connection.request("POST", self.target, body.encode(), self.headers | key)
+                with connection.getresponse() as response:
+                    body = response.read(MAX_BODY + 1)
+                    if response.length and len(body) <= MAX_BODY:
+                        raise http.client.IncompleteRead(body, response.length)
+                    return self.result(response.status, response.headers, body)
+            except (OSError, http.client.HTTPException) as e:
+                raise Retry(f"no answer: {describe(e)}") from e
 
     @staticmethod
     def result(status: int, headers, body: bytes) -> Any:
         """What an answer means."""
         if 200 <= status < 300:
-            if len(body) > MAX_BODY:
-                raise Failed(f"answered {status} with more than {MAX_BODY} bytes")
-            if not body.strip() or not re.match(r"application/([\w.-]+\+)?json\b", headers.get("Content-Type", ""), re.IGNORECASE):
+            kind = headers.get("Content-Type", "")
+            if not re.match(r"application/([\w.-]+\+)?json\b", kind, re.IGNORECASE):
                 return None
             try:
-                return parse_json(body)
-            except Invalid as e:
-                raise Failed(f"answered {status} with a body that is {e}") from None
-        text = headers.get("Location") if 300 <= status < 400 else body.decode("utf-8", "replace")
-        error = f"answered {status}: {(text or '').strip()[:MAX_ERROR - 100]}"
+                return output(body)
+            except Failed as e:
+                raise Failed(f"answered {status} with {e}") from None
+        text = headers.get("Location", "") if 300 <= status < 400 else decoded(readable(body))
+        error = f"answered {status}: {clip(text.strip(), MAX_ERROR - 100, beginning=True)}"
         if status < 200 or status in (408, 425, 429) or status >= 500:
             raise Retry(error, delay=retry_after(headers.get("Retry-After")))
         raise Failed(error)
@@ -1846,7 +1962,7 @@ def retry_after(value: str | None) -> float | None:
     try:
         seconds = float(value) if value.strip().isdigit() else (parsedate_to_datetime(value) - datetime.now(timezone.utc)).total_seconds()
         return min(max(seconds, 0), 86400)
-    except (AttributeError, TypeError, ValueError):
+    except Exception:       # whatever the year 99999999999 does to a parser of dates
         return None
 
 

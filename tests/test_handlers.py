@@ -223,13 +223,13 @@ def test_a_passing_fault_is_tried_again_with_the_same_idempotency_key(run, store
     assert [json.loads(body)["attempt"] for _, _, body in receiver.requests] == [1, 2]
 
 
-@pytest.mark.parametrize("status, headers, body", [(400, {}, b"no such customer"), (404, {}, b""), (302, {"Location": "/elsewhere"}, b""), (200, JSON, b"{nonsense"), (200, JSON, b" " * 1_100_000)],
-                         ids=["bad request", "not found", "redirect", "not JSON", "too large"])
+@pytest.mark.parametrize("status, headers, body", [(400, {}, b"no such customer"), (404, {}, b""), (302, {"Location": "/elsewhere"}, b""), (200, JSON, b" " * 1_100_000)],
+                         ids=["bad request", "not found", "redirect", "too large"])
 def test_what_would_not_change_is_final(run, store, receiver, status, headers, body):
     receiver.answers = [(status, headers, body)]
     row = finished(store, run(receiver.url))
     assert (row.status, row.attempts, len(receiver.requests)) == ("Failed", 1, 1)
-    assert str(status) in row.error and (len(body) > 100 or body.decode() in row.error or "not JSON" in row.error)
+    assert str(status) in row.error and (len(body) > 100 or body.decode() in row.error)
 
 
 @pytest.mark.parametrize("value, low, high", [("7200", 7200, 7200), (None, 1, 2), ("soon", 1, 2), ("99999999", 86400, 86400), ("date", 3500, 3600)])

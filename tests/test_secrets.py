@@ -184,6 +184,7 @@ def encoded(text):
         refused("DATABASE_URL"),
         refused("HANDLER"),
         lambda text: describe(ValueError(text)),
+        lambda text: taskmanager.output(text.encode("utf-8", "replace")),
     ],
     ids=[
         "redact",
@@ -195,6 +196,7 @@ def encoded(text):
         "database",
         "handler",
         "describe",
+        "output",
     ],
 )
 def test_nothing_that_is_said_takes_longer_than_its_length(call):
@@ -290,8 +292,12 @@ FORMS = {
     "broker's query": ("RABBITMQ_URL", "amqp://app:{}@mq.invalid/?heartbeat=x"),
     "no host of the broker": ("RABBITMQ_URL", "amqp://app:{}"),
     "no scheme of the broker": ("RABBITMQ_URL", "app:{}@mq.invalid"),
+    "address": ("HANDLER", "https://app:{}@tasks.invalid/hook"),
+    "address's port": ("HANDLER", "https://app:{}@tasks.invalid:x/"),
+    "token": ("HANDLER", "https://{}@tasks.invalid/"),
     "token in the query": ("HANDLER", "https://tasks.invalid/hook?token={}"),
     "program": ("HANDLER", "exec:/no/such/program --password {}"),
+    "program's variable": ("HANDLER", "exec:PASSWORD={} program"),
     "token of the API": ("API_TOKEN", "{} \u20ac"),
     "its reader's": ("READ_TOKEN", "{}"),
 }
@@ -335,6 +341,7 @@ def test_no_part_of_a_password_is_said_at_the_start(monkeypatch, caplog, form):
         ("DATABASE_URL", "postgresql://app:Hunter2@Secret7x@h/db"),
         ("DATABASE_URL", "postgresql://app:Hunter2/Secret7x@h/db"),
         ("RABBITMQ_URL", "amqp://u:Hunter2/Secret7x@h/"),
+        ("HANDLER", "https://u:Hunter2/Secret7x@h/"),
     ],
 )
 def test_the_error_says_what_is_to_be_encoded(name, value):
@@ -404,6 +411,7 @@ def test_a_configuration_can_be_printed():
         ("taskmanager.py", "DATABASE_URL", "postgresql://app:Hunter2%Secret7x@h/db"),
         ("taskmanager.py", "DATABASE_URL", "postgresql://app:Hunter2@Secret7x@h/db"),
         ("worker.py", "RABBITMQ_URL", "amqp://u:Hunter2/Secret7x@h/"),
+        ("worker.py", "HANDLER", "https://u:Hunter2/Secret7x@h/"),
     ],
 )
 def test_the_programs_say_no_part_of_a_password(start, sqlite_database, script, name, value):
@@ -501,6 +509,13 @@ def settings(monkeypatch):
     return dict(api_token=values["API_TOKEN"], rabbitmq_url=values["RABBITMQ_URL"])
 
 
+def test_programs_do_not_get_the_tokens(run, store, settings):
+    names = ("API_TOKEN", "READ_TOKEN", "RABBITMQ_URL")
+    code = f"import os, json; print(json.dumps([os.environ.get(name) for name in {names}]))"
+    row = finished(store, run(program(code), settings))
+    assert json.loads(row.result) == [None, None, os.environ["RABBITMQ_URL"]]
+
+
 ECHO = "import os, sys; sys.exit('can not open ' + os.environ['RABBITMQ_URL'] + ' with Hunter2 Secret7x')"
 
 
@@ -515,8 +530,8 @@ def say(kind):
 
 @pytest.mark.parametrize(
     "handler",
-    [program(ECHO), say(Failed), say(Retry), say(ValueError)],
-    ids=["program", "Failed", "Retry", "exception"],
+    [program(ECHO), say(Failed), say(Retry), say(ValueError), "address"],
+    ids=["program", "Failed", "Retry", "exception", "address"],
 )
 def test_no_setting_is_quoted_in_an_error(store, receiver, settings, caplog, handler):
     """A program that says which address it could not open; a server that sends back what it got."""
