@@ -6,10 +6,14 @@ rows. Either goes on when the other's server is away.
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":      # the exception that Python would raise may be lost in an import below
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import contextlib
 import dataclasses
 import itertools
-import logging
 import threading
 from typing import NamedTuple
 
@@ -17,12 +21,13 @@ import pika
 import pika.exceptions
 
 import taskmanager
-from taskmanager import Bell, Config, Invalid, NewTask, Outage, Store, TooLarge, Unavailable, Worker
+from taskmanager import (
+    Bell, Config, EssentialThread, Invalid, NewTask, Outage, Store, TooLarge, Unavailable, Worker)
 
 PREFETCH = 200              # messages that may wait here for the commit of those before them
 SUBSCRIBE_SECONDS = 10      # what the broker may take to let us begin
 
-log = logging.getLogger("taskmanager.worker")
+log = taskmanager.get_log("taskmanager.worker")
 
 
 class Message(NamedTuple):
@@ -46,7 +51,7 @@ class Intake:
         self._arrived: list[Message] = []
         self._transient_refused = False
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="intake", daemon=True)
+        self._thread = EssentialThread("intake", self._loop)
 
     def start(self) -> None:
         self._thread.start()
@@ -191,24 +196,14 @@ def main() -> None:
     worker = Worker(store, config, handler)
     intake = Intake(store, config, worker.wake) if config.rabbitmq_url else None
     bell = Bell(config) if config.rabbitmq_url else None
+    server = None
     if config.metrics_port is not None:
         aside = dataclasses.replace(config, port=config.metrics_port, threads=2, waiters=0)
         server = taskmanager.listen(taskmanager.create_app(store, aside, taskmanager.own_names(config), bell and (lambda: bell.connected), only_health=True), aside, "METRICS_PORT")
-        threading.Thread(target=server.run, name="metrics", daemon=True).start()
         log.info("started metrics port=%s", server.effective_port)
-    try:
-        worker.start()
-        if intake:
-            store.bells.append(bell.ring)       # for the other workers, when this one has taken more than it can run
-            bell.start()
-            intake.start()
-        taskmanager.stopping.wait()
-    finally:
-        worker.begin_stop()
-        if intake:
-            intake.stop()
-            bell.stop()
-        worker.stop()
+    if bell:
+        store.bells.append(bell.ring)       # for the other workers, when this one takes more than it can run
+    taskmanager.serve(server, worker, bell, intake)
 
 
 if __name__ == "__main__":

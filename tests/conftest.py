@@ -168,13 +168,14 @@ def document_producer(broker, monkeypatch):
 
 
 class Program:
-    """taskmanager.py or worker.py, running."""
+    """taskmanager.py or worker.py, running; `wrapper` is a command that it is given to."""
 
-    def __init__(self, script, folder, environ):
+    def __init__(self, script, folder, environ, wrapper=()):
         self.log_file = folder / f"{Path(script).name}-{next(numbers)}.log"
         clean = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+        command = [*wrapper, sys.executable, str(ROOT / script)]
         with self.log_file.open("wb") as output:
-            self.process = subprocess.Popen([sys.executable, str(ROOT / script)], cwd=ROOT, env=clean | environ,
+            self.process = subprocess.Popen(command, cwd=ROOT, env=clean | environ,
                                             stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
         # When pytest is gone without a goodbye, this one's stdin ends, and so does the program.
         self.guard = subprocess.Popen(["sh", "-c", 'read _; kill -s KILL -- "-$1"', "guard", str(self.process.pid)], stdin=subprocess.PIPE, start_new_session=True)
@@ -223,8 +224,9 @@ def start(tmp_path):
     """start("worker.py", DATABASE_URL=…): a program, ended with the test."""
     programs = []
 
-    def start(script, **environ):
-        programs.append(Program(script, tmp_path, {"PORT": "0", **{name: str(value) for name, value in environ.items()}}))
+    def start(script, wrapper=(), **environ):
+        environ = {"PORT": "0", **{name: str(value) for name, value in environ.items()}}
+        programs.append(Program(script, tmp_path, environ, wrapper))
         return programs[-1]
 
     yield start
