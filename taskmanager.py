@@ -74,7 +74,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 from urllib.parse import quote, unquote, urlencode, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass_environment
 
@@ -2061,6 +2061,32 @@ def load_handler(text: str | None) -> Callable[[Task], Any] | None:
         raise BadSetting("HANDLER", text, str(e) if type(e) is ValueError else describe(e)) from e
 
 
+def call_handler(handler: Callable[[Task], Any], task: Task) -> Any:
+    """Return or raise what the handler does. A process that it forked and that comes back from it, however,
+    ends here: it must not become a second worker."""
+    process = os.getpid()
+    try:
+        return handler(task)
+    finally:
+        if os.getpid() != process:
+            _end_child(sys.exc_info()[1])
+
+
+def _end_child(error: BaseException | None) -> NoReturn:
+    """End a forked process as Python ends a program, but for what its parent has registered with atexit."""
+    code: Any = 1
+    try:
+        code = error.code if isinstance(error, SystemExit) else 1 if error else 0
+        if error and not isinstance(error, SystemExit):
+            traceback.print_exception(error)
+        elif not isinstance(code, (int, type(None))):
+            print(code, file=sys.stderr)
+            code = 1
+        sys.stdout.flush()
+    finally:
+        os._exit(code or 0)
+
+
 # ----------------------------------------------------------------------------
 # The worker: one thread talks to the database (claims what there are free slots for, writes all outcomes that
 # have come in since it last did, extends leases), and a thread a slot runs handlers. No RabbitMQ in it.
@@ -2224,7 +2250,7 @@ class Worker:
         """How the attempt ended: the verb that writes it, and what that takes behind id and attempt."""
         begun = time.monotonic()
         try:
-            result = self.handler(task)
+            result = call_handler(self.handler, task)
             outcome = "complete", self._encode(result)
         except Failed as e:
             outcome = self._failure(task, self._words(e), final=True)
@@ -2988,11 +3014,36 @@ def catch_signals(handler: Callable[[int, Any], None]) -> None:
             signal.signal(number, handler)
 
 
+def free_forks() -> None:
+    """Let signals do in the processes that a handler forks what they do in any program of Python."""
+    usual = {number: signal.getsignal(number) for number in SIGNALS}
+    usual[signal.SIGINT] = signal.default_int_handler
+    mask = threading.local()
+
+    def before():       # a signal that comes in the middle of a fork waits until the child is ready for it
+        mask.before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+    def after():
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask.before)
+
+    def after_in_child():
+        try:
+            for number, disposition in usual.items():
+                if signal.getsignal(number) in (stop_signal, early_signal):
+                    signal.signal(number, disposition)
+        finally:
+            after()
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=before, after_in_parent=after, after_in_child=after_in_child)
+
+
 def begin(description: str) -> Config:
     """Read the command line (there is only --help) and the configuration; set up signals, logging and limits.
 
     From now on, until serve(), a signal breaks off what the program is doing.
     """
+    free_forks()
     catch_signals(early_signal)
     table = "\n".join(textwrap.fill(f"  {name:16}{default or '-':20}{meaning.replace('`', '')}", shutil.get_terminal_size().columns,
                                     subsequent_indent=" " * 38) for name, default, meaning in Config.table())

@@ -51,6 +51,15 @@ def run(store, payload=None):
     return ended(store, create(store, payload))
 
 
+def is_alive(pid):
+    """Whether a process runs; a zombie, which nobody has waited for, does not."""
+    with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+        os.kill(pid, 0)
+        state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
+        return "Z" not in state
+    return False
+
+
 # Signals
 
 def test_a_signal_at_any_moment_of_the_start_ends_the_program(sqlite_database, tmp_path):
@@ -141,6 +150,75 @@ def work(task):
     program.logged("claimed")
     assert program.stop() == 0
     assert f"status {-signal.SIGTERM}" in program.log()
+
+
+@pytest.mark.parametrize("how", ["terminate", "interrupt"])
+def test_a_child_process_of_a_handler_is_ended_by_a_signal_as_anywhere_else(launch, store, how):
+    # concurrent.futures and others end the processes of their pools so.
+    program = launch("worker.py", """
+import multiprocessing, os, signal, time
+def rest():
+    while True:
+        time.sleep(60)
+def work(task):
+    exits = []
+    for _ in range(10):     # at once, some in the middle of the fork
+        child = multiprocessing.get_context("fork").Process(target=rest)
+        child.start()
+        os.kill(child.pid, task.payload)
+        child.join(5)
+        exits.append(child.exitcode)
+        child.kill()
+    return exits
+""")
+    number = {"terminate": signal.SIGTERM, "interrupt": signal.SIGQUIT}[how]
+    assert run(store, number) == [-number] * 10
+    assert program.stop() == 0 and "Traceback" not in program.log()
+
+
+# Forks
+
+def test_a_handler_that_forks_leaves_no_second_worker_behind(launch, store):
+    program = launch("worker.py", """
+import os, sys, taskmanager
+def work(task):
+    child = os.fork()
+    if child == 0:
+        print("hello from the child")
+        exec(task.payload)
+        return "of the child"
+    return child, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+""", CONCURRENCY=1, PYTHONUNBUFFERED="")
+    leaves = {
+        "pass": 0, "sys.exit()": 0, "sys.exit(7)": 7, "sys.exit('good-bye')": 1,
+        "raise ValueError('no good-bye')": 1, "raise taskmanager.Failed('no good-bye')": 1,
+        "os.kill(os.getpid(), 15)": -15}
+    for leave, status in leaves.items():
+        child, found = run(store, leave)
+        assert found == status and not is_alive(child), leave
+    assert program.stop() == 0
+    log = program.log()
+    assert (log.count("hello from the child"), log.count("good-bye\n")) == (len(leaves) - 1, 3)
+    assert log.count("claimed") == log.count("completed") == len(leaves) and log.count("stopped worker") == 1
+
+
+def test_processes_of_multiprocessing_work_and_leave_no_second_worker_behind(launch, store):
+    program = launch("worker.py", """
+import multiprocessing, os, sys
+def double(number):
+    return 2 * number
+def work(task):
+    fork = multiprocessing.get_context("fork")
+    with fork.Pool(2) as pool:
+        numbers = pool.map(double, range(3))
+    child = fork.Process(target=sys.exit, args=[5])
+    child.start()
+    child.join()
+    return numbers, child.exitcode
+""")
+    assert run(store) == [[0, 2, 4], 5]
+    assert program.stop() == 0
+    assert program.log().count("started worker") == program.log().count("stopped worker") == 1
 
 
 # Threads
