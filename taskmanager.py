@@ -54,7 +54,6 @@ import pkgutil
 import queue
 import random
 import re
-import resource
 import select
 import selectors
 import shlex
@@ -97,7 +96,7 @@ MAX_ID = 2**63 - 1          # a bigint; a larger number would make PostgreSQL sc
 MANY = 500                  # rows of a batch that nothing else bounds
 STATEMENT_SECONDS = 20      # what the database may take to answer
 STOP_SECONDS = 5            # what a handler that was told to stop is given to do so
-CONNECTIONS = 1000          # of clients at the same time
+CONNECTIONS = 1000 if hasattr(select, "poll") else 400      # of clients at the same time; select() takes 512
 FILES = 10_000              # open ones: 1,000 connections, and 1,000 programs with their input and output
 RATE_SECONDS = 10           # over which it is counted how many tasks end
 IDLE_SECONDS = 60           # after which a connection to the database is closed that nobody needs
@@ -2048,6 +2047,8 @@ def load_handler(text: str | None) -> Callable[[Task], Any] | None:
         return None
     try:
         if text.startswith("exec:"):
+            if not hasattr(os, "killpg"):       # Windows: what a program has started could not be stopped
+                raise ValueError("programs are run only where there are process groups (Linux, macOS, BSD)")
             return ExecHandler(text.removeprefix("exec:"))
         if re.match(r"https?://", text, re.IGNORECASE):
             return HttpHandler(text)
@@ -3079,7 +3080,8 @@ def begin(description: str) -> Config:
 
 def raise_file_limit() -> None:
     """Allow as many open files as all connections and slots need, as far as the system permits."""
-    with contextlib.suppress(ValueError, OSError):
+    with contextlib.suppress(ImportError, ValueError, OSError):     # Windows has no such limit
+        import resource
         few, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         wanted = FILES if most == resource.RLIM_INFINITY else min(FILES, most)
         if 0 <= few < wanted:
@@ -3241,7 +3243,8 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
     try:
         address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(*address[:2])
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # On Windows SO_REUSEADDR would let a second server take the same port.
+        listener.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR), 1)
         listener.bind(address[4])
     except OSError as e:
         if isinstance(e, socket.gaierror) or e.errno == errno.EADDRNOTAVAIL:
