@@ -1078,7 +1078,7 @@ class Pool:
 
     def _start_guard(self) -> None:
         if not self._guard:
-            self._guard = threading.Thread(target=self._watch, name="connections", daemon=True)
+            self._guard = EssentialThread("connections", self._watch)
             self._guard.start()
 
     def _watch(self) -> None:
