@@ -1078,8 +1078,10 @@ class Pool:
 
     def _start_guard(self) -> None:
         if not self._guard:
-            self._guard = EssentialThread("connections", self._watch)
-            self._guard.start()
+            guard = EssentialThread("connections", self._watch)
+            with contextlib.suppress(RuntimeError, MemoryError):    # no more threads: with the next statement, then
+                guard.start()
+                self._guard = guard
 
     def _watch(self) -> None:
         needed = True
