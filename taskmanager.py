@@ -60,6 +60,7 @@ import shlex
 import shutil
 import socket
 import sqlite3
+import struct
 import subprocess
 import sys
 import tempfile
@@ -74,7 +75,7 @@ from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
-from urllib.parse import quote, unquote, urlencode, urlsplit
+from urllib.parse import quote, unquote, unquote_to_bytes, urlencode, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass_environment
 
 import bottle
@@ -97,6 +98,14 @@ MANY = 500                  # rows of a batch that nothing else bounds
 STATEMENT_SECONDS = 20      # what the database may take to answer
 STOP_SECONDS = 5            # what a handler that was told to stop is given to do so
 CONNECTIONS = 1000 if hasattr(select, "poll") else 400      # of clients at the same time; select() takes 512
+CLIENT_SECONDS = 30         # for a client to send a request, to read an answer, and to use a connection again
+MAX_SWALLOWED = 16 * MAX_BODY       # of a body that is refused: who is cut off while sending does not see why
+MAX_HEAD = 32 * 1024        # bytes of a request before its body,
+MAX_LINE = 8 * 1024         # of its first line, and of a chunk's or a trailer,
+MAX_FIELDS = 100            # and the header fields in it
+CHUNKS_A_TURN = 64          # of a body that are taken before another client's turn comes
+MAX_IN_MEMORY = 64 * 1024   # bytes of a body or an answer that wait in memory; larger ones wait in a file,
+MAX_KEPT = 256 * 1024**2    # and the bytes of all, from which on the clients that take longest are let go
 FILES = 10_000              # open ones: 1,000 connections, and 1,000 programs with their input and output
 RATE_SECONDS = 10           # over which it is counted how many tasks end
 IDLE_SECONDS = 60           # after which a connection to the database is closed that nobody needs
@@ -490,6 +499,8 @@ def parse_json(data: bytes) -> Any:
             raise ValueError("a name stands twice in an object")
         return names
     try:
+        if data.startswith(codecs.BOM_UTF8):
+            raise ValueError("a byte order mark stands before it, expected UTF-8 without one")
         return json.loads(data.decode(), parse_constant=refuse, object_pairs_hook=unique)
     except UnicodeDecodeError as e:
         raise Invalid(("", f"not UTF-8: {e.reason} at byte {e.start}")) from None
@@ -3102,75 +3113,393 @@ def own_names(config: Config) -> Iterable[str]:
     return {*LOOPBACK, config.host.lower()} if is_loopback(config.host) else ()
 
 
+# The HTTP server is waitress, with what follows so that no client can stop the others. One thread reads and
+# writes all connections in turn: what it does in one turn takes less than a millisecond, whatever was sent, and
+# grows with its length alone. So a head is read by patterns that do not go back, a body is stored or counted,
+# and what comes behind them waits.
+
+class Refused(Exception):
+    """What the server answers in place of the application. A client would wait for an answer otherwise."""
+
+    def __init__(self, code: int, body: str):
+        super().__init__(body)
+        self.code, self.reason, self.body = code, TITLES[code], body
+
+
+def too_large(size: int) -> Refused:
+    return Refused(413, f"{size} bytes are too many: expected at most {MAX_BODY}")
+
+
+class Body:
+    """A body that comes in. A client could fill memory and disk otherwise: what is large waits in a file, and of
+    what has more than MAX_BODY bytes nothing is stored, only counted."""
+
+    def __init__(self):
+        self.file, self.size = tempfile.SpooledTemporaryFile(MAX_IN_MEMORY), 0
+
+    def append(self, data: bytes) -> None:
+        self.size += len(data)
+        if self.size <= MAX_BODY:
+            self.file.write(data)
+        else:
+            self.close()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.file.close()
+
+    @property
+    def kept(self) -> int:
+        """Bytes that are stored."""
+        return 0 if self.file.closed else self.size
+
+
+_NEXT_CHUNK = re.compile(rb"\r\n([0-9A-Fa-f]{1,15})(?:;[\t -~\x80-\xff]*)?\r\n")
+_BEGUN = re.compile(rb"\r?|\r\n(?:[0-9A-Fa-f]{1,15}(?:;[^\n]*|\r)?)?")
+
+
+class Chunks:
+    """Takes a chunked body apart. A client could send a line or a trailer without end otherwise, which waitress
+    joins and searches again at each read."""
+
+    completed = is_trailer = False
+    left = 0        # bytes of a chunk that are still to come
+
+    def __init__(self, body: Body):
+        self.body = body
+        self.line = b"\r\n"        # what is here of a line; the first one as if it stood behind a chunk
+
+    def received(self, data: bytes) -> int:
+        """Take what comes next; the number of bytes that belong to this body."""
+        before, at, pieces = len(self.line), 0, []
+        data = self.line + data
+        while at < len(data) and not self.is_trailer and len(pieces) < CHUNKS_A_TURN:
+            if not self.left:
+                line = _NEXT_CHUNK.match(data, at) if data.find(b"\r\n", at + 2) >= 0 else None
+                if not line:
+                    break
+                at, self.left = line.end(), int(line[1], 16)
+                if not self.left:
+                    at, self.is_trailer = at - 2, True
+            pieces.append(data[at:at + self.left])
+            at, self.left = at + len(pieces[-1]), self.left - len(pieces[-1])
+        self.body.append(b"".join(pieces))
+        if len(pieces) == CHUNKS_A_TURN:
+            self.line = b""
+            return at - before
+        self.line = data[at:]
+        end = self.line.find(b"\r\n\r\n") if self.is_trailer else -1
+        if end >= 0:
+            self.completed = True
+            return at + end + 4 - before
+        if len(self.line) > MAX_LINE:
+            raise Refused(400, f"expected at most {MAX_LINE} bytes of a chunk's line or of the trailer")
+        if not (self.is_trailer or _BEGUN.fullmatch(self.line[:20]) and self.line.find(b"\n", 2) < 0):
+            raise Refused(400, "expected a chunk: its size in hexadecimal, CRLF, so many bytes, CRLF")
+        return len(data) - before
+
+
+_METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Z-]{1,1000}(?: |\Z)")
+_FIRST_LINE = re.compile(rb"(\S+) ([!-~\x80-\xff]+) HTTP/([0-9]\.[0-9])")
+_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t -~\x80-\xff]*)")
+_BARE = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
+
+
+class Request:
+    """Reads a request, with the names that waitress gives its parts. A client could stop the service otherwise:
+    with one line of 60 KB the patterns of waitress's own parser are busy for minutes. And what can be read in
+    two ways could hide a second request from a proxy: it is refused."""
+
+    completed = empty = headers_finished = expect_continue = False
+    command, path, query, request_uri, version = "", "/", "", "", "1.0"     # until they are known
+    url_scheme = "http"
+    content_length, error, body, chunks = 0, None, None, None
+
+    def __init__(self, adjustments=None):
+        self.head, self.headers = bytearray(), {}
+
+    def received(self, data: bytes) -> int:
+        """Take what comes next; the number of bytes that belong to this request."""
+        try:
+            taken = self.body_received(data) if self.headers_finished else self.head_received(data)
+            if self.completed and self.body:
+                self.content_length = self.body.size
+                if self.body.size > MAX_BODY:
+                    raise too_large(self.body.size)
+                if self.body.size > MAX_IN_MEMORY:
+                    self.headers.pop("PREFER", None)    # a wish; and there are few threads for large bodies
+                self.body.file.seek(0)
+            return taken
+        except OSError as e:
+            self.error = Refused(503, f"the body can't be stored: {e.strerror}")
+        except Refused as e:
+            self.error = e
+        self.completed = True
+        return len(data)
+
+    def body_received(self, data: bytes) -> int:
+        if not self.chunks:
+            data = data[:self.content_length - self.body.size]
+            self.body.append(data)
+            self.completed = self.body.size == self.content_length
+            return len(data)
+        taken = self.chunks.received(data)
+        self.completed = self.chunks.completed
+        if self.completed:
+            self.headers["CONTENT_LENGTH"] = str(self.body.size)
+        elif self.body.size > MAX_SWALLOWED:
+            raise too_large(self.body.size)
+        return taken
+
+    @property
+    def kind(self) -> tuple:
+        """What it has in common with others that cost about the same."""
+        if self.error:
+            return "", "", False
+        return self.command, self.path[:100], self.content_length > MAX_IN_MEMORY
+
+    def get_body_stream(self):
+        return self.body.file if self.body else io.BytesIO()
+
+    def close(self) -> None:
+        if self.body:
+            self.body.close()
+
+    def head_received(self, data: bytes) -> int:
+        given = len(data)
+        if not self.head:
+            data = data.lstrip(b"\r\n")     # blank lines before a request are none of it (RFC 9112, 2.2)
+            self.empty = self.completed = not data
+            if self.empty:
+                return given
+        before = len(self.head)
+        self.head += data
+        end = self.head.find(b"\r\n\r\n", max(before - 3, 0))
+        length = end if end >= 0 else len(self.head)
+        if self.head[0] == 0x16:
+            raise Refused(400, "this port speaks HTTP without TLS: expected http://, not https://")
+        if not _METHOD.match(self.head) or _BARE.search(self.head, max(before - 1, 0), length):
+            raise Refused(400, "expected METHOD ADDRESS HTTP/1.1, and each line ended by CRLF")
+        if length > MAX_HEAD:
+            raise Refused(431, f"expected at most {MAX_HEAD} bytes before the body")
+        if end < 0:
+            return given
+        self.headers_finished = True
+        self.parse_head(bytes(self.head[:end]))
+        self.completed = not self.body
+        return given - len(data) + end + 4 - before
+
+    def parse_head(self, head: bytes) -> None:
+        line, *fields = head.split(b"\r\n")
+        request = _FIRST_LINE.fullmatch(line)
+        if not request:
+            raise Refused(400, "expected METHOD ADDRESS HTTP/1.1 as the first line")
+        self.command, self.request_uri, version = (each.decode("latin-1") for each in request.groups())
+        if version not in ("1.0", "1.1"):
+            raise Refused(505, f"expected HTTP/1.1 or HTTP/1.0, not HTTP/{version}")
+        self.version = version
+        if len(line) > MAX_LINE:
+            raise Refused(414, f"expected at most {MAX_LINE} bytes in the first line")
+        if len(fields) > MAX_FIELDS:
+            raise Refused(431, f"{len(fields)} header fields are too many: expected at most {MAX_FIELDS}")
+        for each in fields:
+            field = _FIELD.fullmatch(each)
+            if not field:
+                raise Refused(400, f"expected NAME: VALUE in one line, not {each[:50].decode('latin-1')!r}")
+            name, value = (part.strip(b" \t").decode("latin-1") for part in field.groups())
+            if "_" not in name:         # or it would look like another one in the environment of WSGI
+                name = name.upper().replace("-", "_")
+                self.headers[name] = f"{self.headers[name]}, {value}" if name in self.headers else value
+        try:
+            parts = urlsplit(request[2] if request[2][:2] != b"//" else b"/" + request[2])     # // is no host
+        except ValueError:      # such as http://[, or what is not ASCII
+            raise Refused(400, "expected an address such as /tasks") from None
+        self.path, self.query = unquote_to_bytes(parts.path).decode("latin-1"), parts.query.decode("latin-1")
+        self.find_body()
+        host = self.headers.get("HOST", "")
+        if version == "1.1" and not re.fullmatch(r"[^\s,/?#@]+", host):      # RFC 9112, 3.2
+            raise Refused(400, "expected one header Host, with a name")
+        if parts.netloc:        # of an address that is given whole
+            self.headers["HOST"] = parts.netloc.decode("latin-1")
+        if self.request_uri == "*":
+            raise Refused(204 if self.command == "OPTIONS" else 400, "only OPTIONS may ask for *")
+
+    def find_body(self) -> None:
+        """Find out how the body comes (RFC 9112, 6)."""
+        coding, length = self.headers.pop("TRANSFER_ENCODING", None), self.headers.get("CONTENT_LENGTH", "0")
+        if coding is not None and coding.lower() != "chunked":
+            is_repeated = not coding.lower().replace("chunked", "").strip(", \t")
+            raise Refused(400 if is_repeated else 501, "expected Transfer-Encoding: chunked, once, or none")
+        if coding and self.version == "1.0":
+            raise Refused(400, "expected no Transfer-Encoding in HTTP/1.0")
+        if coding and "CONTENT_LENGTH" in self.headers:
+            raise Refused(400, "expected Content-Length or Transfer-Encoding, not both")
+        if not re.fullmatch("[0-9]{1,18}", length):
+            raise Refused(400, "expected one Content-Length, a whole number of bytes")
+        self.content_length = int(length)
+        expected = self.headers.get("EXPECT", "").lower()
+        self.expect_continue = self.version == "1.1" and expected == "100-continue"
+        if self.content_length > (MAX_BODY if self.expect_continue else MAX_SWALLOWED):
+            raise too_large(self.content_length)
+        if coding or self.content_length:
+            self.body = Body()
+            self.chunks = Chunks(self.body) if coding else None
+
+
+class Line:
+    """The requests that wait for a thread. Those that ask for the same thing wait in one line, the lines are
+    served in turn, and no line gets all threads: a client that asks for much, again and again, could keep all
+    others waiting otherwise. Waitress takes it for a deque, and holds a lock around it."""
+
+    def __init__(self, threads: int):
+        self.lines: collections.OrderedDict[tuple, collections.deque] = collections.OrderedDict()
+        self.running: collections.Counter[tuple] = collections.Counter()
+        self.some = max(1, threads // 4)
+        self.most = max(1, threads - self.some)
+
+    def _next(self) -> tuple | None:
+        for kind in self.lines:
+            is_large = kind[-1]     # which keeps the interpreter busy for long
+            if self.running[kind] < (self.some if is_large else self.most):
+                return kind
+
+    def __len__(self):
+        return self._next() is not None
+
+    def append(self, channel) -> None:
+        self.lines.setdefault(channel.requests[0].kind, collections.deque()).append(channel)
+
+    def popleft(self):
+        kind = self._next()
+        self.running[kind] += 1
+        channel = self.lines[kind].popleft()
+        if self.lines[kind]:
+            self.lines.move_to_end(kind)
+        else:
+            del self.lines[kind]
+        return channel
+
+    def served(self, kind: tuple) -> None:
+        self.running[kind] -= 1
+        if not self.running[kind]:
+            del self.running[kind]
+
+
 def listen(app: Callable, config: Config, setting: str = "PORT"):
     """A waitress server for an application, that listens on HOST and PORT; its run() serves. Its port: server.effective_port."""
+    import waitress.buffers
     import waitress.channel
-    import waitress.parser
     import waitress.server
     import waitress.task
 
+    refused = getattr(app, "refused", lambda *_: None)
+
     class ErrorTask(waitress.task.ErrorTask):
-        """What waitress refuses before the application sees it, in the form of the application's errors."""
+        """A refusal in the form of the application's errors, which a client could not read otherwise."""
 
         def execute(self):
             error = self.request.error
-            getattr(app, "refused", lambda *_: None)(self.request.command, str(error.code))
-            detail = f"expected a body of at most {MAX_BODY} bytes" if error.code == 413 else str(error.body)
+            refused(self.request.command, str(error.code))
             path = quote(self.request.path[:500], encoding="latin-1")
             instance = urlsplit(config.public_url or "").path.rstrip("/") + path
-            body = problem(error.code, detail, instance).encode()
+            body = problem(error.code, error.body, instance).encode()
+            headers = HEADERS | {"X-Request-Id": request_id(self.request.headers.get("X_REQUEST_ID", ""))}
+            headers |= {204: {"Allow": ", ".join(METHODS)}, 503: {"Retry-After": "1"}}.get(error.code, {})
+            if error.code != 204:
+                headers["Content-Type"], self.content_length = "application/problem+json", len(body)
             self.status = f"{error.code} {error.reason}"
-            self.response_headers.extend((("Content-Type", "application/problem+json"), *HEADERS.items(),
-                                          ("X-Request-Id", request_id(self.request.headers.get("X_REQUEST_ID", "")))))
+            self.response_headers.extend(headers.items())
             self.set_close_on_finish()
-            self.content_length = len(body)
-            self.write(b"" if self.request.command == "HEAD" else body)
+            self.write(b"" if self.request.command == "HEAD" or error.code == 204 else body)
 
-    class Parser(waitress.parser.HTTPRequestParser):
-        path, command = "/", ""     # until they are known
+    class Answer(waitress.buffers.OverflowableBuffer):
+        """An answer that waits, in a file when it is large. A client could fill the memory otherwise."""
 
-        def parse_header(self, header_plus):
-            try:
-                super().parse_header(header_plus)
-            except ValueError as e:     # of an address such as http://[
-                raise waitress.parser.ParsingError(str(e)) from None
-            if self.version != "1.0" and not re.fullmatch(r"[^\s,/?#@]+", self.headers.get("HOST", "")):      # RFC 9112, 3.2
-                raise waitress.parser.ParsingError("expected one header Host, with a name")
-            if self.chunked and "CONTENT_LENGTH" in self.headers:
-                raise waitress.parser.ParsingError("expected Content-Length or Transfer-Encoding, not both")
-            if self.proxy_netloc:       # of an address that is given whole
-                self.headers["HOST"] = self.proxy_netloc
+        kept = 0        # bytes that are stored; those that were read stay until it is closed
+
+        def __init__(self):
+            super().__init__(MAX_IN_MEMORY)
+
+        def append(self, data):
+            self.kept += len(data)
+            super().append(data)
 
     class Channel(waitress.channel.HTTPChannel):
-        error_task_class, parser_class = ErrorTask, Parser
+        """A connection. A client could hold what it likes for as long as it likes otherwise, with requests that
+        dribble in and answers that it does not read, and send hundreds of requests at once."""
+
+        error_task_class, parser_class = ErrorTask, Request
         begun = 0.0
 
-        def received(self, data):
-            """A request that dribbles in is no activity: it must be here as a whole within the time that a connection may be idle."""
-            if self.request is None:
-                self.begun = self.last_activity
-            done = super().received(data)
-            if self.request is not None:
-                self.last_activity = self.begun
-            return done
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.outbufs = [Answer()]
 
-        def send_continue(self):
-            if self.request.completed:      # refused, or without a body: the answer comes next
-                self.request.expect_continue = False
-            else:
-                super().send_continue()
+        @property
+        def kept(self) -> int:
+            """Bytes that are stored for this client."""
+            spools = [*self.outbufs, *(request.body for request in (*self.requests, self.request) if request)]
+            return sum(getattr(each, "kept", 0) for each in spools)
+
+        def recv(self, size):
+            """Only look: what comes behind a request stays with the system until that one is answered."""
+            if self.request is not None and self.request.content_length:
+                size = MAX_IN_MEMORY
+            with contextlib.suppress(OSError):
+                if data := self.socket.recv(size, socket.MSG_PEEK):
+                    return data
+            self.handle_close()
+            return b""
+
+        def received(self, data):
+            """One request at a time. While it dribbles in, that is no activity."""
+            with self.requests_lock:
+                if not data or self.will_close or self.close_when_flushed:
+                    return
+                if self.request is None:
+                    self.request, self.begun = self.parser_class(self.adj), self.last_activity
+                request = self.request
+                self.socket.recv(request.received(data))
+                if not request.completed:
+                    self.last_activity = self.begun
+                    if request.expect_continue and not self.sent_continue:
+                        self.send_continue()
+                    return
+                self.request, self.sent_continue = None, False
+                if request.body and request.body.kept > MAX_IN_MEMORY and self.server.queued > MAX_KEPT:
+                    request.error = Refused(503, "too many large bodies wait already: try again later")
+                if request.error:
+                    request.close()
+                if not request.empty:
+                    self.requests.append(request)
+                    self.server.add_task(self)
 
         def service(self):
-            """Whoever sends requests and does not read the answers gets no more of them; no thread waits for that."""
-            if self.total_outbufs_len <= self.adj.outbuf_high_watermark:
-                return super().service()
-            with self.requests_lock:
-                for request in self.requests:
-                    request.close()
-                self.requests, self.close_when_flushed = [], True
+            request, dispatcher = self.requests[0], self.server.task_dispatcher
+            kind = request.kind
+            try:
+                super().service()
+            finally:
+                if not dispatcher.apart(request):
+                    dispatcher.served(kind)
 
-        def _flush_outbufs_below_high_watermark(self):
-            """Where waitress would wait, for as long as the client likes."""
+        def write_soon(self, data):
+            self.last_activity = time.time()
+            return super().write_soon(data)
+
+        def _flush_some(self, do_close=True):
+            """A byte now and then is no activity; and what was read as a whole is no longer stored."""
+            begun = self.last_activity
+            sent = super()._flush_some(do_close)
+            if self.total_outbufs_len:
+                self.last_activity = begun
+            elif sent:
+                self.outbufs[-1].close()
+                self.outbufs, self.current_outbuf_count = [Answer()], 0
+            return sent
+
+        def handle_expt(self):
+            """Urgent data is data like other."""
 
         def handle_close(self):
             for _ in range(16):     # what came in and was not read would make the system drop the answer
@@ -3180,26 +3509,54 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
                 break
             super().handle_close()
 
+        def cut_off(self) -> None:
+            """End it, whatever waits. Only shut, for the thread's present round may know the socket's number."""
+            self.will_close = True
+            with contextlib.suppress(OSError):
+                if self.total_outbufs_len:      # or the system would go on offering them
+                    self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.socket.shutdown(socket.SHUT_RDWR)
+
     class Threads(waitress.task.ThreadedTaskDispatcher):
         def start_new_thread(self, target, thread_no):
             EssentialThread(f"http-{thread_no}", target, thread_no).start()
 
     class Dispatcher(Threads):
-        def __init__(self):
-            super().__init__()
-            self.livez = Threads()      # a thread of its own, which nothing makes wait
+        """The threads that answer. Clients that wait (`Prefer: wait`) have threads of their own. They could keep
+        the others from being answered otherwise, or compute in so many threads that the one that reads never
+        gets its turn."""
 
-        def add_task(self, task):
-            (self.livez if task.requests[0].path == "/livez" else super()).add_task(task)
+        def __init__(self, threads: int, waiters: int, closing: threading.Event):
+            super().__init__()
+            self.queue = Line(threads)
+            self.livez, self.patient, self.closing = Threads(), Threads(), closing
+            self.livez.set_thread_count(1)                  # which nothing makes wait
+            self.patient.set_thread_count(waiters + 1)      # one for those who would wait and find no place
+            self.set_thread_count(threads)
+
+        def add_task(self, channel):
+            (self.apart(channel.requests[0]) or super()).add_task(channel)
+
+        def apart(self, request) -> Threads | None:
+            """The threads of their own that requests of this kind have."""
+            return self.livez if request.path == "/livez" else self.patient if "PREFER" in request.headers else None
+
+        def served(self, kind):
+            with self.lock:
+                self.queue.served(kind)
 
         def shutdown(self, *args, **kwargs):
-            getattr(app, "closing", threading.Event()).set()
+            self.closing.set()
             self.livez.shutdown()
-            return super().shutdown(*args, **kwargs)
+            self.patient.set_thread_count(0)
+            return super().shutdown(*args, **kwargs) | self.patient.shutdown(*args, **kwargs)
 
     class Server(waitress.server.TcpWSGIServer):
+        """All connections. Clients that only connect, or are slow, could take all places otherwise."""
+
         channel_class = Channel
         thread, stopped = None, False
+        queued = 0      # bytes of bodies that are here as a whole, for which nobody can be let go
 
         def start(self):
             """Serve, in a thread of its own."""
@@ -3232,33 +3589,57 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
             """An error with a new connection concerns that connection; waitress would stop listening."""
             log.exception("could not accept a connection")
 
+        def handle_accept(self):
+            """Let in all who wait, not one a round as waitress does: a round of a thousand takes milliseconds."""
+            for _ in range(max(1, CONNECTIONS // 10)):
+                before = len(self.active_channels)
+                super().handle_accept()
+                if len(self.active_channels) == before:
+                    break
+            if len(self.active_channels) > CONNECTIONS - CONNECTIONS // 50:
+                self.maintenance(time.time())
+
         def maintenance(self, now):
-            """Close what is idle for too long, and, before there are too many connections, those that are idle for longest."""
-            spare = CONNECTIONS - len(self.active_channels)
-            idle = sorted((channel for channel in self.active_channels.values() if not channel.requests), key=lambda channel: channel.last_activity)
-            for channel in idle:
-                if channel.last_activity < now - self.adj.channel_timeout or spare < 0.1 * CONNECTIONS:
-                    channel.will_close, spare = True, spare + 1
-                    with contextlib.suppress(OSError):
-                        channel.socket.shutdown(socket.SHUT_RDWR)       # or it would stay as long as its client does not read
+            """Let those go that are idle or slow for too long, or longest where places or space run short."""
+            there = [channel for channel in self.active_channels.values() if not channel.will_close]
+            spare, kept = CONNECTIONS - len(there), sum(channel.kept for channel in there)
+            there.sort(key=lambda channel: channel.last_activity)
+            self.queued = sum(channel.kept for channel in there if channel.requests)
+            for channel in there:
+                is_late = channel.last_activity < now - self.adj.channel_timeout
+                is_in_the_way = spare < CONNECTIONS // 50 or kept > MAX_KEPT and channel.kept
+                if not channel.requests and (is_late or is_in_the_way):
+                    spare, kept = spare + 1, kept - channel.kept
+                    channel.cut_off()
 
     try:
         address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(*address[:2])
         # On Windows SO_REUSEADDR would let a second server take the same port.
         listener.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR), 1)
+        # Each connection inherits these: what the system stores for it, and that urgent data is data like other.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_IN_MEMORY)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MAX_IN_MEMORY)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         listener.bind(address[4])
     except OSError as e:
         if isinstance(e, socket.gaierror) or e.errno == errno.EADDRNOTAVAIL:
             raise BadSetting("HOST", config.host, f"{e.strerror}; expected an address of this machine, such as 127.0.0.1, 0.0.0.0 or ::1") from None
         raise BadSetting(setting, config.port, f"{e.strerror}; expected a free one, such as {setting}={config.port % 65535 + 1}") from None
-    dispatcher = Dispatcher()
-    dispatcher.set_thread_count(config.threads + config.waiters)
-    dispatcher.livez.set_thread_count(1)
+    try:
+        tempfile.TemporaryFile().close()
+    except OSError as e:
+        log.warning("requests and answers of more than %s KiB will fail, for no temporary file can be made (%s): "
+                    "expected a folder that can be written, /tmp or the one that TMPDIR names",
+                    MAX_IN_MEMORY // 1024, e.strerror)
+    sys.setswitchinterval(0.0005)       # or the one that reads waits 5 ms for each that computes, at each call
+    dispatcher = Dispatcher(config.threads, config.waiters, getattr(app, "closing", threading.Event()))
     adjustments = waitress.server.Adjustments(
-        ident=None, connection_limit=CONNECTIONS, asyncore_use_poll=True, channel_timeout=30, cleanup_interval=1, max_request_header_size=65536,
-        max_request_body_size=16 * MAX_BODY)        # more than is taken, since a client that is cut off while it sends does not see why
-    return Server(app, {}, _sock=listener, dispatcher=dispatcher, adj=adjustments, bind_socket=False, sockinfo=(*address[:3], listener.getsockname()))
+        ident=None, connection_limit=CONNECTIONS + CONNECTIONS // 5, asyncore_use_poll=True,
+        channel_timeout=CLIENT_SECONDS, recv_bytes=4096)
+    adjustments.cleanup_interval = 0.1      # seconds
+    return Server(app, {}, _sock=listener, dispatcher=dispatcher, adj=adjustments, bind_socket=False,
+                  sockinfo=(*address[:3], listener.getsockname()))
 
 
 def main() -> None:

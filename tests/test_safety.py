@@ -294,8 +294,8 @@ def test_what_the_server_itself_refuses_names_its_address_as_well(api):
         assert ask(api, f"POST {path} HTTP/1.1\r\nHost: x\r\n".encode() + LARGE + b"\r\n").json["instance"] == path
 
 
-@pytest.mark.parametrize("path", ["/tasks?" + "&".join(f"a{n}=1" for n in range(3000)), "/tasks/1?" + "&".join(f"a{n}=1" for n in range(3000)), "/tasks?" + "&".join(f"status={n}" for n in range(3000)), "/tasks?" + "x" * 60_000 + "=1", "/tasks?status=" + "x" * 60_000,
-                                  "/tasks/" + "x" * 60_000, "/" + "x" * 60_000], ids=lambda path: path[:12] + "…")
+@pytest.mark.parametrize("path", ["/tasks?" + "&".join(f"a{n}=1" for n in range(700)), "/tasks/1?" + "&".join(f"a{n}=1" for n in range(700)), "/tasks?" + "&".join(f"status={n}" for n in range(700)), "/tasks?" + "x" * 7_000 + "=1", "/tasks?status=" + "x" * 7_000,
+                                  "/tasks/" + "x" * 7_000, "/" + "x" * 7_000], ids=lambda path: path[:12] + "…")
 def test_an_error_is_not_much_larger_than_what_it_is_about(api, path):
     answer = send("GET", api + path)
     is_problem(answer, 404 if "?" not in path else 400)
@@ -347,7 +347,7 @@ READ = ["Host", "Origin", "Sec-Fetch-Site", "Authorization", "If-None-Match", "P
 def test_a_header_that_is_not_utf_8_does_no_harm(store, serve, caplog, name):
     store.create()
     open_, guarded = serve(store), serve(store, api_token="s3cret")
-    for value in (b"\xff", b"\xff\xfe\x80", b"Bearer \xff", b"wait=\xb2", b'"\xe9"', b"\xed\xa0\x80", b"a" * 60_000 + b"\xff"):
+    for value in (b"\xff", b"\xff\xfe\x80", b"Bearer \xff", b"wait=\xb2", b'"\xe9"', b"\xed\xa0\x80", b"a" * 20_000 + b"\xff"):
         header = name.encode() + b": " + value + b"\r\n"
         for api in (open_, guarded):
             for method, path, body in (("GET", "/tasks/1", b""), ("GET", "/tasks", b""), ("POST", "/tasks", b"{}"), ("POST", "/tasks/1/cancel", b""), ("GET", "/swagger", b""), ("GET", "/metrics", b""), ("GET", "/nothing", b"")):
@@ -361,7 +361,7 @@ def test_a_header_that_is_not_utf_8_does_no_harm(store, serve, caplog, name):
 
 
 @pytest.mark.parametrize("line", [b"GET /tasks/\xff", b"GET /tasks?status=\xff", b"GET /tasks/1%FF", b"GET /tasks?%FF=%FF", b"POST /tasks/%ED%A0%80/cancel", b"GET /swagger/%FF", b"GET /%FF", b"GET /tasks?status=New&status=%80", b"GET /tasks/1%00",
-                                  b"GET /swagger/a%00b", b"GET /swagger/..%00", b"GET \xff", b"\xff /tasks", b"GET http://[/tasks", b"GET *", b"OPTIONS *"], ids=ascii)
+                                  b"GET /swagger/a%00b", b"GET /swagger/..%00", b"GET \xff", b"\xff /tasks", b"GET http://[/tasks", b"GET *"], ids=ascii)
 def test_an_address_that_is_not_utf_8_does_no_harm(store, api, caplog, line):
     answer = ask(api, line + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     is_problem(answer, answer.status)
