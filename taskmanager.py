@@ -334,6 +334,13 @@ def _several(one: Callable[[str], str], expected: str) -> tuple[Callable[[str], 
     return lambda text: ",".join(one(each.strip().lower()) for each in text.split(",")), expected
 
 
+def _short(name: str) -> str:
+    """A name to which a suffix can be added, and AMQP still takes it: its limit is 255 bytes."""
+    if len(name.encode()) > 200:
+        raise ValueError
+    return name
+
+
 def _setting(default, parse: tuple[Callable[[str], Any], str | None], meaning: str):
     """`parse`: what makes the value of the text, and what it expects (by default: the meaning)."""
     return dataclasses.field(default=default, metadata={"parse": parse[0], "expected": parse[1] or meaning.replace("`", ""), "meaning": meaning})
@@ -374,7 +381,8 @@ class Config:
     poll_seconds: float = _setting(1.0, _number(0.01, 3600), "how often a worker looks at the table when nothing wakes it")
     grace_seconds: float = _setting(10.0, _number(0, 86400), "what running handlers are given to finish at a stop")
     retention_days: float | None = _setting(None, _number(0, 36500), "finished tasks older than this are deleted; not set: kept for ever")
-    task_queue: str = _setting("task_queue", _match(r"(?!amq\.)\S{1,200}", "up to 200 characters without spaces, not beginning with amq."),
+    task_queue: str = _setting("task_queue", _match(r"(?!amq\.)\S+", "up to 200 bytes without spaces, "
+                                                    "not beginning with amq.", _short),
                                "RabbitMQ queue that tasks are taken from")
     log_level: str = _setting("INFO", _match(r"(?i)debug|info|warning|error|critical", convert=str.upper), "`DEBUG`, `INFO`, `WARNING`, `ERROR` or `CRITICAL`")
     log_file: str | None = _setting(None, _match(r".+", convert=os.path.expandvars),
@@ -451,25 +459,33 @@ def backoff(tries: int, first: float, most: float) -> float:
 def describe(error: BaseException) -> str:
     """An exception in one line, without passwords."""
     try:
-        text = " ".join(clip(str(error)).split())
+        text = " ".join(clip(str(error) or ", ".join(map(repr, error.args))).split())
     except Exception:
         text = "it can't be shown"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 class Outage:
-    """Says once that something is lost, or not there yet, and once that it is back."""
+    """Says once that something is lost, or not there yet, once each new cause, and once that it is back."""
 
     def __init__(self, what: str):
         self.what, self.since, self.met = what, None, False
+        self.causes: set[str] = set()       # that were told since then
 
     def lost(self, error: BaseException) -> None:
-        if self.since is None:
-            self.since = time.monotonic()
-            log.warning("%s %s error=%r: trying again until it answers", "lost" if self.met else "waiting for", self.what, describe(error))
+        cause = describe(error)
+        if self.since is not None and (cause in self.causes or len(self.causes) >= MAX_ERRORS):
+            return
+        how = "lost" if self.met else "waiting for"
+        if self.since is not None:
+            how = f"still {'without' if self.met else how}"
+        self.since = self.since or time.monotonic()
+        self.causes.add(cause)
+        log.warning("%s %s error=%r: trying again until it answers", how, self.what, cause)
 
     def back(self) -> None:
         since, self.since = self.since, None
+        self.causes.clear()
         if since is not None:
             log.warning("%s %s after=%.1fs", "back" if self.met else "reached", self.what, time.monotonic() - since)
         self.met = True
@@ -2389,7 +2405,7 @@ class Worker:
 # to a fanout exchange; losing one costs POLL_SECONDS at most, so nobody ever waits for it.
 
 def amqp_parameters(url: str, name: str):
-    """pika's parameters for `url`, with a name for the connection that the broker shows."""
+    """pika's parameters for `url`, with a name for the connection that the broker shows. Raise BadSetting."""
     try:
         import pika
     except ImportError as e:
@@ -2401,9 +2417,31 @@ def amqp_parameters(url: str, name: str):
         raise BadSetting("RABBITMQ_URL", url,
                          f"expected amqp://USER:PASSWORD@HOST:PORT/VHOST, {ENCODED}, "
                          "the port a number, and behind a ? only parameters that pika knows")
+    parts, limits = urlsplit(url), {"frame_max": (8192, 131072), "channel_max": (16, 65535), "heartbeat": (0, 65535)}
+    wrong = None
+    if not re.fullmatch(r"[\w.:-]+", parts.hostname or "localhost"):
+        wrong = f"the host {parts.hostname!r}: expected one name or address"
+    elif parts.port == 0:
+        wrong = "the port 0: expected one from 1 to 65535"
+    elif parts.username is not None and parts.password is None:
+        wrong = "a user without a password: expected USER:PASSWORD@HOST"
+    elif parts.path.count("/") > 1:
+        wrong = "expected one / after the host; in a vhost it is %2F"
+    elif len(parameters.virtual_host.encode()) > 255:
+        wrong = "the vhost: expected up to 255 bytes"
+    for setting, (low, high) in limits.items():
+        value = getattr(parameters, setting)
+        if value is not None and not low <= value <= high:
+            wrong = f"{setting}={value}: expected {low} to {high}"
+    if wrong:
+        raise BadSetting("RABBITMQ_URL", url, wrong)
     parameters.client_properties = {"connection_name": name}
-    parameters.blocked_connection_timeout = parameters.blocked_connection_timeout or 30
     return parameters
+
+
+def amqp_address(parameters) -> str:
+    """Where a connection leads, for the log."""
+    return f"RabbitMQ {parameters.host}:{parameters.port}"
 
 
 def bell_exchange(config: Config) -> str:
@@ -2438,24 +2476,27 @@ class Bell:
 
     def _loop(self) -> None:
         import pika
-        outage, tries = Outage("RabbitMQ"), 0
+        outage, tries = Outage(amqp_address(self.parameters)), 0
         while not self._stopped.is_set():
             try:
                 with pika.BlockingConnection(self.parameters) as connection:
                     channel = connection.channel()
                     channel.exchange_declare(bell_exchange(self.config), "fanout", durable=True)
+                    channel.confirm_delivery()      # or else nobody would tell that the exchange is gone
                     outage.back()
-                    self.connected, tries = True, 0
+                    self.connected = True
                     while not self._stopped.is_set():
                         if self._rung.wait(1):
                             self._rung.clear()
                             channel.basic_publish(bell_exchange(self.config), "", b"")
                         connection.process_data_events(0.01)    # heartbeats; also lets rings come together
+                        tries = 0
             except Exception as e:
                 self.connected = False
                 outage.lost(e)
                 tries += 1
                 self._stopped.wait(backoff(tries, 0.5, 10))
+                self._rung.set()        # for the last one may be lost
 
 
 # ----------------------------------------------------------------------------
@@ -3066,6 +3107,8 @@ def begin(description: str) -> Config:
     parser.add_argument("--version", action="version", version=__version__)
     parser.parse_args()
     config = Config.from_env()
+    if config.rabbitmq_url:
+        amqp_parameters(config.rabbitmq_url, "")        # now, and not after a long wait for the database
     handlers: list[logging.Handler] = []
     with contextlib.suppress(OSError):      # there may be no stderr
         # A descriptor of our own, which no handler's module closes, wraps or replaces.
