@@ -11,83 +11,275 @@ import signal
 if __name__ == "__main__":      # the exception that Python would raise may be lost in an import below
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+import collections
 import contextlib
 import dataclasses
 import itertools
+import struct
 import threading
+import time
+import uuid
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pika
 import pika.exceptions
+import pika.frame
+import pika.spec
 
 import taskmanager
 from taskmanager import (
-    Bell, Config, EssentialThread, Invalid, NewTask, Outage, Store, TooLarge, Unavailable, Worker)
+    Bell, Config, EssentialThread, Invalid, NewTask, Outage, Store, TaskError, Unavailable, Worker)
 
-PREFETCH = 200              # messages that may wait here for the commit of those before them
+PREFETCH = 200              # messages of one subscription that may be here at the same time
+SUBSCRIPTIONS = 50          # at most, of one intake
+MAX_HELD = 32 * 1024**2     # bytes of messages that wait here for the database, and for the rejected queue
+MAX_BATCH = 8 * 1024**2     # bytes of messages that are inserted at once
 SUBSCRIBE_SECONDS = 10      # what the broker may take to let us begin
+LISTEN_SECONDS = 5          # after which the notification exchange is made again if somebody deleted it
 
 log = taskmanager.get_log("taskmanager.worker")
 
 
 class Message(NamedTuple):
     tag: int
-    properties: pika.BasicProperties
+    properties: pika.BasicProperties | None     # None: they can't be decoded
     body: bytes
+
+
+class Connection(pika.SelectConnection):
+    """pika's connection, but it passes over the headers of messages, which nothing here needs.
+
+    pika ends the connection when it can't decode a header (a date before 1970, 3,000 nested tables). It would
+    do so at each delivery, while the broker counts up the deliveries of all other messages.
+    """
+
+    def _read_frame(self):
+        buffer, start = self._frame_buffer, pika.spec.FRAME_HEADER_SIZE
+        if buffer[:1] != bytes([pika.spec.FRAME_HEADER]) or len(buffer) < start:
+            return super()._read_frame()
+        _, channel, size = struct.unpack_from(">BHL", buffer)
+        end = start + size
+        if len(buffer) <= end:
+            return 0, None      # the rest is still to come
+        _, _, body_size = struct.unpack_from(">HHQ", buffer, start)
+        properties = decode_properties(buffer[start + 12:end])
+        return end + pika.spec.FRAME_END_SIZE, pika.frame.Header(channel, body_size, properties)
+
+
+def decode_properties(encoded: bytes) -> pika.BasicProperties | None:
+    """The properties of a message without its headers; None when they can't be decoded."""
+    known = pika.BasicProperties
+    try:
+        flags, = struct.unpack_from(">H", encoded)
+        at = 2
+        for flag in (known.FLAG_CONTENT_TYPE, known.FLAG_CONTENT_ENCODING):     # stand before the headers
+            if flags & flag:
+                at += 1 + encoded[at]
+        if flags & known.FLAG_HEADERS:
+            size, = struct.unpack_from(">L", encoded, at)
+            encoded = struct.pack(">H", flags & ~known.FLAG_HEADERS) + encoded[2:at] + encoded[at + 4 + size:]
+        return known().decode(encoded)
+    except (struct.error, IndexError):
+        return None
+
+
+def attach(connection: pika.BlockingConnection, queue: str, declaration: dict):
+    """Open a channel on a connection where `queue` exists: as it is found, or else as `declaration` says."""
+    channel = connection.channel()
+    try:
+        channel.queue_declare(queue, passive=True)
+    except pika.exceptions.ChannelClosedByBroker as e:
+        if e.reply_code != 404:
+            raise
+        channel = connection.channel()
+        channel.queue_declare(queue, **declaration)
+    return channel
+
+
+class Rejecter:
+    """Puts messages into TASK_QUEUE + ".rejected", with the reason in the header `reason`.
+
+    It has one connection and a thread of its own. What the broker does not take now, because of an alarm or a
+    full queue, waits here, and holds up neither the tasks nor the others that wait.
+    """
+
+    def __init__(self, config: Config, metrics: taskmanager.Metrics):
+        self.queue, self.metrics = f"{config.task_queue}.rejected", metrics
+        self.parameters = taskmanager.amqp_parameters(config.rabbitmq_url, "taskmanager rejecter")
+        self._waiting: collections.deque[tuple[Message, str, Callable[[], None]]] = collections.deque()
+        self._news, self._stopped = threading.Event(), threading.Event()
+        self._thread = EssentialThread("rejecter", self._loop)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finish what is just being put; wait up to 2 seconds for it."""
+        self._stopped.set()
+        self._news.set()
+        if self._thread.ident is not None:
+            self._thread.join(2)
+
+    def put(self, message: Message, reason: str, done: Callable[[], None]) -> None:
+        """Never blocks. `done` is called, in another thread, when the broker has confirmed the message."""
+        self._waiting.append((message, reason, done))
+        self._news.set()
+
+    def clear(self) -> None:
+        """Forget what waits: the connection that it came over was lost, so it comes again."""
+        self._waiting.clear()
+
+    def _loop(self) -> None:
+        outage, tries = Outage(f"{self.queue} at {taskmanager.amqp_address(self.parameters)}"), 0
+        while not self._stopped.is_set():
+            if not self._news.wait(1):
+                continue
+            try:
+                with pika.BlockingConnection(self.parameters) as connection:
+                    channel = attach(connection, self.queue, {"durable": True})
+                    channel.confirm_delivery()
+                    while not self._stopped.is_set():
+                        if self._waiting:
+                            self._publish_first(channel)
+                        else:
+                            self._news.wait(1)
+                            self._news.clear()
+                            connection.process_data_events(0)       # heartbeats
+                        outage.back()
+                        tries = 0
+            except Exception as e:
+                outage.lost(e)
+                tries += 1
+                self._waiting.rotate(-1)        # the others first: it may be the fault of this one
+                self._stopped.wait(taskmanager.backoff(tries, 0.5, 10))
+                self._news.set()
+
+    def _publish_first(self, channel) -> None:
+        # Under an alarm the broker leaves a message unread, and takes it when the alarm is over, even if it
+        # was sent again by then. So an empty one, which reaches no queue, is sent before and waits instead.
+        channel.basic_publish("", f"{self.queue}.nowhere", b"")
+        try:
+            waiting = self._waiting[0]
+        except IndexError:
+            return      # forgotten meanwhile
+        message, reason, done = waiting
+        given = message.properties or pika.BasicProperties()
+        # Fresh properties: an expiration or a user id of the sender's would lose it or refuse it.
+        properties = pika.BasicProperties(
+            headers={"reason": reason}, delivery_mode=pika.DeliveryMode.Persistent,
+            message_id=given.message_id, content_type=given.content_type,
+            content_encoding=given.content_encoding)
+        channel.basic_publish("", self.queue, message.body, properties, mandatory=True)
+        with contextlib.suppress(ValueError):
+            self._waiting.remove(waiting)
+        self.metrics.rejected()
+        log.warning("rejected message_id=%r bytes=%s reason=%r", given.message_id, len(message.body), reason)
+        done()
+
+
+class Held:
+    """Messages that wait here, not acknowledged, with up to MAX_HELD bytes together.
+
+    Of a message for which there is no room only the tag is kept. When all others are gone, it is given back
+    to the queue, which delivers it again: one at a time, so that there is room for it then.
+    """
+
+    def __init__(self):
+        self.number, self._bytes = 0, 0
+        self._no_room: collections.deque[int] = collections.deque()
+        self._expected_until = 0.0      # the one that was given back; it may go to another worker
+
+    def __len__(self) -> int:
+        """How many are not acknowledged."""
+        return self.number + len(self._no_room)
+
+    def add(self, message: Message) -> bool:
+        """Whether there is room for it; a single message always has room."""
+        self._expected_until = 0.0
+        if self.number and self._bytes + len(message.body) > MAX_HELD:
+            self._no_room.append(message.tag)
+            return False
+        self.number += 1
+        self._bytes += len(message.body)
+        return True
+
+    def remove(self, message: Message) -> None:
+        self.number -= 1
+        self._bytes -= len(message.body)
+
+    def give_back(self, channel) -> None:
+        """Give the next one back to the queue, if it is time to."""
+        if self._no_room and not self.number and time.monotonic() >= self._expected_until:
+            channel.basic_nack(self._no_room.popleft(), requeue=True)
+            self._expected_until = time.monotonic() + 1
 
 
 class Intake:
     """Takes what has arrived as a batch, inserts it in one transaction, and only then acknowledges it.
 
-    What is no task goes to the queue of rejected messages (TASK_QUEUE + ".rejected") with the reason in its header
-    `reason`. Also hears the doorbell. On this connection nothing is published: under a memory or disk alarm the broker
-    no longer reads from a connection that publishes, and would not see its acknowledgements either.
+    What is no task goes to the `Rejecter`, at once and alone. Also hears the notifications. Nothing is
+    published on this connection: under a memory or disk alarm the broker no longer reads from a connection
+    that publishes, and would not see its acknowledgements either.
     """
 
     def __init__(self, store: Store, config: Config, wake):
         self.store, self.config, self.wake = store, config, wake
         self.parameters = taskmanager.amqp_parameters(config.rabbitmq_url, "taskmanager intake")
-        self.rejected = f"{config.task_queue}.rejected"
-        self._arrived: list[Message] = []
+        self.rejecter = Rejecter(config, store.metrics)
+        self.exchange = taskmanager.bell_exchange(config)
+        self._deaf = Outage(f"exchange {self.exchange}")
         self._transient_refused = False
+        self._failures = 0              # since something was inserted
+        self._connection: pika.BlockingConnection | None = None
+        self._forget()
         self._stopped = threading.Event()
         self._thread = EssentialThread("intake", self._loop)
 
     def start(self) -> None:
         self._thread.start()
+        self.rejecter.start()
 
     def begin_stop(self) -> None:
         """Take no more; what was not acknowledged goes back to the queue."""
         self._stopped.set()
+        if connection := self._connection:
+            with contextlib.suppress(pika.exceptions.ConnectionWrongStateError):    # it was just closed
+                connection.add_callback_threadsafe(lambda: None)                    # wakes its thread
 
     def stop(self) -> None:
         """begin_stop(), and wait until the batch at hand is finished."""
         self.begin_stop()
         if self._thread.ident is not None:
             self._thread.join(5)
+        self.rejecter.stop()
+
+    def _forget(self) -> None:
+        """All that is held was lost with its connection, and comes again."""
+        self.rejecter.clear()
+        self._tasks: collections.deque[tuple[Message, NewTask]] = collections.deque()
+        self._held, self._rejects = Held(), Held()      # what waits for the database, and for the rejecter
+        self._done: list[int] = []      # tags to acknowledge
+        self._tries, self._retry_at = 0, 0.0        # of the database
+        self._number = PREFETCH         # messages that are inserted at once
 
     def _loop(self) -> None:
-        outage, tries = Outage("RabbitMQ"), 0
+        outage = Outage(taskmanager.amqp_address(self.parameters))
         while not self._stopped.is_set():
             try:
-                with pika.BlockingConnection(self.parameters) as connection:
+                self.store.ping()       # while the database is away, messages stay in their queue
+                with pika.BlockingConnection(self.parameters, _impl_class=Connection) as connection:
                     with self._no_longer_than(SUBSCRIBE_SECONDS, connection):
-                        channel, subscription = self._subscribe(connection)
+                        channels = self._subscribe(connection)
                     outage.back()
-                    while not self._stopped.is_set():
-                        connection.process_data_events(time_limit=1)
-                        if self._arrived:
-                            batch, self._arrived = self._arrived, []
-                            self._take(batch, channel)
-                            tries = 0
-                        if subscription not in channel.consumer_tags:
-                            raise ConnectionError("the broker ended the subscription")
+                    self._connection = connection
+                    self._receive(connection, *channels)
             except Exception as e:
+                self._forget()
                 if not isinstance(e, Unavailable):      # the store has told of that one
                     outage.lost(e)
-                self._arrived = []
-                tries += 1
-                self._stopped.wait(taskmanager.backoff(tries, 0.5, 10))
+                self._failures += 1
+                self._stopped.wait(taskmanager.backoff(self._failures, 0.5, 10))
 
     @staticmethod
     @contextlib.contextmanager
@@ -103,90 +295,160 @@ class Intake:
             timer.cancel()
 
     def _subscribe(self, connection: pika.BlockingConnection):
+        """The channel of the tasks, and the one of the notifications."""
         transient = {"durable": False}                                              # as the documented producer declares it
         quorum = {"durable": True, "arguments": {"x-queue-type": "quorum"}}         # where the broker refuses transient queues
-        channel = self._attach(connection, self.config.task_queue, quorum if self._transient_refused else transient)
-        self._attach(connection, self.rejected, {"durable": True})
-
-        bell = taskmanager.bell_exchange(self.config)
-        channel.exchange_declare(bell, "fanout", durable=True)
-        ears = channel.queue_declare("", exclusive=True, arguments={"x-max-length": 1}).method.queue
-        channel.queue_bind(ears, bell)
-        channel.basic_qos(prefetch_count=PREFETCH)
-        channel.basic_consume(ears, lambda *_: self.wake(), auto_ack=True)
-        subscription = channel.basic_consume(self.config.task_queue, lambda _, method, properties, body:
-                                             self._arrived.append(Message(method.delivery_tag, properties, body)))
-        log.info("started intake queue=%s rejected=%s", self.config.task_queue, self.rejected)
-        return channel, subscription
-
-    def _attach(self, connection: pika.BlockingConnection, queue: str, declaration: dict):
-        """A channel on a connection where `queue` exists: as it is found, or else as `declaration` says."""
-        channel = connection.channel()
+        queue = self.config.task_queue
         try:
-            channel.queue_declare(queue, passive=True)
+            channel = attach(connection, queue, quorum if self._transient_refused else transient)
+        except pika.exceptions.ConnectionClosedByBroker as e:
+            self._transient_refused = self._transient_refused or e.reply_code == 541
+            raise
+        self._refuse_stream(connection)
+        attach(connection, self.rejecter.queue, {"durable": True}).close()
+        self._notifications = f"{self.exchange}.{uuid.uuid4().hex}"     # our queue, of this connection only
+        notifications = self._listen(connection, None)
+        channel.basic_qos(prefetch_count=PREFETCH)
+        channel.basic_consume(queue, self._arrived)
+        log.info("started intake queue=%s rejected=%s", queue, self.rejecter.queue)
+        return channel, notifications
+
+    def _refuse_stream(self, connection: pika.BlockingConnection) -> None:
+        """Raise ConnectionError for a stream: it delivers only what is published from now on."""
+        channel, queue = connection.channel(), self.config.task_queue
+        channel.basic_qos(prefetch_count=1)
+        try:
+            channel.basic_consume(queue, lambda *_: None, arguments={"x-stream-offset": "next"})
         except pika.exceptions.ChannelClosedByBroker as e:
-            if e.reply_code != 404:
-                raise
-            channel = connection.channel()
-            try:
-                channel.queue_declare(queue, **declaration)
-            except pika.exceptions.ConnectionClosedByBroker as e:
-                self._transient_refused = self._transient_refused or e.reply_code == 541
-                raise
+            if e.reply_code == 406:     # queues of the other types refuse the argument
+                return
+            raise
+        raise ConnectionError(f"{queue} is a stream, which can't be used: expected a classic or quorum queue")
+
+    def _listen(self, connection: pika.BlockingConnection, channel):
+        """Bind our queue to the notification exchange, and make what is missing. Return the channel.
+
+        After a fault, return None: the worker looks at the table every POLL_SECONDS all the same.
+        """
+        try:
+            channel = channel or connection.channel()
+            channel.exchange_declare(self.exchange, "fanout", durable=True)
+            channel.queue_declare(self._notifications, exclusive=True, arguments={"x-max-length": 1})
+            channel.queue_bind(self._notifications, self.exchange)
+            if not channel.consumer_tags:
+                channel.basic_consume(self._notifications, lambda *_: self.wake(), auto_ack=True)
+        except (pika.exceptions.ChannelClosedByBroker, pika.exceptions.ChannelWrongStateError) as e:
+            self._deaf.lost(e)
+            return None
+        self._deaf.back()
         return channel
 
-    def _take(self, batch: list[Message], channel) -> None:
-        valid, rejects = [], []
-        for message in batch:
-            try:
-                valid.append((message, taskmanager.parse_task(message.body, message.properties.message_id)))
-            except (Invalid, TooLarge) as e:
-                rejects.append((message, self._reason(e)))
-        if valid:
-            rejects += self._insert(valid, channel.connection)
-        if not rejects:
-            channel.basic_ack(batch[-1].tag, multiple=True)
-            return
-        refused = {message.tag for message, _ in rejects}
-        for message in batch:
-            if message.tag not in refused:
-                channel.basic_ack(message.tag)
-        self._reject(rejects)
-        for tag in refused:
-            channel.basic_ack(tag)
-
-    def _insert(self, valid: list[tuple[Message, NewTask]], connection: pika.BlockingConnection) -> list[tuple[Message, str]]:
-        """Insert them, however long the database is away; those that it refuses, with the reason."""
-        for tries in itertools.count(1):
-            try:
-                self.store.create([task for _, task in valid], via="rabbitmq")
-                return []
-            except Invalid as e:        # it found fault with one of them
-                if len(valid) == 1:
-                    return [(valid[0][0], self._reason(e))]
-                return [refused for one in valid for refused in self._insert([one], connection)]
-            except Unavailable:         # they are held, not returned: a quorum queue counts how often it delivers
-                if self._stopped.is_set():
-                    raise
-                connection.sleep(taskmanager.backoff(tries, 0.2, 5))
+    def _receive(self, connection: pika.BlockingConnection, channel, notifications) -> None:
+        subscriptions, listen_at = 1, time.monotonic() + LISTEN_SECONDS
+        while not self._stopped.is_set():
+            wait = self._retry_at - time.monotonic() if self._tasks else 1.0
+            connection.process_data_events(min(1.0, max(0.0, wait)))
+            self._check_open(channel)
+            self._insert(connection, channel)
+            self._settle(channel)
+            if len(channel.consumer_tags) < subscriptions:
+                raise ConnectionError("the broker ended the subscription")
+            # What can't be rejected now must not take the place of what can be inserted.
+            if len(self._rejects) > PREFETCH * (subscriptions - 0.5) and subscriptions < SUBSCRIPTIONS:
+                channel.basic_consume(self.config.task_queue, self._arrived)
+                subscriptions += 1
+            if time.monotonic() >= listen_at:       # for nobody tells us when the exchange is deleted
+                with self._no_longer_than(SUBSCRIBE_SECONDS, connection):
+                    notifications = self._listen(connection, notifications)
+                listen_at = time.monotonic() + LISTEN_SECONDS
+        self.rejecter.stop()
+        connection.process_data_events(0)       # what it has just put is acknowledged
+        self._settle(channel)
 
     @staticmethod
-    def _reason(error: taskmanager.TaskError) -> str:
-        return str(error).replace("Idempotency-Key:", "message_id:")
+    def _check_open(channel) -> None:
+        """Raise the broker's reason when it has closed the channel: what is held comes again."""
+        if not channel.is_open:
+            raise channel._closing_reason or ConnectionError("the channel was closed")
 
-    def _reject(self, rejects: list[tuple[Message, str]]) -> None:
-        with pika.BlockingConnection(self.parameters) as connection:
-            channel = connection.channel()
-            channel.confirm_delivery()
-            for message, reason in rejects:
-                given = message.properties
-                # Fresh properties: an expiration, a user id or a CC header of the sender's would lose it, refuse it or copy it.
-                properties = pika.BasicProperties(
-                    headers={"reason": reason[:taskmanager.MAX_ERROR]}, delivery_mode=pika.DeliveryMode.Persistent,
-                    message_id=given.message_id, content_type=given.content_type, content_encoding=given.content_encoding)
-                channel.basic_publish("", self.rejected, message.body, properties, mandatory=True)
-                self.store.metrics.rejected()
-                log.warning("rejected message_id=%r bytes=%s reason=%r", given.message_id, len(message.body), reason[:taskmanager.MAX_ERROR])
+    def _arrived(self, channel, method, properties, body: bytes) -> None:
+        message = Message(method.delivery_tag, properties, body)
+        try:
+            task = self._parse(message)
+        except Exception as e:
+            self._reject(message, e, channel)
+            return
+        if self._held.add(message):
+            self._tasks.append((message, task))
+
+    @staticmethod
+    def _parse(message: Message) -> NewTask:
+        if message.properties is None:
+            raise Invalid(("", "its properties can't be decoded"))
+        if isinstance(message.properties.message_id, bytes):
+            raise Invalid(("message_id", "expected UTF-8"))
+        return taskmanager.parse_task(message.body, message.properties.message_id)
+
+    def _insert(self, connection: pika.BlockingConnection, channel) -> None:
+        """Insert what has arrived. A batch that fails is halved, so that a message is rejected alone."""
+        while self._tasks and time.monotonic() >= self._retry_at and not self._stopped.is_set():
+            connection.process_data_events(0)
+            self._check_open(channel)       # or else each of them would become two tasks
+            sizes = itertools.accumulate(len(message.body) for message, _ in self._tasks)
+            first = itertools.islice(self._tasks, self._number)
+            batch = [each for each, size in zip(first, sizes) if size <= MAX_BATCH]
+            try:
+                self.store.create([task for _, task in batch], via="rabbitmq")
+            except Unavailable:     # they are held, not returned: a quorum queue counts how often it delivers
+                self._tries += 1
+                self._retry_at = time.monotonic() + taskmanager.backoff(self._tries, 0.2, 5)
+                self._number = max(1, len(batch) // 2)
+                if len(batch) == 1:
+                    self._tasks.rotate(-1)      # the others first: it may be the fault of this one
+                return
+            except Exception as e:
+                if len(batch) > 1:
+                    self._number = len(batch) // 2
+                    continue
+                self._reject(batch[0][0], e, channel)
+            else:
+                self._tries = self._failures = 0
+                self._done += [message.tag for message, _ in batch]
+            for message, _ in batch:
+                self._tasks.popleft()
+                self._held.remove(message)
+            self._settle(channel)
+            self._number = min(2 * self._number, PREFETCH)
+
+    def _reject(self, message: Message, error: Exception, channel) -> None:
+        if isinstance(error, TaskError):
+            reason = str(error).replace("Idempotency-Key:", "message_id:")
+        else:
+            reason = taskmanager.describe(error)
+            log.error("unexpected error=%r with a message", reason, exc_info=error)
+        # As many bytes, so that they always fit into the frame with the properties.
+        reason = reason.encode("utf-8", "replace")[:taskmanager.MAX_ERROR].decode("utf-8", "ignore")
+
+        def done():
+            with contextlib.suppress(pika.exceptions.ConnectionWrongStateError):    # lost: it comes again
+                channel.connection.add_callback_threadsafe(rejected)
+
+        def rejected():
+            self._rejects.remove(message)
+            self._done.append(message.tag)
+        if self._rejects.add(message):
+            self.rejecter.put(message, reason, done)
+
+    def _settle(self, channel) -> None:
+        """Acknowledge what is done. Before that, give back what there is room for: it then comes first."""
+        self._held.give_back(channel)
+        self._rejects.give_back(channel)
+        done, self._done = self._done, []
+        if done and not self._held and not self._rejects:       # nothing that came before them is still here
+            channel.basic_ack(max(done), multiple=True)
+        else:
+            for tag in done:
+                channel.basic_ack(tag)
 
 
 def main() -> None:

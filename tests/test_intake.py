@@ -240,17 +240,6 @@ def test_intake_comes_back_when_its_queue_is_deleted(intake, store, channel, cap
     assert caplog.text.count("lost RabbitMQ") == caplog.text.count("back RabbitMQ") == 1
 
 
-def test_a_fault_at_the_rejected_queue_does_not_keep_the_tasks_out(intake, store, channel, monkeypatch):
-    monkeypatch.setattr(Intake, "_reject", lambda self, rejects: (_ for _ in ()).throw(ConnectionError("blocked")))
-    channel.queue_declare("task_queue")
-    for n in range(5):
-        publish(channel, b"nonsense" if n == 2 else b'{"payload": %d}' % n)
-    intake()
-    eventually(lambda: [row.payload for row in store.list()] == ["0", "1", "3", "4"])
-    time.sleep(2)
-    assert len(store.list()) == 4       # those were acknowledged, and do not come again with the rejected one
-
-
 def test_two_intakes_share_a_queue(intake, store, channel):
     intake(), intake()
     eventually(lambda: exists(channel, "task_queue"))
