@@ -503,6 +503,7 @@ class NewTask(NamedTuple):
     timeout: float | None = None
     idempotency_key: str | None = None
     fingerprint: str | None = None      # of what came with the key
+    delay: float | None = None          # seconds from now, by the database's clock
 
 
 def parse_json(data: bytes) -> Any:
@@ -678,11 +679,6 @@ def new_task(fields: dict[str, Any], idempotency_key: str | None = None, at: str
     key = check_key(idempotency_key)
     values = check_fields(fields, NEW_TASK_AT if isinstance(fields, dict) and "run_at" in fields else NEW_TASK, at=at)
     values.pop("status", None)
-    now = datetime.now(timezone.utc).replace(tzinfo=None)
-    if "delay" in values:
-        values["run_at"] = now + timedelta(seconds=values.pop("delay"))
-    if "run_at" in values and values["run_at"] <= now:
-        del values["run_at"]
     return NewTask(**values, idempotency_key=key, fingerprint=fingerprint(fields) if key else None)
 
 
@@ -747,11 +743,13 @@ returning tasks.id, tasks.canceled"""
 # An idempotency key that is already there makes no second task: its row is the answer when it was made from the same,
 # and else the statement fails as a whole, for an attempt can't be null.
 CREATE = f"""
-with new (payload, priority, run_at, max_attempts, timeout, idempotency_key, fingerprint) as (values %(rows)s)
+with new (payload, priority, run_at, max_attempts, timeout, idempotency_key, fingerprint, delay) as (values %(rows)s),
+timed as (
+    select new.*, coalesce(cast(run_at as timestamp), {NOW} + cast(delay as double precision) * interval '1 second') as due from new)
 insert into tasks (created_at, updated_at, payload, priority, run_at, max_attempts, timeout, idempotency_key, fingerprint)
-select {NOW}, {NOW}, json(payload), priority, cast(run_at as timestamp), cast(max_attempts as int),
+select {NOW}, {NOW}, json(payload), priority, case when due > {NOW} then due end, cast(max_attempts as int),
        cast(timeout as double precision), idempotency_key, fingerprint
-from   new
+from   timed
 where  true
 on conflict (idempotency_key) where idempotency_key is not null
 do update set attempt = case when coalesce(tasks.fingerprint, excluded.fingerprint, '') = coalesce(excluded.fingerprint, tasks.fingerprint, '')
