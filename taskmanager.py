@@ -109,6 +109,7 @@ MAX_KEPT = 256 * 1024**2    # and the bytes of all, from which on the clients th
 FILES = 10_000              # open ones: 1,000 connections, and 1,000 programs with their input and output
 RATE_SECONDS = 10           # over which it is counted how many tasks end
 IDLE_SECONDS = 60           # after which a connection to the database is closed that nobody needs
+RETURN_SECONDS = 10         # after an outage: what other workers are given to come back before their tasks are taken
 CONNECT_SECONDS = 10        # what a connection to the database or to an http(s) handler may take,
 HTTP_SECONDS = 300          # and how long the latter may keep silent when the task has no timeout
 
@@ -727,12 +728,12 @@ ISO = """'YYYY-MM-DD"T"HH24:MI:SS'"""
 COLUMNS = f"""
     id, status, to_char(created_at, {ISO}), to_char(updated_at, {ISO}), cast(payload as text), cast(result as text), error,
     attempt - uncounted, max_attempts, priority, to_char(run_at, {ISO}), timeout, progress, idempotency_key, canceled,
-    attempt, size"""
+    attempt, size, alone"""
 
-# Only the holder of this attempt, and only while its lease lasts. `is true` keeps PostgreSQL from the index on
-# status, in which the tasks that have just ended are still to be passed over; it takes the primary key.
-HELD = f"""tasks.id = held.id and tasks.attempt = held.attempt and (tasks.status = 'In Progress') is true
-       and tasks.lease_until > {NOW}"""
+# Only the holder of this attempt, be it late: the end of the lease only lets others take over, and whoever does
+# has another attempt. `is true` keeps PostgreSQL from the index on status, in which the tasks that have just ended
+# are still to be passed over; it takes the primary key.
+HELD = "tasks.id = held.id and tasks.attempt = held.attempt and (tasks.status = 'In Progress') is true"
 
 # What the statements have in common that end an attempt, each of which says first how.
 END = f"""lease_until = null, progress = null, updated_at = {NOW}
@@ -743,9 +744,12 @@ returning tasks.id, tasks.canceled"""
 # An idempotency key that is already there makes no second task: its row is the answer when it was made from the same,
 # and else the statement fails as a whole, for an attempt can't be null.
 CREATE = f"""
-with new (payload, priority, run_at, max_attempts, timeout, idempotency_key, fingerprint, delay) as (values %(rows)s),
+with new (payload, priority, run_at, max_attempts, timeout, idempotency_key, fingerprint, delay) as (
+    values %(rows)s),
 timed as (
-    select new.*, coalesce(cast(run_at as timestamp), {NOW} + cast(delay as double precision) * interval '1 second') as due from new)
+    select new.*, coalesce(cast(run_at as timestamp),
+                           {NOW} + cast(delay as double precision) * interval '1 second') as due
+    from   new)
 insert into tasks (created_at, updated_at, payload, priority, run_at, max_attempts, timeout, idempotency_key, fingerprint)
 select {NOW}, {NOW}, json(payload), priority, case when due > {NOW} then due end, cast(max_attempts as int),
        cast(timeout as double precision), idempotency_key, fingerprint
@@ -796,21 +800,25 @@ where  status in ('Completed', 'Failed') and (status = %(status)s) is true
 OLDEST_READY = f"select coalesce(max({READY_SECONDS}), 0) from tasks where status = 'New' and run_at is null"
 
 # No task is handed out twice, and nobody waits for a row that another worker is just taking. Like a page, no more
-# than fit into an answer together.
+# than fit into an answer together: a task that is to run alone fills one, and is not put beside others.
 CLAIM = f"""
-with ready (task, urgency, size) as materialized (
-    select id, priority, size from tasks
+with ready (task, urgency, size, lone) as materialized (
+    select id, priority, case when alone then %(size)s else size + 1 end, alone from tasks
     where  status = 'New' and run_at is null
+           and attempt < 2147483647     -- there is no number for a further one
+           -- A busy worker takes nothing from where a task stands that is to run alone, so that it comes to run
+           -- it; but it passes over that task as long as something runs here that began before it was ready.
+           and (not alone or {READY_SECONDS} >= %(busy)s)
     order  by priority desc, id
     limit  %(limit)s
     for update skip locked),
-fitting (task, size_before) as materialized (
-    select task, sum(size) over (order by urgency desc, task) - size from ready)
+fitting (task, size_before, lone) as materialized (
+    select task, sum(size) over (order by urgency desc, task) - size, lone from ready)
 update tasks
-set    status = 'In Progress', attempt = attempt + 1, updated_at = {NOW},
-       lease_until = {NOW} + %(lease)s * interval '1 second'
+set    status = 'In Progress', attempt = attempt + 1, updated_at = {NOW}, worker = %(worker)s,
+       alone = alone or %(single)s, lease_until = {NOW} + %(lease)s * interval '1 second'
 from   fitting
-where  id = task and size_before < %(size)s
+where  id = task and size_before < %(size)s and (not lone or size_before = 0 and %(busy)s = 0)
 returning {COLUMNS}, {READY_SECONDS}"""
 
 # Also carries the progress that the handler reported. A lease never gets shorter.
@@ -853,21 +861,26 @@ with held (id, attempt) as (values %(rows)s)
 update tasks
 set    status = case when canceled then 'Failed'   else 'New' end,
        error  = case when canceled then 'canceled' else error end,
-       uncounted = uncounted + 1, ready_at = {NOW}, {END}"""
+       uncounted = least(uncounted + 1, tasks.attempt), ready_at = {NOW}, {END}"""
 
-# What a dead worker held goes back, or fails when it has had its attempts. A task that says
-# In Progress and has no lease (somebody wrote it so) is nobody's either.
+# What a dead worker held goes back. When a worker dies, any of the tasks that ran in it may have killed it. So a task
+# only fails for that when it ran alone: the last attempt of one that was lost runs alone, and a last attempt that was
+# lost beside others does not count. A worker takes back nothing of its own: it knows what it holds, and gives back
+# the rest. A task that says In Progress and has no lease (somebody wrote it so) is nobody's either.
 RECLAIM = f"""
 with lost as materialized (
-    select id from tasks
+    select id, attempt - uncounted as counted, coalesce(max_attempts, %(max_attempts)s) as most from tasks
     where  status = 'In Progress' and (lease_until is null or lease_until <= {NOW})
+           and (worker is null or worker <> %(worker)s)
     order  by id
     limit  %(limit)s
     for update skip locked)
 update tasks
-set    status = case when canceled or attempt - uncounted >= coalesce(max_attempts, %(max_attempts)s) then 'Failed' else 'New' end,
+set    status = case when canceled or alone and counted >= most then 'Failed' else 'New' end,
        error  = case when canceled then 'canceled'
-                else 'the worker died or was cut off during attempt ' || (attempt - uncounted) || ' of ' || coalesce(max_attempts, %(max_attempts)s) end,
+                else 'the worker died or was cut off during attempt ' || counted || ' of ' || most end,
+       uncounted = case when not alone and counted >= most then uncounted + 1 else uncounted end,
+       alone = alone or counted >= most - 1,
        ready_at = {NOW}, lease_until = null, progress = null, updated_at = {NOW}
 from   lost
 where  tasks.id = lost.id
@@ -888,10 +901,13 @@ returning {COLUMNS}"""
 
 CANCELED = "select id, attempt from tasks where status = 'In Progress' and canceled"
 
+# Of which a worker gives back (RELEASE) what it does not know, for the answer to a claim was lost.
+OWN = "select id, attempt from tasks where status = 'In Progress' and worker = %(worker)s"
+
 # A failed task begins anew, with all its attempts before it; the numbers of the old ones are not used again.
 RETRY_BY_HAND = f"""
 update tasks
-set    status = 'New', error = null, canceled = false, uncounted = attempt, run_at = null,
+set    status = 'New', error = null, canceled = false, uncounted = attempt, alone = false, run_at = null,
        ready_at = {NOW}, updated_at = {NOW}
 where  id = %(id)s and status = 'Failed'
   and (status, attempt) = (coalesce(%(status)s, status), coalesce(%(attempt)s, attempt))
@@ -930,19 +946,20 @@ select case
 
 # Then whether the disk has room: a bare task is inserted, behind all others, and taken back. That
 # uses up no id, and gives the server no error to log.
-TRY_TO_WRITE = f"""
+TRY_TO_WRITE = """
 do $$ begin
-    insert into tasks (id) values ({MAX_ID}) on conflict do nothing;
+    insert into tasks (id) values (9007199254740991) on conflict do nothing;
     raise sqlstate 'TM000';
 exception when sqlstate 'TM000' then null;
 end $$"""
 
+# The oldest, but for those that were not to be deleted and so stand before all others.
 DELETE_OLD = f"""
 with old as materialized (
     select id from tasks
     where  status in ('Completed', 'Failed') and updated_at < {NOW} - %(age)s * interval '1 second'
     order  by updated_at
-    limit  %(limit)s
+    limit  %(limit)s offset %(kept)s
     for update skip locked)
 delete from tasks where id in (select id from old)
 returning id"""
@@ -1030,6 +1047,7 @@ class Row(NamedTuple):
     canceled: bool
     attempt: int                # the fencing token: grows with each claim
     size: int                   # bytes of payload and result
+    alone: bool                 # its worker is to run nothing beside it
 
     def to_json(self, claimed: bool = False) -> str:
         """What a client sees: the documented four fields, then those that the task has; `attempt` only when it has just been claimed."""
@@ -1300,10 +1318,16 @@ class Store:
         finally:
             own.counting.release()
 
-    def claim(self, limit: int, lease: float) -> list[Row]:
-        """Take up to `limit` ready tasks for `lease` seconds, the most urgent first; fewer, but at least one, when they are large."""
-        # Not again when the answer was lost: what was taken comes back when its lease runs out.
-        found = self._execute(CLAIM, {"limit": limit, "lease": lease, "size": MAX_PAGE_SIZE}, repeat=False)
+    def claim(self, limit: int, lease: float, worker: str | None = None,
+              busy: float = 0.0, single: bool = False) -> list[Row]:
+        """Take up to `limit` ready tasks for `lease` seconds, the most urgent first; fewer, but at least one, when large.
+
+        A task that is to run alone is taken alone. `worker`: a name that nobody else has. `busy`: for how many seconds
+        the oldest attempt runs that this worker has under way. `single`: it never runs one task beside another.
+        """
+        # Not again when the answer was lost: the worker gives back what it does not know, or the lease runs out.
+        found = self._execute(CLAIM, {"limit": limit, "lease": lease, "size": MAX_PAGE_SIZE,
+                                      "worker": worker, "busy": busy, "single": single}, repeat=False)
         rows = sorted((Row(*row) for *row, _ in found), key=lambda row: (-row.priority, row.id))
         for row in rows:
             log.info("claimed task=%s attempt=%s", row.id, row.attempt)
@@ -1314,6 +1338,10 @@ class Store:
     def running(self, id: int, attempt: int) -> float:
         """Seconds since this attempt began; 0 when it is no longer under way."""
         return sum(span for span, in self._execute(RUNNING, {"id": id, "attempt": attempt}))
+
+    def own(self, worker: str) -> set[tuple[int, int]]:
+        """Id and attempt of the tasks that this worker holds, says the table."""
+        return set(self._execute(OWN, {"worker": worker}))
 
     def extend(self, held: Sequence[tuple[int, int, float | None]], lease: float) -> set[int]:
         """Hold tasks (id, attempt, progress from 0 to 1 or None) for another `lease` seconds; the ids that are still ours."""
@@ -1342,7 +1370,8 @@ class Store:
         canceled = dict(rows)
         for id, attempt, *rest in held:
             if id not in canceled:
-                log.warning("refused task=%s attempt=%s: it was not %s, for it had ended or its lease was lost", id, attempt, verb)
+                log.warning("refused task=%s attempt=%s: it was not %s, for it had ended or another attempt has begun",
+                            id, attempt, verb)
             elif canceled[id]:
                 log.info("canceled task=%s attempt=%s", id, attempt)
             elif verb == "failed":
@@ -1355,9 +1384,12 @@ class Store:
         self.metrics.count(verb, sum(not each for each in canceled.values()))
         return set(canceled)
 
-    def reclaim(self, max_attempts: int) -> int:
-        """Take tasks back whose lease ran out; how many. `max_attempts` is for those that do not say."""
-        rows = self._execute(RECLAIM, {"max_attempts": max_attempts, "limit": MANY})
+    def reclaim(self, max_attempts: int, worker: str = "") -> int:
+        """Take tasks back whose lease ran out; how many.
+
+        `max_attempts` is for those that do not say, `worker` is who asks.
+        """
+        rows = self._execute(RECLAIM, {"max_attempts": max_attempts, "limit": MANY, "worker": worker})
         for id, attempt, status in sorted(rows):
             log.warning("reclaimed task=%s attempt=%s status=%r: its worker died or was cut off", id, attempt, status)
         self.metrics.count("reclaimed", len(rows))
@@ -1414,9 +1446,13 @@ class Store:
             log.debug("promoted task=%s", id)
         return len(rows)
 
-    def delete_old(self, days: float) -> int:
-        """Delete some of the tasks that were finished more than `days` ago; how many."""
-        rows = self._execute(DELETE_OLD, {"age": 86400 * days, "limit": MANY})
+    def delete_old(self, days: float, limit: int = MANY, kept: int = 0) -> int:
+        """Delete up to `limit` of the tasks that were finished more than `days` ago; how many.
+
+        `kept`: of the oldest, how many to pass over. Raise Invalid when the database refuses to, as for a row that
+        another table refers to.
+        """
+        rows = self._execute(DELETE_OLD, {"age": 86400 * days, "limit": limit, "kept": kept})
         for id, in sorted(rows):
             log.info("deleted task=%s: finished more than %g days ago", id, days)
         self.metrics.count("deleted", len(rows))
@@ -1452,7 +1488,7 @@ where  pg_backend_pid() = %(pid)s and current_setting('statement_timeout') = '0'
 # Of a restored dump or a logical replica the sequence may stand behind the ids.
 MEND_SEQUENCE = """
 select setval(pg_get_serial_sequence('tasks', 'id'), highest)
-from   (select max(id) as highest from tasks where id < 9000000000000000000) as tasks
+from   (select max(id) as highest from tasks where id < 4503599627370496) as tasks
 where  highest > coalesce(pg_sequence_last_value(cast(pg_get_serial_sequence('tasks', 'id') as regclass)), 0)"""
 
 
@@ -1607,21 +1643,35 @@ class SQLiteStore(Store):
             updated_at      real not null default ((julianday('now') - 2440587.5) * 86400.0),
             size            int generated always as     -- before what it measures, or SQLite would read that to find it
                 (coalesce(length(cast(payload as blob)), 0) + coalesce(length(cast(result as blob)), 0)) stored,
-            payload         text check (payload is null or json_valid(payload)),
-            result          text check (result is null or json_valid(result)),
-            error           text,
-            priority        int not null default 0,
+            payload         text check (payload is null or typeof(payload) = 'text' and json_valid(payload)),
+            result          text check (result is null or typeof(result) = 'text' and json_valid(result)),
+            error           text check (typeof(error) <> 'blob' and length(cast(error as blob)) <= 1048576),
+            priority        int not null default 0
+                check (typeof(priority) = 'integer' and priority between -32768 and 32767),
             run_at          real,
-            attempt         int not null default 0,
-            uncounted       int not null default 0,
-            max_attempts    int check (max_attempts > 0),
+            attempt         int not null default 0 check (typeof(attempt) = 'integer' and attempt <= 2147483647),
+            uncounted       int not null default 0
+                check (typeof(uncounted) = 'integer' and uncounted between 0 and attempt),
+            max_attempts    int check (typeof(max_attempts) <> 'real' and max_attempts between 1 and 2147483647),
             timeout         real check (timeout > 0 and timeout < 1e99),
             lease_until     real,
-            canceled        int not null default 0,
+            canceled        int not null default 0 check (canceled in (0, 1)),
             progress        real check (progress between 0 and 1),
-            idempotency_key text,
-            fingerprint     text,
-            ready_at        real);
+            idempotency_key text
+                check (typeof(idempotency_key) <> 'blob' and length(cast(idempotency_key as blob)) <= 2000),
+            fingerprint     text check (typeof(fingerprint) <> 'blob'),
+            ready_at        real,
+            worker          text check (typeof(worker) <> 'blob'),
+            alone           int not null default 0 check (alone in (0, 1)),
+            -- What plain SQL may write: times from the year 1 to 9999, ids that a number of JSON holds exactly, and
+            -- no more than can be read.
+            check (created_at between -62135596800 and 253402300799.999
+                   and updated_at between -62135596800 and 253402300799.999
+                   and coalesce(run_at, 0) between -62135596800 and 253402300799.999
+                   and coalesce(lease_until, 0) between -62135596800 and 253402300799.999
+                   and coalesce(ready_at, 0) between -62135596800 and 253402300799.999),
+            check (id between 1 and 9007199254740991),
+            check (size <= case status when 'Completed' then 67108864 else 33554432 end));
         create index        if not exists tasks_claim       on tasks (priority desc, id) where status = 'New' and run_at is null;
         create index        if not exists tasks_promote     on tasks (run_at)            where status = 'New' and run_at is not null;
         create index        if not exists tasks_list_status on tasks (status, id);
@@ -1649,6 +1699,8 @@ class SQLiteStore(Store):
     def _connect(self):
         connection = sqlite3.connect(self.path, timeout=10, isolation_level=None, check_same_thread=False)
         connection.execute("pragma synchronous = full")     # a commit is on the disk before it is answered
+        # SQLite keeps as text whatever it is told to.
+        connection.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
         connection.create_function("now", 0, lambda: self._clock.now)
         connection.create_function("timezone", 2, lambda zone, time: time, deterministic=True)
         connection.create_function("date_part", 2, lambda unit, span: span, deterministic=True)
@@ -1656,7 +1708,7 @@ class SQLiteStore(Store):
         connection.create_function("least", 2, lambda *values: min((each for each in values if each is not None), default=None), deterministic=True)
         connection.create_function("json", 1, lambda text: text, deterministic=True)     # the table's checks see to it
         connection.create_function("to_char", 2, lambda seconds, form: seconds if seconds is None else
-                                   time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)), deterministic=True)
+                                   (datetime(1970, 1, 1) + timedelta(seconds=seconds)).isoformat(timespec="seconds"), deterministic=True)
         return connection
 
     def _is_usable(self, connection):
@@ -1803,9 +1855,9 @@ class Task:
         self.id, self.attempt, self.json = row.id, row.attempt, row.payload or "null"
         self.idempotency_key = f"task-{row.id}-{row.created_at}"
         self.timeout = row.timeout or timeout
-        self.deadline = time.monotonic() + self.timeout if self.timeout else None
+        self.begun = time.monotonic()
+        self.deadline = self.begun + self.timeout if self.timeout else None
         self.row = row
-        self.held_until = 0.0                   # when the lease runs out, if it is not extended
         self.fraction: float | None = None      # progress that was reported and is not yet in the table
         self.stopped: str | None = None         # why the handler was told to stop,
         self.stopped_at, self.forced = 0.0, False   # when, and whether it was by force
@@ -2126,7 +2178,8 @@ def retry_delay(row: Row, config: Config, delay: float | None = None) -> float |
     return backoff(row.attempts, config.retry_seconds, MAX_BACKOFF) if delay is None else delay
 
 
-LOST, STOPS = "its lease was lost", "the worker stops"     # why a handler is told to stop, besides a timeout and "canceled"
+# Why a handler is told to stop, besides a timeout and "canceled".
+LOST, STOPS = "another attempt has begun", "the worker stops"
 
 
 class Worker:
@@ -2145,7 +2198,9 @@ class Worker:
         self._event = threading.Event()         # something happened
         self._look = True                       # there may be ready tasks in the table
         self._deadline: float | None = None     # set by stop()
-        self._next_tick = self._next_extend = self._next_delete = 0.0
+        self._next_tick = self._next_extend = self._next_reclaim = self._next_delete = 0.0
+        self._ticked = math.inf                 # when a tick was last done to its end
+        self._told_kept = False                 # that old tasks can't be deleted
         self._threadless = 0                    # slots for which no thread could be started yet
         self._shortage = Outage("a thread for each slot")
         self._thread = EssentialThread("worker", self._loop)
@@ -2190,6 +2245,11 @@ class Worker:
         else:
             log.info("stopped worker")
 
+    @functools.cached_property
+    def name(self) -> str:
+        """The name of this worker in the table, which no other has on any machine; made by the process that claims."""
+        return f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}"
+
     def _fill_slots(self) -> None:
         """Start a thread for each slot that has none; when the system has no more threads, later."""
         while self._threadless:
@@ -2232,28 +2292,32 @@ class Worker:
     def _idle_seconds(self) -> float:
         times = [self._next_tick]
         for task in self._tasks():
-            times.append(task.stopped_at + STOP_SECONDS if task.stopped else min(task.held_until, task.deadline or task.held_until))
+            times.append(task.stopped_at + STOP_SECONDS if task.stopped else task.deadline or math.inf)
         if self._deadline is not None and time.monotonic() < self._deadline:
             times.append(self._deadline)
         return max(0, min(times) - time.monotonic())
 
     def _claim(self) -> None:
-        free = self.slots - self._threadless - len(self._running)
-        if self._deadline is not None or not self._look or free <= 0:
+        running = self._tasks()
+        free = self.slots - self._threadless - len(running)
+        if self._deadline is not None or not self._look or free <= 0 or any(task.row.alone for task in running):
             return
         self._look = False
-        held_until = time.monotonic() + self.config.lease_seconds
-        rows = self.store.claim(free, self.config.lease_seconds)
+        busy = max((time.monotonic() - task.begun + 0.001 for task in running), default=0.0)
+        try:
+            rows = self.store.claim(free, self.config.lease_seconds, self.name, busy, self.slots == 1)
+        except Exception:
+            self._next_tick = self._next_extend = 0.0       # to give back what it may have taken
+            raise
         for row in rows:
             if self.handler:
                 task = Task(row, self.config.task_timeout)
-                task.held_until = held_until
                 with self._lock:
                     self._running[row.id, row.attempt] = task
                 self._inbox.put(task)
             else:
                 self._outcomes["complete"].append((row.id, row.attempt, None))
-        if is_full(rows, free):
+        if is_full(rows, free) or any(row.alone for row in rows):
             self._look = True       # when a slot is free again; to go round at once would only make the batches smaller
         if rows and not self.handler:
             self._event.set()
@@ -2327,9 +2391,6 @@ class Worker:
             if not task.stopped:
                 if task.deadline and now >= task.deadline:
                     task.stop(f"timed out after {task.timeout:g} s")
-                elif now >= task.held_until:
-                    log.warning("lost task=%s attempt=%s: its lease ran out before it could be extended", task.id, task.attempt)
-                    task.stop(LOST)
                 elif self._deadline is not None and now >= self._deadline:
                     task.stop(STOPS)
             elif now >= task.stopped_at + STOP_SECONDS:
@@ -2368,34 +2429,76 @@ class Worker:
         if now < self._next_tick:
             return
         self._next_tick = now + min(config.poll_seconds, config.lease_seconds / 3)
-        self._extend(now)
+        self._extend(now)       # before all else, so that one that comes back keeps what nobody has taken over
         for id, attempt in self.store.canceled().items():
             task = self._running.get((id, attempt))
             if task and not task.stopped:
                 task.stop("canceled")
         if self._deadline is not None:
             return
-        freed = self.store.reclaim(config.max_attempts) + self.store.promote()
+        if now > self._ticked + config.lease_seconds:       # the database was away for all, maybe, or this worker
+            self._next_reclaim = now + RETURN_SECONDS
+        freed = self.store.promote()
+        if now >= self._next_reclaim:
+            freed += self.store.reclaim(config.max_attempts, self.name)
         if freed >= MANY:
             self._next_tick = now       # there is more
         if freed:
             self.store.ring()
         if config.retention_days is not None and now >= self._next_delete:
-            if self.store.delete_old(config.retention_days) < MANY:
-                self._next_delete = now + 60
+            self._next_delete = now + 86400     # unless this one is done before
+            threading.Thread(target=self._delete_old, name="retention", daemon=True).start()
         self._look = True
+        self._ticked = time.monotonic()
 
     def _extend(self, now: float) -> None:
-        held = [task for task in self._tasks() if task.stopped != LOST]
+        with self._lock:
+            running = list(self._running.values())
+            known = {(id, attempt) for outcomes in self._outcomes.values() for id, attempt, *_ in outcomes}
+            known.update(self._running)
+        held = [task for task in running if task.stopped != LOST]
         reported = {task: task.fraction for task in held if task.fraction is not None}
-        if not held or not reported and now < self._next_extend:
-            return
-        ours = self.store.extend([(task.id, task.attempt, reported.get(task)) for task in held], self.config.lease_seconds)
-        self._next_extend = now + self.config.lease_seconds / 3
-        for task in held:
-            if task.fraction == reported.get(task):
-                task.fraction = None
-            task.held_until = now + self.config.lease_seconds if task.id in ours else 0.0
+        due = now >= self._next_extend
+        if held and (due or reported):
+            wanted = [(task.id, task.attempt, reported.get(task)) for task in held]
+            ours = self.store.extend(wanted, self.config.lease_seconds)
+            newest = {task.id: task.attempt for task in held}
+            for task in held:
+                if task.fraction == reported.get(task):
+                    task.fraction = None
+                if not task.stopped and (task.id not in ours or newest[task.id] != task.attempt):
+                    log.warning("lost task=%s attempt=%s: another attempt has begun, or it was ended",
+                                task.id, task.attempt)
+                    task.stop(LOST)
+        if due:     # what else the table says is ours: the answer to a claim was lost, which may take effect later
+            if unknown := self.store.own(self.name) - known:
+                self.store.release(sorted(unknown))
+            self._next_extend = now + self.config.lease_seconds / 3
+
+    def _delete_old(self) -> None:
+        """Delete the tasks whose time is over, in a thread of its own, in batches that grow while they are quick."""
+        began, limit, kept = time.monotonic(), 1, 0
+        try:
+            while self._deadline is None:
+                asked = time.monotonic()
+                try:
+                    if self.store.delete_old(self.config.retention_days, limit, kept) < limit:
+                        break
+                    limit = min(2 * limit, MANY) if time.monotonic() - asked < 0.2 else max(limit // 2, 1)
+                except (Invalid, Unavailable) as e:
+                    self.store.ping()       # raises when it is not about these tasks
+                    if limit == 1:
+                        kept += 1
+                        if not self._told_kept:
+                            log.warning("kept an old task that can't be deleted, and maybe further ones: %s", e)
+                        self._told_kept = True
+                    limit = max(limit // 2, 1)
+        except Unavailable:
+            pass        # the store has told of it
+        except Exception:
+            log.exception("could not delete old tasks")
+        finally:
+            self._next_delete = time.monotonic() + max(60, 10 * (time.monotonic() - began))
 
 
 # ----------------------------------------------------------------------------
@@ -2885,8 +2988,7 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
         """The task as it is now. When it was not ours any more: still so if this request says `again` what has been done, else 409."""
         row = store.read(id)
         if not ours and (row.attempt != attempt or (row.status, row.result, row.error) not in again):
-            raise Conflict(f"the lease of task {id} has run out" if (row.attempt, row.status) == (attempt, "In Progress") else
-                           f"attempt {attempt} of task {id} is over: the task is {row.status}, and its last attempt was number {row.attempt}")
+            raise Conflict(f"attempt {attempt} of task {id} is over: the task is {row.status}, and its last attempt was number {row.attempt}")
         return answer(row.to_json())
 
     def ended(id: int, attempt: int, end: Callable[[], set[int]]) -> set[int]:

@@ -280,11 +280,10 @@ def test_another_attempt_may_not(store, verb):
     assert store.read(claim.id) == before
 
 
-def test_the_holder_may_not_after_the_lease_expired(store, verb):
+def test_the_holder_may_after_the_lease_expired_as_long_as_nobody_took_over(store, verb):
     claim = claimed(store)
     expire(store, claim.id)
-    assert verb(store, claim.id, claim.attempt) == set()
-    assert store.read(claim.id).status == "In Progress"
+    assert verb(store, claim.id, claim.attempt) == {claim.id}
 
 
 def test_a_frozen_worker_may_not_after_another_took_over(store, verb):
@@ -308,6 +307,7 @@ def test_a_batch_says_which_of_it_were_still_ours(store):
     ids = store.create([NewTask()] * 3)
     store.claim(3, LEASE)
     expire(store, ids[1])
+    store.reclaim(3)
     assert store.complete([(id, 1, None) for id in ids]) == {ids[0], ids[2]}
 
 
@@ -380,9 +380,11 @@ def test_reclaim_fails_a_task_that_has_had_its_attempts(store):
 
 def test_reclaim_goes_by_the_workers_number_where_the_task_has_none(store):
     claim = claimed(store)
-    expire(store, claim.id)
-    store.reclaim(1)
-    assert store.read(claim.id).status == "Failed"
+    for status in ("New", "Failed"):        # once more, alone: it may not have been this task that killed the worker
+        expire(store, claim.id)
+        store.reclaim(1)
+        assert store.read(claim.id).status == status
+        store.claim(1, LEASE)
 
 
 def test_a_row_in_progress_without_a_lease_is_nobodys(store):
@@ -527,7 +529,7 @@ def test_apply_schema_may_be_done_again_and_at_once(database):
 @pytest.mark.parametrize("statement, index", [("CLAIM", "tasks_claim"), ("PROMOTE", "tasks_promote"), ("DELETE_OLD", "tasks_delete_old"), ("FINISHED", "tasks_delete_old"), ("RECLAIM", "tasks_list_status")])
 def test_sqlite_takes_the_index_that_was_made_for_the_statement(sqlite_database, statement, index):
     store = taskmanager.open_store(sqlite_database)
-    plan = store._execute("explain query plan " + getattr(taskmanager, statement), {"limit": 1, "size": 1, "lease": 1, "age": 1, "max_attempts": 1, "status": "Failed"})
+    plan = store._execute("explain query plan " + getattr(taskmanager, statement), {"limit": 1, "size": 1, "lease": 1, "age": 1, "max_attempts": 1, "status": "Failed", "worker": "", "busy": 0, "single": False, "kept": 0})
     assert any(f" INDEX {index}" in row[-1] for row in plan)
 
 
