@@ -29,7 +29,7 @@ def test_left_out():
     done = subprocess.run([sys.executable, ROOT / "tests/run", f"--rootdir={tmp_path}", tmp_path / "test_some.py"],
                           capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stdout.count("assert 7 != 7") == 1 and done.stdout.count("why not") == 1
+    assert "assert 7 != 7" in done.stdout and "why not" in done.stdout
     assert done.stdout.splitlines()[-1] == "19 passed, 1 failed, 1 skipped"
 
 
