@@ -863,6 +863,8 @@ set    status = case when canceled then 'Failed'   else 'New' end,
        error  = case when canceled then 'canceled' else error end,
        uncounted = least(uncounted + 1, tasks.attempt), ready_at = {NOW}, {END}"""
 
+CUT_OFF = "the worker died or was cut off"
+
 # What a dead worker held goes back. When a worker dies, any of the tasks that ran in it may have killed it. So a task
 # only fails for that when it ran alone: the last attempt of one that was lost runs alone, and a last attempt that was
 # lost beside others does not count. A worker takes back nothing of its own: it knows what it holds, and gives back
@@ -878,7 +880,7 @@ with lost as materialized (
 update tasks
 set    status = case when canceled or alone and counted >= most then 'Failed' else 'New' end,
        error  = case when canceled then 'canceled'
-                else 'the worker died or was cut off during attempt ' || counted || ' of ' || most end,
+                else '{CUT_OFF} during attempt ' || counted || ' of ' || most end,
        uncounted = case when not alone and counted >= most then uncounted + 1 else uncounted end,
        alone = alone or counted >= most - 1,
        ready_at = {NOW}, lease_until = null, progress = null, updated_at = {NOW}
@@ -1050,14 +1052,18 @@ class Row(NamedTuple):
     alone: bool                 # its worker is to run nothing beside it
 
     def to_json(self, claimed: bool = False) -> str:
-        """What a client sees: the documented four fields, then those that the task has; `attempt` only when it has just been claimed."""
+        """What a client sees: the documented four fields, then those that the task has; `attempt` only when it has just been claimed.
+
+        A task without any of them says nothing of its first attempt, either.
+        """
+        is_bare = self.attempts == 1 and self.payload is self.result is None and not any(self[6:7] + self[8:15])
         text = f'{{"id": {self.id}, "status": {json.dumps(self.status)}, "created_at": "{self.created_at}", "updated_at": "{self.updated_at}"'
         if self.payload is not None:
             text += f', "payload": {self.payload}'
         if self.result is not None:
             text += f', "result": {self.result}'
         for name, value in zip(self._fields[6:14], self[6:14]):
-            if value and (name, value) != ("attempts", 1):
+            if value and not (is_bare and name == "attempts"):
                 text += f', "{name}": {json.dumps(value)}'
         return text + (', "canceled": true' if self.canceled else "") + (f', "attempt": {self.attempt}}}' if claimed else "}")
 
@@ -1163,6 +1169,7 @@ class _OfProcess:
         self.metrics = Metrics()
         self.figures: dict[Any, tuple[float, Any]] = {}     # when each is to be asked for again, and what it was
         self.counting = threading.Lock()
+        self.unsure: set[tuple[int, int]] = set()           # attempts that were ended, but the answer was lost
         self.writing = threading.Lock()                     # SQLite has one writer at a time
 
 
@@ -1213,7 +1220,7 @@ class Store:
 
     def _batch(self, sql: str, rows: Sequence[Sequence[Any]], params: dict[str, Any] | None = None, repeat: bool = True) -> list[tuple]:
         """Run a statement with `values %(rows)s`."""
-        return self._execute(*spread(sql, rows, params), repeat)
+        return self._execute(*spread(sql, rows, params), repeat) if rows else []
 
     def apply_schema(self) -> None:
         """Make the table, or bring an older one up to date. Any number of processes may do so at once."""
@@ -1349,25 +1356,51 @@ class Store:
 
     def complete(self, held: Sequence[tuple[int, int, str | None]]) -> set[int]:
         """End tasks (id, attempt, result as JSON text or None) as Completed; the ids that were still ours."""
-        return self._log("completed", held, self._batch(COMPLETE, [(id, attempt, self._text(result)) for id, attempt, result in held]))
+        return self._end("completed", COMPLETE, [(id, attempt, self._text(result)) for id, attempt, result in held])
 
     def retry(self, held: Sequence[tuple[int, int, str, float]]) -> set[int]:
         """Give tasks (id, attempt, error, seconds) back, to be tried again after so many seconds; the ids that were still ours."""
-        rows = [(id, attempt, self._text(error), delay) for id, attempt, error, delay in held]
-        return self._log("retried", held, self._batch(RETRY, rows))
+        return self._end("retried", RETRY, [(id, attempt, self._text(error), delay) for id, attempt, error, delay in held])
 
     def fail(self, held: Sequence[tuple[int, int, str]]) -> set[int]:
         """End tasks (id, attempt, error) as Failed; the ids that were still ours."""
-        return self._log("failed", held, self._batch(FAIL, [(id, attempt, self._text(error)) for id, attempt, error in held]))
+        return self._end("failed", FAIL, [(id, attempt, self._text(error)) for id, attempt, error in held])
 
     def release(self, held: Sequence[tuple[int, int]]) -> set[int]:
         """Give tasks (id, attempt) back unfinished, the attempt not counted; the ids that were still ours."""
-        ours = self._log("released", held, self._batch(RELEASE, held)) if held else set()
+        ours = self._end("released", RELEASE, held)
         self.ring()
         return ours
 
-    def _log(self, verb: str, held: Sequence[Sequence[Any]], rows: list[tuple]) -> set[int]:
-        canceled = dict(rows)
+    def _end(self, verb: str, sql: str, held: Sequence[Sequence[Any]]) -> set[int]:
+        """Run a statement that ends attempts; the ids that were still ours.
+
+        When its answer is lost, it may have taken effect all the same: the caller is told so and sends it again. An
+        attempt that is then found to have ended as it should counts now.
+        """
+        unsure, ends = self._own.unsure, {(id, attempt) for id, attempt, *_ in held}
+        try:
+            canceled = dict(self._batch(sql, held, repeat=False))
+            ended = {id: was for id, attempt in ends & unsure
+                     if id not in canceled and (was := self._ended(verb, id, attempt)) is not None}
+        except Unavailable:
+            unsure |= ends
+            raise
+        unsure -= ends
+        self._log(verb, held, canceled | ended)
+        return set(canceled)
+
+    def _ended(self, verb: str, id: int, attempt: int) -> bool | None:
+        """Whether an attempt of ours that has ended so was canceled; None when it has not ended so."""
+        status = {"completed": "Completed", "failed": "Failed"}.get(verb, "New")
+        for row in (Row(*row) for row in self._execute(READ, {"id": id})):
+            is_canceled = bool(row.canceled) and row.status == "Failed"
+            is_taken_on = status == "New" and row.attempt > attempt
+            if is_taken_on or row.attempt == attempt and (is_canceled or row.status == status):
+                return None if (row.error or "").startswith(CUT_OFF) else is_canceled
+        return None
+
+    def _log(self, verb: str, held: Sequence[Sequence[Any]], canceled: dict[int, bool]) -> None:
         for id, attempt, *rest in held:
             if id not in canceled:
                 log.warning("refused task=%s attempt=%s: it was not %s, for it had ended or another attempt has begun",
@@ -1382,7 +1415,6 @@ class Store:
                 log.info("%s task=%s attempt=%s", verb, id, attempt)
         self.metrics.count("canceled", sum(map(bool, canceled.values())))
         self.metrics.count(verb, sum(not each for each in canceled.values()))
-        return set(canceled)
 
     def reclaim(self, max_attempts: int, worker: str = "") -> int:
         """Take tasks back whose lease ran out; how many.
@@ -1726,7 +1758,7 @@ class SQLiteStore(Store):
 
     def _batch(self, sql, rows, params=None, repeat=True):
         # A statement may have 32,766 parameters, so a large batch is several of them.
-        return self._transaction([spread(sql, rows[n:n + MANY], params) for n in range(0, len(rows), MANY)])
+        return self._transaction([spread(sql, rows[n:n + MANY], params) for n in range(0, len(rows), MANY)]) if rows else []
 
     def _transaction(self, statements) -> list[tuple]:
         reading, rows = not re.search(r"^\s*(insert|update|delete)\b", statements[0][0], re.MULTILINE), []
@@ -3205,6 +3237,8 @@ def begin(description: str) -> Config:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      epilog=f"environment variables, their defaults and meaning:\n{table}")
     parser.add_argument("--version", action="version", version=__version__)
+    with contextlib.suppress(AttributeError):       # there may be no stdout
+        sys.stdout.reconfigure(errors="replace")    # or --help would fail where it is ASCII
     parser.parse_args()
     config = Config.from_env()
     if config.rabbitmq_url:

@@ -108,7 +108,7 @@ export function drawTask(id, task) {        // without a task: nothing is known 
   const facts = {created: moment(parseTime(task.created_at)), updated: moment(parseTime(task.updated_at))};
   if (task.run_at) facts.run_at = moment(parseTime(task.run_at));
   if (task.attempts || task.max_attempts) {
-    facts.attempts = task.max_attempts ? t("attemptsOf", {n: number(task.attempts ?? 1), most: number(task.max_attempts)}) : number(task.attempts);
+    facts.attempts = task.max_attempts ? t("attemptsOf", {n: number(task.attempts ?? 0), most: number(task.max_attempts)}) : number(task.attempts);
   }
   if (task.priority) facts.priority = new Intl.NumberFormat(language).format(task.priority);
   if (task.timeout) facts.timeout = span(task.timeout);

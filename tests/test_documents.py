@@ -83,6 +83,15 @@ def test_help_tells_every_variable(script):
     assert subprocess.run([sys.executable, ROOT / script, "--verbose"], capture_output=True).returncode == 2
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1251"])
+def test_help_is_shown_in_whatever_encoding_stdout_has(encoding):
+    # LC_ALL=POSIX in a minimal container, a console of Windows
+    environ = os.environ | {"PYTHONIOENCODING": encoding, "COLUMNS": "80"}
+    done = subprocess.run([sys.executable, ROOT / "taskmanager.py", "--help"], capture_output=True, env=environ)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode(encoding).count("\n  ") >= len(list(Config.table()))
+
+
 # openapi.yaml, read with regular expressions: its layout is fixed, and a parser would be one more dependency
 
 def operations():

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 
 import taskmanager
-from taskmanager import Conflict, Invalid, KeyReused, NewTask, NotFound, new_task, new_tasks
+from taskmanager import Conflict, Invalid, KeyReused, NewTask, NotFound, Unavailable, new_task, new_tasks
 
 LEASE = 30
 
@@ -51,6 +51,23 @@ def test_a_bare_task_is_the_documents_four_fields_whatever_happens_to_it(store):
     assert store.read(id).to_json().count(":") == 4 + 4       # four names, and two clocks
     store.complete([(id, claim.attempt, None)])
     assert list(json.loads(store.read(id).to_json())) == ["id", "status", "created_at", "updated_at"]
+
+
+def test_a_task_with_any_other_field_says_how_many_attempts_it_had(store):
+    def attempts(id):
+        return json.loads(store.read(id).to_json()).get("attempts", 0)
+
+    ids = store.create([new_task(fields) for fields in ({"payload": None}, {"max_attempts": 5}, {"priority": 1}, {})])
+    assert [attempts(id) for id in ids] == [0, 0, 0, 0]
+    claims = {row.id: row.attempt for row in store.claim(4, LEASE)}
+    assert [attempts(id) for id in ids] == [1, 1, 1, 0]
+    store.release([(ids[1], 1)])
+    store.retry([(ids[3], claims[ids[3]], "why", 0)])
+    assert [attempts(id) for id in ids] == [1, 0, 1, 1]
+    store.promote()
+    assert attempts(ids[3]) == 1 and sorted(row.id for row in store.claim(4, LEASE)) == [ids[1], ids[3]]
+    store.complete([(ids[3], 2, None)])
+    assert attempts(ids[3]) == 2
 
 
 def test_create_keeps_what_it_was_given(store):
@@ -351,6 +368,78 @@ def test_release_does_not_count_the_attempt_and_does_not_use_its_number_again(st
     assert (store.read(claim.id).status, store.read(claim.id).attempts) == ("New", 0)
     [again] = store.claim(1, LEASE)
     assert (again.attempts, again.attempt) == (1, claim.attempt + 1)
+
+
+# The answer to the end of an attempt is lost
+
+def lose_an_answer(store, monkeypatch):
+    """The next statement takes effect, and its answer does not come."""
+    batch = store._batch
+
+    def lose(*args, **kwargs):
+        monkeypatch.setattr(store, "_batch", batch)
+        batch(*args, **kwargs)
+        raise Unavailable("the connection was cut after the commit")
+    monkeypatch.setattr(store, "_batch", lose)
+
+
+def logged_and_counted(store, caplog, verb, id):
+    events = f'taskmanager_task_events_total{{event="{verb}"}} 1\n'
+    return events in store.metrics.text({}) and [
+        record.message.split(" task=")[0] for record in caplog.records if f"task={id} " in record.message]
+
+
+@pytest.mark.parametrize("name, verb, then", [
+    ("complete", "completed", ""), ("complete", "canceled", "cancel"), ("fail", "failed", ""), ("fail", "canceled", "cancel"),
+    ("retry", "retried", ""), ("retry", "canceled", "cancel"), ("retry", "retried", "claim"),
+    ("release", "released", ""), ("release", "canceled", "cancel"), ("release", "released", "claim")])
+def test_an_end_that_is_sent_again_counts_once_and_is_not_called_refused(store, monkeypatch, caplog, name, verb, then):
+    """A connection breaks after the commit; meanwhile the task may have been canceled or claimed by another worker."""
+    claim = claimed(store)
+    if then == "cancel":
+        store.cancel(claim.id)
+    caplog.set_level("INFO", "taskmanager")
+    caplog.clear()
+    lose_an_answer(store, monkeypatch)
+    with pytest.raises(Unavailable):
+        VERBS[name](store, claim.id, claim.attempt)
+    if then == "claim":
+        store.promote()
+        store.claim(1, LEASE)
+        caplog.clear()
+    before = store.read(claim.id)
+    assert VERBS[name](store, claim.id, claim.attempt) == set()
+    assert store.read(claim.id) == before
+    assert logged_and_counted(store, caplog, verb, claim.id) == [verb]
+    VERBS[name](store, claim.id, claim.attempt)     # and whoever says it once more is told
+    assert logged_and_counted(store, caplog, verb, claim.id) == [verb, "refused"]
+
+
+def test_an_end_that_was_lost_before_it_took_effect_is_refused_when_another_took_over(store, monkeypatch, caplog):
+    claim = claimed(store)
+    monkeypatch.setattr(store, "_batch", lambda *args, **kwargs: (_ for _ in ()).throw(Unavailable("away")))
+    for name in ("retry", "release"):
+        with pytest.raises(Unavailable):
+            VERBS[name](store, claim.id, claim.attempt)
+    monkeypatch.undo()
+    expire(store, claim.id)
+    store.reclaim(3)
+    for _ in range(2):      # while it is New, and while it is another's
+        for name in ("retry", "release"):
+            caplog.clear()
+            assert VERBS[name](store, claim.id, claim.attempt) == set()
+            assert [record.message.split(" ")[0] for record in caplog.records] == ["refused"]
+            store._own.unsure.add((claim.id, claim.attempt))
+        store.claim(1, LEASE)
+
+
+# Nothing to do
+
+@pytest.mark.parametrize("name", ["complete", "retry", "fail", "release", "create"])
+def test_nothing_is_done_with_nothing(store, name):
+    claim = claimed(store)
+    assert not getattr(store, name)([]) and not store.extend([], LEASE)
+    assert [row.id for row in store.list("In Progress")] == [claim.id]
 
 
 # What nobody holds any more

@@ -232,6 +232,8 @@ def test_a_task_is_found_by_its_id(browser, url):
 
 def test_a_task_shows_all_that_it_has(browser, url):
     create(url, {"payload": {"to": "ann@example.com", "n": 12345678901234567890}, "priority": 5, "max_attempts": 4, "timeout": 90}, idempotency_key="order-17")
+    browser.open(f"{url}/?task=1")
+    browser.shows("#task", "New", "Attempts", "0 of at most 4")
     claim(url)
     say(url, 1, "fail", error="the mail server is away", delay=3000)
     browser.open(f"{url}/?task=1")
