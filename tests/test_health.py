@@ -2,10 +2,13 @@
 
 import contextlib
 import os
+import pwd
 import resource
 import socket
 import sqlite3
+import tempfile
 import time
+import traceback
 from urllib.parse import urlsplit
 
 import pytest
@@ -164,8 +167,28 @@ def test_a_full_disk_is_not_ready(sqlite_database, tmp_path, start):
     assert readyz(program.url).status == 200
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root may write everything")
-def test_a_read_only_file_is_not_ready(sqlite_database, tmp_path, serve):
-    store = taskmanager.open_store(sqlite_database)
-    (tmp_path / "tasks.db").chmod(0o400)
-    assert "can be written" in is_problem(readyz(serve(store)), 503)
+def test_a_read_only_file_is_not_ready():
+    # in a process of its own, for root may write everything
+    user = pwd.getpwnam("nobody")
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        if os.getuid() == 0:
+            os.chown(folder, user.pw_uid, user.pw_gid)
+        if not (pid := os.fork()):
+            try:
+                if os.getuid() == 0:
+                    os.setgroups([])
+                    os.setgid(user.pw_gid)
+                    os.setuid(user.pw_uid)
+                store = taskmanager.open_store(f"sqlite:///{folder}/tasks.db")
+                store.ready()
+                store.close()
+                store._last_write = float("-inf")
+                os.chmod(f"{folder}/tasks.db", 0o400)
+                with pytest.raises(taskmanager.Unavailable, match="no task can be written: .*readonly"):
+                    store.ready()
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(1)
+        assert os.waitpid(pid, 0)[1] == 0

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -442,6 +443,49 @@ def test_nothing_is_done_with_nothing(store, name):
     assert [row.id for row in store.list("In Progress")] == [claim.id]
 
 
+# Others who are just doing something with a row
+
+TAKE = {
+    "claim": lambda store: [row.id for row in store.claim(1, LEASE)],
+    "reclaim": lambda store: store.reclaim(3) and [row.id for row in store.list("New")],
+    "promote": lambda store: store.promote() and [row.id for row in store.list() if not row.run_at],
+    "delete_old": lambda store: store.delete_old(1, 1) and sorted({1, 2} - {row.id for row in store.list()}),
+}
+BEFORE = {
+    "claim": "priority = 2 - id", "reclaim": "status = 'In Progress', lease_until = now() - %(hours)s * interval '1 second'",
+    "promote": "run_at = now() - %(hours)s * interval '1 second'",
+    "delete_old": "status = 'Completed', updated_at = now() - %(hours)s * interval '1 second'"}
+
+
+@pytest.mark.parametrize("verb", TAKE)
+def test_a_row_that_another_transaction_has_locked_is_passed_over_at_once(postgres_database, monkeypatch, verb):
+    import psycopg2
+    monkeypatch.setattr(taskmanager, "STATEMENT_SECONDS", 2)
+    store = taskmanager.open_store(postgres_database)
+    store.create([NewTask()] * 2)
+    sql(store, f"update tasks set {BEFORE[verb]}", hours=timedelta(hours=100))
+    with contextlib.closing(psycopg2.connect(postgres_database)) as other:
+        other.cursor().execute("select * from tasks where id = 1 for update")
+        assert TAKE[verb](store) == [2]
+    store.close()
+
+
+@pytest.mark.parametrize("verb, order", [("promote", [3, 1, 5, 2, 4]), ("delete_old", [3, 1, 5, 2, 4]), ("reclaim", [1, 2, 3, 4, 5])])
+def test_the_oldest_come_first_where_not_all_can(store, monkeypatch, verb, order):
+    # a day's tasks become due, or too old, at once, or a whole cluster dies
+    monkeypatch.setattr(taskmanager, "MANY", 1)
+    store.create([NewTask()] * 5)
+    for id in [2, 5, 1, 4, 3]:      # in another order than they are looked at: PostgreSQL moves a row that is changed
+        sql(store, f"update tasks set {BEFORE[verb]} where id = %(id)s", id=id, hours=timedelta(hours=100 - order.index(id)))
+    seen = []
+    for _ in order:
+        before = {row.id: (row.status, row.run_at) for row in store.list()}
+        assert (store.delete_old(1, 1) if verb == "delete_old" else TAKE[verb](store) and 1) == 1
+        after = {row.id: (row.status, row.run_at) for row in store.list()}
+        seen += [id for id in before if before[id] != after.get(id)]
+    assert seen == order
+
+
 # What nobody holds any more
 
 def test_reclaim_leaves_a_task_whose_lease_lasts(store):
@@ -622,8 +666,51 @@ def test_sqlite_takes_the_index_that_was_made_for_the_statement(sqlite_database,
     assert any(f" INDEX {index}" in row[-1] for row in plan)
 
 
+HELD = {"COMPLETE": (5, 1, None), "RETRY": (5, 1, "why", 1.0), "FAIL": (5, 1, "why"), "RELEASE": (5, 1), "EXTEND": (5, 1, None)}
+PLANS = {
+    "READ": "tasks_pkey", "CLAIM": "tasks_claim", "PROMOTE": "tasks_promote", "DELETE_OLD": "tasks_delete_old",
+    "FINISHED": "tasks_delete_old", "RECLAIM": "tasks_list_status", "CANCELED": "tasks_list_status",
+    "OWN": "tasks_list_status", "OLDEST_READY": "tasks_claim", **dict.fromkeys(HELD, "tasks_pkey"),
+    **dict.fromkeys(("CANCEL", "DELETE", "RETRY_BY_HAND", "RUNNING"), "tasks_(pkey|list_status)")}     # both by the id
+
+
+@pytest.fixture(scope="module")
+def planned(_own_postgres):
+    """plan(statement, statistics): how PostgreSQL would run it, on 30,000 tasks of which most have ended."""
+    stores = {}
+    for statistics in (False, True):
+        stores[statistics] = store = taskmanager.open_store(_own_postgres.create_database(f"plans_{time.monotonic_ns()}"))
+        store._execute("alter table tasks set (autovacuum_enabled = off)")
+        for status, many, more in (
+                ("Completed", 27_000, "null"), ("Failed", 1000, "null"), ("In Progress", 1000, "null"), ("New", 500, "null"),
+                ("New", 500, "now()")):
+            store._execute(f"""
+                insert into tasks (status, attempt, run_at, updated_at, lease_until)
+                select '{status}', {int(status != 'New')}, {more}, now() - n * interval '1 minute',
+                       case '{status}' when 'In Progress' then now() + interval '1 minute' end
+                from   generate_series(1, {many}) as n""")
+        if statistics:
+            store._execute("analyze tasks")
+
+    def plan(statement, statistics):
+        params = {"id": 5, "limit": 8, "size": 1, "lease": 1, "age": 86400, "max_attempts": 1, "status": "Failed", "worker": "",
+                  "busy": 0, "single": False, "kept": 0, "attempt": 1}
+        text, params = taskmanager.spread(getattr(taskmanager, statement), [HELD[statement]] * 8 if statement in HELD else [], params)
+        return "\n".join(line for line, in stores[statistics]._execute(f"explain {text}", params))
+
+    yield plan
+    for store in stores.values():
+        store.close()
+
+
+@pytest.mark.parametrize("statistics", [True, False], ids=["analyzed", "new"])
+@pytest.mark.parametrize("statement, index", PLANS.items(), ids=PLANS)
+def test_postgresql_takes_the_index_that_was_made_for_the_statement(planned, statement, index, statistics):
+    plan = planned(statement, statistics)
+    assert re.search(rf"Index (Only )?Scan (using|on) {index}\b", plan) and "Seq Scan on tasks" not in plan, plan
+
+
 def test_both_databases_have_the_same_columns(sqlite_database, postgres_database):
-    import re
     of_sqlite = [name for name, in taskmanager.open_store(sqlite_database)._execute("select name from pragma_table_xinfo('tasks')")]
     of_postgres = [name for name, in taskmanager.open_store(postgres_database)._execute(
         "select attname from pg_attribute where attrelid = 'tasks'::regclass and attnum > 0")]

@@ -3,13 +3,14 @@
 import threading
 import time
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 
 import taskmanager
 from conftest import eventually
 from handlers import obey
-from taskmanager import BadSetting, Config, NewTask, Worker, new_task
+from taskmanager import BadSetting, Config, NewTask, Unavailable, Worker, new_task
 from test_store import expire, sql
 
 QUICK = dict(poll_seconds=0.05, retry_seconds=0.01, grace_seconds=5)
@@ -193,9 +194,54 @@ def test_progress_is_seen_while_it_runs(store, work):
 
 
 def test_a_lease_is_extended_for_as_long_as_the_handler_runs(store, work):
-    work(lease_seconds=1)
-    id = order(store, max_attempts=1, sleep=2.5, **{"return": "still ours"})
-    assert (finished(store, id).result, store.read(id).attempts) == ('"still ours"', 1)
+    work(lease_seconds=1, poll_seconds=3600)
+    id = order(store, max_attempts=1, sleep=1.4, **{"return": "still ours"})
+    # another worker, which takes over whatever it may
+    row = eventually(lambda: store.reclaim(3, "another") or (row := store.read(id)).status == "Completed" and row)
+    assert (row.result, row.attempts) == ('"still ours"', 1)
+
+
+@pytest.mark.parametrize("poll_seconds", [0.5, 20, 3600])
+def test_half_of_a_lease_is_left_when_it_is_extended(sqlite_database, monkeypatch, poll_seconds):
+    # or a pause of the database, which is an ordinary thing, would let others take the task over
+    clock = SimpleNamespace(now=1000.0, time=time.time, sleep=time.sleep)
+    clock.monotonic = lambda: clock.now
+    store = taskmanager.open_store(sqlite_database)
+    monkeypatch.setattr(taskmanager, "time", clock)
+    worker = Worker(store, Config(lease_seconds=30, poll_seconds=poll_seconds), handler=print)
+    store.create()
+    [row] = store.claim(1, 30, worker.name)
+    worker._running[row.id, row.attempt] = taskmanager.Task(row, None)
+    extended = []
+    monkeypatch.setattr(store, "extend", lambda held, lease: extended.append((clock.now, lease)) or {row.id})
+    while clock.now < 1300:
+        clock.now += worker._idle_seconds() + 0.01      # as _loop() does
+        worker._tick()
+    moments = [1000.0, *(moment for moment, _ in extended)]
+    assert max(later - earlier for earlier, later in zip(moments, moments[1:])) < 15
+    assert len(moments) < 60 and {lease for _, lease in extended} == {30}
+
+
+def test_an_outcome_is_kept_while_the_database_is_away_and_nothing_is_run_again(store, work, monkeypatch):
+    complete, ran, away = store.complete, [], [True] * 3
+
+    def complete_unless_away(held):
+        if away:
+            away.pop()
+            raise Unavailable("the database can't be reached")
+        return complete(held)
+    monkeypatch.setattr(store, "complete", complete_unless_away)
+    work(lambda task: ran.append(task.id), lease_seconds=1)     # what nobody remembers is given back soon
+    id = order(store)
+    row = finished(store, id)
+    assert (row.status, row.attempt, ran, away) == ("Completed", 1, [id], [])
+
+
+def test_a_backoff_doubles_has_an_end_and_is_not_the_same_for_all():
+    # many that fail together, as their server went away, should not all come back together
+    for tries, longest in (1, 2), (2, 4), (3, 8), (4, 10), (1000, 10):
+        waits = [taskmanager.backoff(tries, 2, 10) for _ in range(200)]
+        assert longest / 2 <= min(waits) < 0.6 * longest and 0.9 * longest < max(waits) <= longest
 
 
 def test_a_worker_that_lost_its_lease_finds_its_result_refused_and_goes_on(store, work, caplog):
