@@ -2,6 +2,7 @@
 # make demo          the same with a trickle of tasks of several kinds, to look at
 # make test          all tests, several at a time, against a PostgreSQL and a RabbitMQ of their own
 # make browser-test  the page, in a real Chromium
+# make mutants       the tests of the tests: each of some lines, broken, makes its test fail
 # make lint          judges of openapi.yaml and asyncapi.yaml, and a fuzzer; needs Node.js
 
 PYTHON ?= python3
@@ -17,6 +18,10 @@ demo: $(VENV)/run.stamp
 test: $(VENV)/test.stamp
 	@$(VENV)/bin/python tests/servers.py
 	$(VENV)/bin/python tests/run
+
+mutants: $(VENV)/test.stamp
+	@$(VENV)/bin/python tests/servers.py
+	$(VENV)/bin/python tests/mutants
 
 browser-test: $(VENV)/browser.stamp
 	@$(VENV)/bin/python tests/browser/webdriver.py
@@ -51,4 +56,4 @@ $(VENV)/bin/python:
 clean:
 	rm -rf $(VENV) lint/node_modules lint/.venv .pytest_cache tests/__pycache__ tests/browser/__pycache__ __pycache__
 
-.PHONY: run demo test browser-test lint clean
+.PHONY: run demo test mutants browser-test lint clean

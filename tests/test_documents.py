@@ -340,6 +340,17 @@ def test_the_documents_own_table_is_upgraded_in_place(postgres_database, start):
     assert {tuple(task)[:4] for task in after} == {("id", "status", "created_at", "updated_at")}
 
 
+def test_the_documents_own_table_has_room_for_all_ids(postgres_database):
+    import psycopg2
+    with psycopg2.connect(postgres_database) as connection, connection.cursor() as cursor:
+        cursor.execute(DOCUMENT_TABLE)
+    connection.close()
+    store = taskmanager.open_store(postgres_database)
+    store._execute("select setval('tasks_id_seq', 2147483647)")      # where its SERIAL ends
+    assert store.create() == [2147483648] and store.read(2147483648).status == "New"
+    store.close()
+
+
 def test_schema_sql_may_be_run_by_psql_first(postgres_database):
     import psycopg2
     connection = psycopg2.connect(postgres_database)

@@ -110,15 +110,18 @@ def test_a_message_id_in_another_encoding_is_rejected_alone(intake, store, chann
     eventually(lambda: payloads(store) == [0, 2])
 
 
-@pytest.mark.parametrize("encoded", [
-    b"", b"\x20\x00", b"\x20\x00\x00\x00\xff\xff", b"\x80\x00\x09abc", b"\xff\xfe",
+@pytest.mark.parametrize("encoded, decoded", [
+    (b"", None), (b"\x20\x00", None), (b"\xff\xfe", None), (b"\x80", None),
+    (b"\x20\x00\x00\x00\xff\xff", pika.BasicProperties()),
+    (b"\x80\x00\x09abc", pika.BasicProperties("abc")),
 ], ids=repr)
-def test_properties_that_are_cut_off_are_none(encoded):
-    properties = worker.decode_properties(encoded)
-    assert properties is None or properties.message_id is None
-    if properties is None:
-        with pytest.raises(taskmanager.Invalid, match="its properties can't be decoded"):
-            Intake._parse(worker.Message(1, properties, b""))
+def test_of_properties_that_are_cut_off_at_most_the_beginning_is_known(encoded, decoded):
+    assert worker.decode_properties(encoded) == decoded
+
+
+def test_a_message_without_properties_is_invalid():
+    with pytest.raises(taskmanager.Invalid, match="its properties can't be decoded"):
+        Intake._parse(worker.Message(1, None, b""))
 
 
 @pytest.mark.parametrize("step", ["check", "insert"])
@@ -193,6 +196,16 @@ def test_what_can_not_be_rejected_waits_aside_and_is_kept_once(intake, store, ch
     assert sorted(bodies) == sorted(b"nonsense %d" % n for n in range(1, 1000, 2))
     eventually(lambda: len(it._rejects) == 0)
     assert number_of(channel, "task_queue.rejected") == 0 and len(store.list()) == 500
+
+
+def test_what_reaches_no_queue_is_not_lost(intake, channel):
+    """Somebody deletes the queue of rejected messages while a worker is connected; the broker confirms what it drops."""
+    channel.queue_declare("task_queue")
+    intake()
+    for body in (b"nonsense 1", b"nonsense 2"):
+        publish(channel, body)
+        assert rejected(channel)[1] == body
+        channel.queue_delete("task_queue.rejected")
 
 
 def test_what_waits_aside_is_forgotten_with_its_connection(intake, store, channel, monkeypatch):

@@ -77,7 +77,7 @@ def test_where_nobody_named_it_only_names_that_no_site_can_have_are_answered(api
 def test_allowed_hosts(api, value, good, bad):
     url = api(allowed_hosts=setting("ALLOWED_HOSTS", value))
     assert {http("GET", f"{url}/tasks", Host=host).status for host in good} == {200}
-    assert {http("GET", f"{url}/tasks", Host=host).status for host in bad} <= {403}
+    assert [http("GET", f"{url}/tasks", Host=host).status for host in bad] == [403] * len(bad)
 
 
 @pytest.mark.parametrize("name, value", [

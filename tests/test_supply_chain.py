@@ -50,7 +50,9 @@ def pins(file):
 @pytest.mark.parametrize("file", REQUIREMENTS)
 def test_every_package_is_pinned_to_files_by_their_hashes(file):
     # A release that somebody else took over, or a mirror that serves something else, is refused by pip.
-    for name, (_, hashes) in pins(file).items():
+    found = pins(file)
+    assert found
+    for name, (_, hashes) in found.items():
         assert len(hashes) == len(set(hashes)) and (len(hashes) >= 2 or name == "tomli"), name
 
 
@@ -69,8 +71,8 @@ def test_sqlite_needs_the_two_packages_in_python_alone():
 
 def test_no_package_is_installed_without_its_hash():
     for file in ("Makefile", "Dockerfile"):
-        for command in re.findall(r"(?:pip|\$\(PIP\)) install .*", (ROOT / file).read_text()):
-            assert "--require-hashes" in command, (file, command)
+        commands = re.findall(r"(?:pip|\$\(PIP\)) install .*", (ROOT / file).read_text())
+        assert commands and all("--require-hashes" in command for command in commands), (file, commands)
 
 
 # The vendored Swagger UI
@@ -116,7 +118,7 @@ def test_every_container_of_compose_has_few_rights():
 
 def test_every_variable_of_compose_is_in_env_example():
     names = set(re.findall(r"\$\{(\w+)", COMPOSE))
-    assert names <= set(re.findall(r"^#?(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    assert names and names <= set(re.findall(r"^#?(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
 
 
 # Other WSGI servers
