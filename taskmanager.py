@@ -1052,11 +1052,12 @@ class Row(NamedTuple):
     alone: bool                 # its worker is to run nothing beside it
 
     def to_json(self, claimed: bool = False) -> str:
-        """What a client sees: the documented four fields, then those that the task has; `attempt` only when it has just been claimed.
+        """Return what a client sees: the documented four fields, then those that the task has.
 
-        A task without any of them says nothing of its first attempt, either.
+        A task without any of them says nothing of its first attempt, either. `claimed`: show `attempt`, too.
         """
-        is_bare = self.attempts == 1 and self.payload is self.result is None and not any(self[6:7] + self[8:15])
+        others = self[6:7] + self[8:15]
+        is_bare = self.attempts == 1 and self.payload is self.result is None and not any(others)
         text = f'{{"id": {self.id}, "status": {json.dumps(self.status)}, "created_at": "{self.created_at}", "updated_at": "{self.updated_at}"'
         if self.payload is not None:
             text += f', "payload": {self.payload}'
@@ -1169,7 +1170,7 @@ class _OfProcess:
         self.metrics = Metrics()
         self.figures: dict[Any, tuple[float, Any]] = {}     # when each is to be asked for again, and what it was
         self.counting = threading.Lock()
-        self.unsure: set[tuple[int, int]] = set()           # attempts that were ended, but the answer was lost
+        self.unsure: set[tuple[int, int]] = set()           # ends of attempts whose answer was lost
         self.writing = threading.Lock()                     # SQLite has one writer at a time
 
 
@@ -1356,11 +1357,13 @@ class Store:
 
     def complete(self, held: Sequence[tuple[int, int, str | None]]) -> set[int]:
         """End tasks (id, attempt, result as JSON text or None) as Completed; the ids that were still ours."""
-        return self._end("completed", COMPLETE, [(id, attempt, self._text(result)) for id, attempt, result in held])
+        rows = [(id, attempt, self._text(result)) for id, attempt, result in held]
+        return self._end("completed", COMPLETE, rows)
 
     def retry(self, held: Sequence[tuple[int, int, str, float]]) -> set[int]:
         """Give tasks (id, attempt, error, seconds) back, to be tried again after so many seconds; the ids that were still ours."""
-        return self._end("retried", RETRY, [(id, attempt, self._text(error), delay) for id, attempt, error, delay in held])
+        rows = [(id, attempt, self._text(error), delay) for id, attempt, error, delay in held]
+        return self._end("retried", RETRY, rows)
 
     def fail(self, held: Sequence[tuple[int, int, str]]) -> set[int]:
         """End tasks (id, attempt, error) as Failed; the ids that were still ours."""
@@ -1373,10 +1376,10 @@ class Store:
         return ours
 
     def _end(self, verb: str, sql: str, held: Sequence[Sequence[Any]]) -> set[int]:
-        """Run a statement that ends attempts; the ids that were still ours.
+        """Run a statement that ends attempts; return the ids that were still ours.
 
-        When its answer is lost, it may have taken effect all the same: the caller is told so and sends it again. An
-        attempt that is then found to have ended as it should counts now.
+        When its answer is lost, it may have taken effect all the same: the caller is told so (Unavailable),
+        and calls again. An attempt that is found then to have ended as it should is logged and counted.
         """
         unsure, ends = self._own.unsure, {(id, attempt) for id, attempt, *_ in held}
         try:
@@ -1391,13 +1394,15 @@ class Store:
         return set(canceled)
 
     def _ended(self, verb: str, id: int, attempt: int) -> bool | None:
-        """Whether an attempt of ours that has ended so was canceled; None when it has not ended so."""
+        """Tell whether an attempt of ours that has ended so was canceled; None when it has not ended so."""
         status = {"completed": "Completed", "failed": "Failed"}.get(verb, "New")
-        for row in (Row(*row) for row in self._execute(READ, {"id": id})):
-            is_canceled = bool(row.canceled) and row.status == "Failed"
-            is_taken_on = status == "New" and row.attempt > attempt
-            if is_taken_on or row.attempt == attempt and (is_canceled or row.status == status):
-                return None if (row.error or "").startswith(CUT_OFF) else is_canceled
+        with contextlib.suppress(NotFound):
+            row = self.read(id)
+            is_last = row.attempt == attempt
+            is_canceled = is_last and row.status == "Failed" and bool(row.canceled)
+            is_so = is_canceled or row.status == status if is_last else status == "New"
+            if is_so and not (row.error or "").startswith(CUT_OFF):
+                return is_canceled
         return None
 
     def _log(self, verb: str, held: Sequence[Sequence[Any]], canceled: dict[int, bool]) -> None:
@@ -1758,7 +1763,8 @@ class SQLiteStore(Store):
 
     def _batch(self, sql, rows, params=None, repeat=True):
         # A statement may have 32,766 parameters, so a large batch is several of them.
-        return self._transaction([spread(sql, rows[n:n + MANY], params) for n in range(0, len(rows), MANY)]) if rows else []
+        parts = [spread(sql, rows[n:n + MANY], params) for n in range(0, len(rows), MANY)]
+        return self._transaction(parts) if parts else []
 
     def _transaction(self, statements) -> list[tuple]:
         reading, rows = not re.search(r"^\s*(insert|update|delete)\b", statements[0][0], re.MULTILINE), []

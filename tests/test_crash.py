@@ -14,6 +14,7 @@ from conftest import eventually, http
 from taskmanager import new_task
 
 OBEY = dict(HANDLER="tests.handlers:obey", LEASE_SECONDS=1, POLL_SECONDS=0.1, RETRY_SECONDS=0.05)
+IMPATIENT = OBEY | {"HANDLER": "tests.impatient:obey"}
 
 
 def order(store, max_attempts=3, **payload):
@@ -30,7 +31,7 @@ def status(store, id, *wanted):
 def test_a_killed_worker_gives_its_tasks_back(start, store, database, tmp_path):
     trace = tmp_path / "trace"
     first = start("worker.py", DATABASE_URL=database, **OBEY)
-    id = order(store, file=str(trace), sleep=2, **{"return": "done"})
+    id = order(store, file=str(trace), sleep=1, **{"return": "done"})
     eventually(trace.exists)
     first.stop(signal.SIGKILL)
     began = time.monotonic()
@@ -72,7 +73,7 @@ def test_a_frozen_worker_finds_its_result_refused_and_goes_on(start, store, data
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
 def test_a_worker_that_is_told_to_stop_finishes_what_it_can(start, store, database, tmp_path, number):
     trace = tmp_path / "trace"
-    worker = start("worker.py", DATABASE_URL=database, **OBEY, GRACE_SECONDS=1.5)
+    worker = start("worker.py", DATABASE_URL=database, **IMPATIENT, GRACE_SECONDS=1.5)
     quick = order(store, file=str(trace), deaf=0.7, **{"return": "done"})
     slow = order(store, file=str(trace), max_attempts=1, deaf=60)
     eventually(lambda: trace.exists() and len(trace.read_text().splitlines()) == 2)
@@ -174,14 +175,14 @@ def test_a_database_that_is_killed_loses_nothing_and_everything_comes_back(start
 
 
 def test_a_frozen_database_holds_nobody_without_end(start, postgres, monkeypatch):
-    monkeypatch.setattr(taskmanager, "STATEMENT_SECONDS", 1)
     store = taskmanager.open_store(postgres.create_database("frozen"))
-    worker = start("worker.py", DATABASE_URL=store.url, **OBEY, GRACE_SECONDS=0)
+    worker = start("worker.py", DATABASE_URL=store.url, **IMPATIENT, GRACE_SECONDS=0)
     worker.logged("started worker")
     began = time.monotonic()
     postgres.freeze()
     try:
-        with pytest.raises(taskmanager.Unavailable):
+        with monkeypatch.context() as patch, pytest.raises(taskmanager.Unavailable):
+            patch.setattr(taskmanager, "STATEMENT_SECONDS", -4)     # 5 more are added for the way
             store.create()
         assert time.monotonic() - began < 10
         assert worker.stop() == 0

@@ -87,7 +87,8 @@ def test_help_tells_every_variable(script):
 def test_help_is_shown_in_whatever_encoding_stdout_has(encoding):
     # LC_ALL=POSIX in a minimal container, a console of Windows
     environ = os.environ | {"PYTHONIOENCODING": encoding, "COLUMNS": "80"}
-    done = subprocess.run([sys.executable, ROOT / "taskmanager.py", "--help"], capture_output=True, env=environ)
+    command = [sys.executable, ROOT / "taskmanager.py", "--help"]
+    done = subprocess.run(command, capture_output=True, env=environ)
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.decode(encoding).count("\n  ") >= len(list(Config.table()))
 

@@ -199,7 +199,7 @@ def test_what_can_not_be_rejected_waits_aside_and_is_kept_once(intake, store, ch
 
 
 def test_what_reaches_no_queue_is_not_lost(intake, channel):
-    """Somebody deletes the queue of rejected messages while a worker is connected; the broker confirms what it drops."""
+    """Somebody deletes the queue of rejected messages; the broker confirms what it drops then."""
     channel.queue_declare("task_queue")
     intake()
     for body in (b"nonsense 1", b"nonsense 2"):

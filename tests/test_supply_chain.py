@@ -116,6 +116,16 @@ def test_every_container_of_compose_has_few_rights():
         ["postgres"], ["rabbitmq"], [], []]
 
 
+def test_continuous_integration_installs_the_servers_without_starting_them():
+    # Debian starts what it installs: its RabbitMQ would find its port taken by the container's, and fail.
+    jobs = blocks((ROOT / ".github/workflows/ci.yml").read_text().partition("\njobs:")[2], 2)
+    tested = [name for name, text in jobs.items() if "- run: make test" in text]
+    assert tested == ["own-servers", "services"]
+    for name in tested:
+        assert jobs[name].index("- run: sudo python3 tests/servers.py") < jobs[name].index("- run: make test")
+        assert "apt-get" not in jobs[name]
+
+
 def test_every_variable_of_compose_is_in_env_example():
     names = set(re.findall(r"\$\{(\w+)", COMPOSE))
     assert names and names <= set(re.findall(r"^#?(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))

@@ -197,7 +197,10 @@ def test_a_lease_is_extended_for_as_long_as_the_handler_runs(store, work):
     work(lease_seconds=1, poll_seconds=3600)
     id = order(store, max_attempts=1, sleep=1.4, **{"return": "still ours"})
     # another worker, which takes over whatever it may
-    row = eventually(lambda: store.reclaim(3, "another") or (row := store.read(id)).status == "Completed" and row)
+    def ended():
+        taken, row = store.reclaim(3, "another"), store.read(id)
+        return taken or row.status == "Completed" and row
+    row = eventually(ended)
     assert (row.result, row.attempts) == ('"still ours"', 1)
 
 
