@@ -28,6 +28,16 @@ def section(title):
     return re.search(rf"^{re.escape(title)}$(.*?)(?=^#{{1,{len(level)}}} |\Z)", README, re.MULTILINE | re.DOTALL)[1]
 
 
+@pytest.mark.parametrize("name", ["README.md", "README.ru.md"])
+def test_readme_says_a_thing_once(name):
+    """As after two branches that both changed a paragraph, and a merge that kept both."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    told = re.findall(r"^(?:- )?\*\*.+?\*\*|^\| `tests.*?\|", text, re.MULTILINE)
+    assert [each for each in set(told) if told.count(each) > 1] == []
+    numbers = [int(each) for each in re.findall(r"^(\d+)\. ", text, re.MULTILINE)]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
 # Configuration
 
 def test_readme_has_every_variable_with_its_default_and_meaning():
