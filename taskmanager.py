@@ -488,7 +488,7 @@ class Outage:
         since, self.since = self.since, None
         self.causes.clear()
         if since is not None:
-            log.warning("%s %s after=%.1fs", "back" if self.met else "reached", self.what, time.monotonic() - since)
+            log.warning("%s %s after=%.1fs", "regained" if self.met else "reached", self.what, time.monotonic() - since)
         self.met = True
 
 
@@ -2250,7 +2250,8 @@ class Worker:
         self.store.bells.append(self.wake)
         named = self.config.handler and show("HANDLER", self.config.handler)
         name = named or getattr(self.handler, "__qualname__", type(self.handler).__name__)
-        log.info("started worker handler=%r slots=%s", name if self.handler else "none", self.slots)
+        slots = f"slots={self.slots}" if self.handler or not self.slots else "so each task is completed at once"
+        log.info("started worker handler=%r %s", name if self.handler else "none", slots)
 
     def wake(self) -> None:
         """There may be work."""
@@ -2615,7 +2616,7 @@ class Bell:
 
     def _loop(self) -> None:
         import pika
-        outage, tries = Outage(amqp_address(self.parameters)), 0
+        outage, tries = Outage(f"{amqp_address(self.parameters)} for notifications"), 0
         while not self._stopped.is_set():
             try:
                 with pika.BlockingConnection(self.parameters) as connection:

@@ -264,7 +264,7 @@ class Intake:
         self._number = PREFETCH         # messages that are inserted at once
 
     def _loop(self) -> None:
-        outage = Outage(taskmanager.amqp_address(self.parameters))
+        outage = Outage(f"{taskmanager.amqp_address(self.parameters)} for intake")
         while not self._stopped.is_set():
             try:
                 self.store.ping()       # while the database is away, messages stay in their queue
@@ -304,7 +304,7 @@ class Intake:
         except pika.exceptions.ConnectionClosedByBroker as e:
             self._transient_refused = self._transient_refused or e.reply_code == 541
             raise
-        self._refuse_stream(connection)
+        channel = self._refuse_stream(channel)
         attach(connection, self.rejecter.queue, {"durable": True}).close()
         self._notifications = f"{self.exchange}.{uuid.uuid4().hex}"     # our queue, of this connection only
         notifications = self._listen(connection, None)
@@ -313,17 +313,22 @@ class Intake:
         log.info("started intake queue=%s rejected=%s", queue, self.rejecter.queue)
         return channel, notifications
 
-    def _refuse_stream(self, connection: pika.BlockingConnection) -> None:
-        """Raise ConnectionError for a stream: it delivers only what is published from now on."""
-        channel, queue = connection.channel(), self.config.task_queue
-        channel.basic_qos(prefetch_count=1)
+    def _refuse_stream(self, channel):
+        """Raise ConnectionError for a stream: it delivers only what is published from now on. Return the channel."""
+        queue = self.config.task_queue
         try:
-            channel.basic_consume(queue, lambda *_: None, arguments={"x-stream-offset": "next"})
+            method, properties, body = channel.basic_get(queue)
+        except pika.exceptions.ConnectionClosedByBroker as e:
+            if e.reply_code != 540:     # "not implemented"
+                raise
+            raise ConnectionError(f"{queue} is a stream, which can't be used: expected a classic or quorum queue") from e
         except pika.exceptions.ChannelClosedByBroker as e:
-            if e.reply_code == 406:     # queues of the other types refuse the argument
-                return
-            raise
-        raise ConnectionError(f"{queue} is a stream, which can't be used: expected a classic or quorum queue")
+            if e.reply_code != 405:     # a queue with a single active consumer gives nothing in this way
+                raise
+            return channel.connection.channel()
+        if method:
+            self._arrived(channel, method, properties, body)
+        return channel
 
     def _listen(self, connection: pika.BlockingConnection, channel):
         """Bind our queue to the notification exchange, and make what is missing. Return the channel.

@@ -169,8 +169,8 @@ def test_a_database_that_is_killed_loses_nothing_and_everything_comes_back(start
         assert status(store, id, "Completed", "Failed").status == "Completed"
     assert store.read(running).result == '"done"' and store.read(running).attempts == 1
     for program in (api, worker):
-        program.logged("back database")
-        assert program.log().count("lost database") == program.log().count("back database") == 1
+        program.logged("regained database")
+        assert program.log().count("lost database") == program.log().count("regained database") == 1
         assert "Traceback" not in program.log()
 
 

@@ -302,6 +302,29 @@ def test_a_stream_is_refused(intake, store, channel, caplog):
     eventually(lambda: payloads(store) == [2])
 
 
+@pytest.mark.parametrize("arguments", [{}, {"x-single-active-consumer": True}], ids=["shared", "single active consumer"])
+def test_looking_for_a_stream_costs_no_message(intake, store, channel, arguments):
+    """A worker that starts meets what was published before, and a message that is returned may be gone."""
+    quorum = QUEUES["quorum"]["arguments"]
+    channel.queue_declare("task_queue", durable=True, arguments=quorum | arguments)
+    for body in (b"no JSON", b'{"payload": 1}', b'{"payload": 2}'):
+        publish(channel, body)
+    intake()
+    eventually(lambda: payloads(store) == [1, 2])
+    eventually(lambda: ready(channel, "task_queue.rejected") == 1)
+
+
+def test_the_start_is_no_error_to_the_broker(intake, store, channel, caplog):
+    """Whoever reads the broker's log would look for its cause. pika tells of a channel that the broker has closed."""
+    channel.queue_declare("task_queue", **QUEUES["quorum"])
+    channel.queue_declare("task_queue.rejected", durable=True)
+    with caplog.at_level("WARNING", "pika"):
+        intake()
+        publish(channel, b'{"payload": 1}')
+        eventually(lambda: payloads(store) == [1])
+    assert [record for record in caplog.records if record.name.startswith("pika")] == []
+
+
 def test_the_notification_exchange_comes_back_when_it_is_deleted(intake, channel, broker, monkeypatch):
     """Somebody tidies up the broker."""
     monkeypatch.setattr(worker, "LISTEN_SECONDS", 0.2)
@@ -448,7 +471,7 @@ def test_an_error_of_the_connection_names_host_port_and_cause(broker, store, cap
         eventually(lambda: cause in caplog.text)
     finally:
         intake.stop()
-    assert f"RabbitMQ {intake.parameters.host}:{intake.parameters.port} error=" in caplog.text
+    assert f"RabbitMQ {intake.parameters.host}:{intake.parameters.port} for intake error=" in caplog.text
     assert "s3cret" not in caplog.text
 
 
@@ -461,7 +484,7 @@ def test_an_outage_tells_each_new_cause_once(caplog):
     outage.back()
     outage.lost(ConnectionError("refused"))
     said = [record.getMessage() for record in caplog.records]
-    assert [line.partition(" RabbitMQ")[0] for line in said] == ["lost", "still without", "back", "lost"]
+    assert [line.partition(" RabbitMQ")[0] for line in said] == ["lost", "still without", "regained", "lost"]
 
 
 @pytest.mark.parametrize("url", [

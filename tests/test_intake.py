@@ -237,7 +237,7 @@ def test_intake_comes_back_when_its_queue_is_deleted(intake, store, channel, cap
     eventually(lambda: exists(channel, "task_queue"))
     publish(channel, b"")
     eventually(lambda: len(store.list()) == 2)
-    assert caplog.text.count("lost RabbitMQ") == caplog.text.count("back RabbitMQ") == 1
+    assert caplog.text.count("lost RabbitMQ") == caplog.text.count("regained RabbitMQ") == 1
 
 
 def test_two_intakes_share_a_queue(intake, store, channel):
