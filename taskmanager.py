@@ -2250,8 +2250,8 @@ class Worker:
         self.store.bells.append(self.wake)
         named = self.config.handler and show("HANDLER", self.config.handler)
         name = named or getattr(self.handler, "__qualname__", type(self.handler).__name__)
-        slots = f"slots={self.slots}" if self.handler or not self.slots else "so each task is completed at once"
-        log.info("started worker handler=%r %s", name if self.handler else "none", slots)
+        slots = f" slots={self.slots}" if self.handler or not self.slots else ", so each task is completed at once"
+        log.info("started worker handler=%r%s", name if self.handler else "none", slots)
 
     def wake(self) -> None:
         """There may be work."""
