@@ -1804,8 +1804,10 @@ class SQLiteStore(Store):
                     self.path.touch(0o600)      # for nobody else to read; its -wal and -shm follow it
                 with self._own.writing, contextlib.closing(self._connect()) as connection:
                     connection.execute("pragma journal_mode = wal")     # does not wait for another process that is just doing it
-                    self._check_table(connection)
-                    connection.executescript("begin immediate;" + self.SCHEMA)
+                    connection.execute("begin immediate")
+                    self._upgrade(connection)
+                    for statement in self.SCHEMA.split(";\n"):
+                        connection.execute(statement)
                     connection.commit()
                 self.file = self.path.stat().st_ino
                 return
@@ -1814,13 +1816,25 @@ class SQLiteStore(Store):
                     raise BadSetting("DATABASE_URL", self.url, str(e)) from e
                 time.sleep(0.1)
 
-    def _check_table(self, connection) -> None:
-        """Raise BadSetting where `tasks` is something else than what SCHEMA makes."""
+    def _upgrade(self, connection) -> None:
+        """Make an older table of this program anew, rows and all. Raise BadSetting where `tasks` is something else."""
         known = set(re.findall(r"^            (\w+) +\w", self.SCHEMA, re.MULTILINE))
-        found = {name for _, name, *_ in connection.execute("pragma table_xinfo(tasks)")}
-        if found and found != known:
+        found = {name: hidden for _, name, *_, hidden in connection.execute("pragma table_xinfo(tasks)")}
+        if not found or known == set(found):
+            return
+        if not DOCUMENTED | {"attempt", "lease_until"} <= set(found) < known:
             raise BadSetting("DATABASE_URL", self.url, "there is a table tasks that is not this program's, with the columns "
                              f"{', '.join(sorted(found))}; expected another file")
+        columns = ", ".join(name for name in found if not found[name])      # those that are not generated
+        connection.execute(self.SCHEMA.partition(";\n")[0].replace("exists tasks (", "exists newer_tasks ("))
+        for statement in (f"insert into newer_tasks ({columns}) select {columns} from tasks",
+                          # No id comes twice, whatever was deleted.
+                          "delete from sqlite_sequence where name = 'newer_tasks'",
+                          "update sqlite_sequence set name = 'newer_tasks' where name = 'tasks'",
+                          "drop table tasks",
+                          "alter table newer_tasks rename to tasks"):
+            connection.execute(statement)
+        log.info("upgraded the table tasks with=%r", ", ".join(sorted(known - set(found))))
 
 
 def _aside(function: Callable[[], None]) -> None:

@@ -361,6 +361,38 @@ def test_a_table_of_somebody_else_in_sqlite_is_refused(tmp_path):
         taskmanager.open_store(f"sqlite:///{tmp_path}/other.db")
 
 
+FIRST_SQLITE = """
+    create table tasks (
+        id integer primary key autoincrement,
+        status varchar(20) not null default 'New' check (status in ('New', 'In Progress', 'Completed', 'Failed')),
+        created_at real not null default 0, updated_at real not null default 0,
+        payload text check (payload is null or json_valid(payload)), result text, error text,
+        priority int not null default 0, run_at real, attempt int not null default 0, uncounted int not null default 0,
+        max_attempts int check (max_attempts > 0), timeout real, lease_until real, canceled int not null default 0,
+        progress real, idempotency_key text, fingerprint text, ready_at real);
+    create index tasks_claim on tasks (priority desc, id) where status = 'New' and run_at is null;
+    insert into tasks (payload, priority) values ('{"n": 1}', 4), (null, 0), (null, 0);
+    delete from tasks where id = 3;
+    create table notes (task int references tasks (id));"""
+
+
+def test_a_file_of_an_older_version_is_upgraded_in_place(tmp_path):
+    """`make run` of last month's checkout, and then of this one: the second start finds the tasks again."""
+    import sqlite3
+    with contextlib.closing(sqlite3.connect(tmp_path / "old.db")) as connection:
+        connection.executescript(FIRST_SQLITE)
+    for _ in range(2):
+        with contextlib.closing(taskmanager.open_store(f"sqlite:///{tmp_path}/old.db")) as store:
+            assert [(row.id, row.payload, row.priority, row.size) for row in store.list(limit=2)] == [
+                (1, '{"n": 1}', 4, 8), (2, None, 0, 0)]
+            [id] = store.create()
+            assert id > 3       # whose id is not given again
+    with contextlib.closing(sqlite3.connect(tmp_path / "old.db")) as connection:
+        texts = [text for text, in connection.execute("select sql from sqlite_master where sql is not null")]
+        assert not any("newer" in text for text in texts) and any("references tasks (id)" in text for text in texts)
+        assert sum("INDEX" in text for text in texts) == 5
+
+
 def test_a_user_who_may_not_make_the_table_is_told_so(empty_database):
     url = empty_database()
     name = f"guest_{time.monotonic_ns()}"
