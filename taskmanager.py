@@ -635,7 +635,7 @@ LIST_TASKS: Checks = {"status": _texts(STATUSES, many=True), "order": _texts(("a
 def check_fields(fields: Any, checks: Checks, required: Iterable[str] = (), at: str = "/") -> dict[str, Any]:
     """The values of a JSON object. Raise Invalid with every field that is wrong, up to MAX_ERRORS of them; `at` stands before their names."""
     if not isinstance(fields, dict):
-        raise Invalid((at[:-1], f"expected an object, such as {{{json.dumps(next(iter(checks)))}: …}}"))
+        raise Invalid((at[:-1], f"expected an object, such as {{{json.dumps(next(iter(checks)))}: ...}}"))
     values, errors = {}, [(at + name, "is missing") for name in required if name not in fields]
     for name, value in fields.items():
         try:

@@ -55,6 +55,12 @@ def test_env_example_has_every_variable_with_its_default():
     assert document in text
 
 
+def test_compose_hands_on_every_variable():
+    """A setting in .env that compose does not name never reaches the containers."""
+    text = (ROOT / "docker-compose.yml").read_text()
+    assert [name for name, *_ in Config.table() if not re.search(rf"^ +{name}: ", text, re.MULTILINE)] == []
+
+
 @pytest.mark.parametrize("name, value", [
     ("DATABASE_URL", "mysql://host/name"), ("DATABASE_URL", "sqlite://"), ("DATABASE_URL", "sqlite:///:memory:"), ("DATABASE_URL", "sqlite:///tasks.db?x=1"), ("DATABASE_URL", "postgresql://user:s3cret@host:port/name"), ("RABBITMQ_URL", "rabbitmq"), ("RABBITMQ_URL", "amqp://user:s3cret@host:port"), ("RABBITMQ_URL", "amqp://host?heartbeat=soon"),
     ("PORT", "http"), ("PORT", "65536"), ("PORT", "-1"), ("THREADS", "0"), ("THREADS", "1.5"), ("WORKER", "yes"), ("CONCURRENCY", "many"), ("MAX_ATTEMPTS", "0"),
