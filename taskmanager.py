@@ -488,7 +488,8 @@ class Outage:
         since, self.since = self.since, None
         self.causes.clear()
         if since is not None:
-            log.warning("%s %s after=%.1fs", "regained" if self.met else "reached", self.what, time.monotonic() - since)
+            how = "regained" if self.met else "reached"
+            log.warning("%s %s after=%.1fs", how, self.what, time.monotonic() - since)
         self.met = True
 
 
@@ -1817,7 +1818,7 @@ class SQLiteStore(Store):
                 time.sleep(0.1)
 
     def _upgrade(self, connection) -> None:
-        """Make an older table of this program anew, rows and all. Raise BadSetting where `tasks` is something else."""
+        """Make an older table of this program anew, with its rows. Raise BadSetting for any other table."""
         known = set(re.findall(r"^            (\w+) +\w", self.SCHEMA, re.MULTILINE))
         found = {name: hidden for _, name, *_, hidden in connection.execute("pragma table_xinfo(tasks)")}
         if not found or known == set(found):
@@ -1826,8 +1827,8 @@ class SQLiteStore(Store):
             raise BadSetting("DATABASE_URL", self.url, "there is a table tasks that is not this program's, with the columns "
                              f"{', '.join(sorted(found))}; expected another file")
         columns = ", ".join(name for name in found if not found[name])      # those that are not generated
-        connection.execute(self.SCHEMA.partition(";\n")[0].replace("exists tasks (", "exists newer_tasks ("))
-        for statement in (f"insert into newer_tasks ({columns}) select {columns} from tasks",
+        for statement in (self.SCHEMA.partition(";\n")[0].replace("exists tasks (", "exists newer_tasks ("),
+                          f"insert into newer_tasks ({columns}) select {columns} from tasks",
                           # No id comes twice, whatever was deleted.
                           "delete from sqlite_sequence where name = 'newer_tasks'",
                           "update sqlite_sequence set name = 'newer_tasks' where name = 'tasks'",
@@ -2264,7 +2265,8 @@ class Worker:
         self.store.bells.append(self.wake)
         named = self.config.handler and show("HANDLER", self.config.handler)
         name = named or getattr(self.handler, "__qualname__", type(self.handler).__name__)
-        slots = f" slots={self.slots}" if self.handler or not self.slots else ", so each task is completed at once"
+        does_nothing = self.slots and not self.handler
+        slots = ", so each task is completed at once" if does_nothing else f" slots={self.slots}"
         log.info("started worker handler=%r%s", name if self.handler else "none", slots)
 
     def wake(self) -> None:

@@ -314,14 +314,18 @@ class Intake:
         return channel, notifications
 
     def _refuse_stream(self, channel):
-        """Raise ConnectionError for a stream: it delivers only what is published from now on. Return the channel."""
+        """Raise ConnectionError for a stream: it delivers only what is published from now on.
+
+        Return the channel, or a new one where the broker closed it.
+        """
         queue = self.config.task_queue
         try:
             method, properties, body = channel.basic_get(queue)
         except pika.exceptions.ConnectionClosedByBroker as e:
             if e.reply_code != 540:     # "not implemented"
                 raise
-            raise ConnectionError(f"{queue} is a stream, which can't be used: expected a classic or quorum queue") from e
+            raise ConnectionError(
+                f"{queue} is a stream, which can't be used: expected a classic or quorum queue") from e
         except pika.exceptions.ChannelClosedByBroker as e:
             if e.reply_code != 405:     # a queue with a single active consumer gives nothing in this way
                 raise

@@ -302,7 +302,7 @@ def test_a_stream_is_refused(intake, store, channel, caplog):
     eventually(lambda: payloads(store) == [2])
 
 
-@pytest.mark.parametrize("arguments", [{}, {"x-single-active-consumer": True}], ids=["shared", "single active consumer"])
+@pytest.mark.parametrize("arguments", [{}, {"x-single-active-consumer": True}], ids=["shared", "single"])
 def test_looking_for_a_stream_costs_no_message(intake, store, channel, arguments):
     """A worker that starts meets what was published before, and a message that is returned may be gone."""
     quorum = QUEUES["quorum"]["arguments"]
@@ -315,7 +315,7 @@ def test_looking_for_a_stream_costs_no_message(intake, store, channel, arguments
 
 
 def test_the_start_is_no_error_to_the_broker(intake, store, channel, caplog):
-    """Whoever reads the broker's log would look for its cause. pika tells of a channel that the broker has closed."""
+    """Whoever reads the broker's log would look for the cause. pika logs a channel that was closed."""
     channel.queue_declare("task_queue", **QUEUES["quorum"])
     channel.queue_declare("task_queue.rejected", durable=True)
     with caplog.at_level("WARNING", "pika"):
