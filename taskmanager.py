@@ -529,10 +529,6 @@ def parse_json(data: bytes) -> Any:
         raise Invalid(("", f"not JSON: {str(e).split(';')[0]}")) from None
 
 
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"?')
-_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
-
-
 def encode_json(value: Any) -> str:
     """JSON text that both databases take. Raise Invalid for what JSON can't say, NUL, lone surrogates, and deep nesting."""
     try:
@@ -546,10 +542,12 @@ def encode_json(value: Any) -> str:
         raise Invalid(("", f"can't be said in JSON: {e}")) from None
     if len(text) > 2 * MAX_BODY:        # numbers may be longer than they came
         raise Invalid(("", f"has more than {2 * MAX_BODY} characters when written out"))
-    if "\\u0000" in text and _NUL.search(text):
+    plain = text.replace(r"\\", "")        # so that each backslash that is left belongs to what is behind it
+    if r"\u0000" in plain:
         raise Invalid(("", "holds the character NUL (\\u0000), which PostgreSQL can't keep"))
     if text.count("[") + text.count("{") > MAX_DEPTH:
-        depths = itertools.accumulate((c in "[{") - (c in "]}") for c in _STRING.sub("", text))
+        outside = plain.replace(r'\"', "").split('"')[::2]       # of strings
+        depths = itertools.accumulate((c in "[{") - (c in "]}") for c in "".join(outside))
         if max(depths, default=0) > MAX_DEPTH:
             raise Invalid(("", f"nested deeper than {MAX_DEPTH} levels"))
     return text
@@ -1763,8 +1761,8 @@ class SQLiteStore(Store):
         return self._transaction([(sql, params)])
 
     def _batch(self, sql, rows, params=None, repeat=True):
-        # A statement may have 32,766 parameters, so a large batch is several of them.
-        parts = [spread(sql, rows[n:n + MANY], params) for n in range(0, len(rows), MANY)]
+        # Several short statements, for SQLite looks for each of its parameters from the first one on.
+        parts = [spread(sql, rows[n:n + 50], params) for n in range(0, len(rows), 50)]
         return self._transaction(parts) if parts else []
 
     def _transaction(self, statements) -> list[tuple]:
