@@ -68,7 +68,6 @@ import textwrap
 import threading
 import time
 import traceback
-import types
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta, timezone
@@ -2822,8 +2821,11 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
             raise Unauthorized("expected the header Authorization: Bearer, with the token of this service")
 
     def read_body(size: int) -> bytes:
-        """The first `size` bytes."""
-        stream, pieces = request.environ["wsgi.input"], []
+        """The first `size` bytes. Of what comes in chunks nothing more is taken, let alone stored."""
+        if request.content_length > MAX_BODY:
+            raise TooLarge(f"{request.content_length} bytes are too many: expected at most {MAX_BODY}")
+        stream, taken = request.environ["wsgi.input"], bytearray()
+        pieces = iter(lambda: stream.read(MAX_IN_MEMORY), b"")
         if not request.environ.get("wsgi.input_terminated"):
             if not request.chunked:
                 return request.body.read(size)
@@ -2832,21 +2834,16 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
             if not (first := stream.read(1)):
                 raise Invalid(("Content-Length", "expected one: the server around this hands over no chunks"))
             if first in b"0123456789ABCDEFabcdef":
-                again = iter([first])
-                whole = types.SimpleNamespace(read=lambda n: next(again, b"") or stream.read(n))
-                request.environ["wsgi.input"] = whole
-                return request.body.read(size)
-            pieces.append(first)
-            size -= 1
-        while size and (piece := stream.read(size)):
-            pieces.append(piece)
-            size -= len(piece)
-        return b"".join(pieces)
+                begin = iter([first])
+                pieces = request._iter_chunked(lambda n: next(begin, b"") or stream.read(n), MAX_IN_MEMORY)
+            else:
+                taken += first
+        while len(taken) < size and (piece := next(pieces, b"")):
+            taken += piece
+        return bytes(taken[:size])
 
     def body() -> Any:
         """What the body says; {} when there is none."""
-        if request.content_length > MAX_BODY:
-            raise TooLarge(f"{request.content_length} bytes are too many: expected at most {MAX_BODY}")
         if header("HTTP_CONTENT_ENCODING").lower() not in ("", "identity"):
             raise NotJson(f"expected a body without Content-Encoding, not one in {header('HTTP_CONTENT_ENCODING')}")
         data, kind = read_body(MAX_BODY + 1), request.environ.get("CONTENT_TYPE", "")
