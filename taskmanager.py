@@ -263,8 +263,10 @@ def show(name: str, value: Any) -> str:
     text = str(value)
     if name in TOKENS:
         return "***"
-    if name != "HANDLER" and not name.endswith("_URL") or text.startswith("sqlite:"):
+    if text.startswith("sqlite:///"):
         return text
+    if name != "HANDLER" and not name.endswith("_URL"):
+        return redact(text)
     if re.fullmatch(r"[\w./-]+", text):
         return text
     if command := re.match(r"exec:[\w./-]+(?!\S)", text):
@@ -272,7 +274,7 @@ def show(name: str, value: Any) -> str:
     if name == "HANDLER" and re.fullmatch(r"[\w.]+:[\w.]+", text):
         return text
     parts = re.fullmatch(
-        r"(\w+://)([^?]*@)?((?:[\w.%,-]|\[[\w:.%]*\]|:[0-9]{1,5}(?![^,/?]))*)(/[^?@\s]*)?(\?[^@]*)?", text)
+        r"(\w+://)([^?]*@)?((?:[\w.%,-]|\[[\w:.%]*\]|:[0-9]{1,5}(?![^,/?]))*)(/[^?#@\s]*)?(\?[^@]*)?", text)
     if not parts:
         return "***"
     scheme, login, hosts, path, query = parts.groups(default="")
@@ -315,10 +317,11 @@ def _host(text: str) -> str:
 
 def _origin(text: str) -> str:
     """An origin as a browser writes it: without a path, and without the default port. Raise ValueError."""
-    if not re.fullmatch(r"[a-z][a-z0-9+.-]*://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:[0-9]+)?", text):
+    match = re.fullmatch(r"([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|\w[\w.-]*)(:[1-9][0-9]*)?", text)
+    if not match or urlsplit(text).port == 0:       # which raises ValueError for one above 65535
         raise ValueError
-    default = {"http": 80, "https": 443}.get(urlsplit(text).scheme)
-    return re.sub(":[0-9]+$", "", text) if urlsplit(text).port == default else text
+    scheme, host, port = match.groups(default="")
+    return f"{scheme}://{_host(host)}" + port * (scheme + port not in ("http:80", "https:443"))
 
 
 def _public_url(text: str) -> str:
@@ -2711,7 +2714,7 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
     public = urlsplit(config.public_url or "")
     names = {*(config.allowed_hosts.split(",") if config.allowed_hosts else hosts)}
     origins = {*(config.allowed_origins or "").split(",")} - {""}
-    trusted = origins | {f"{public.scheme}://{public.netloc}"}      # whose pages may act
+    trusted = origins | {config.public_url and f"{public.scheme}://{public.netloc}"}      # whose pages may act
     places = threading.Semaphore(config.waiters)
     closing = threading.Event()         # the server stops: nobody waits any longer
     bell: queue.Queue[None] = queue.Queue(1)        # there may be tasks to claim; who takes this looks, and passes it on

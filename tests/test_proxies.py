@@ -86,9 +86,9 @@ def test_allowed_hosts(api, value, good, bad):
         "*.example.com", "999.1.1.1", "5000", "a..b", "tasks.example.com/", "münchen.example")),
     *(("PUBLIC_URL", value) for value in (
         "tasks.example.com", "https://", "ftp://x/", "https://x/?a=1", "https://user@x/", "https://x//y",
-        "https://x:70000/", "https://x/#y")),
+        "https://x:70000/", "https://x/#y", "https://x..y/", "https://.x/", "http://256.1.1.1/", "https://x:080/")),
     *(("ALLOWED_ORIGINS", value) for value in (
-        "*", "null", "app.example.com", "https://x/", "https://x,", "https://*.example.com")),
+        "*", "null", "app.example.com", "https://x/", "https://x,", "https://*.example.com", "https://x:0")),
 ])
 def test_what_can_never_match_is_refused_at_the_start(name, value):
     with pytest.raises(BadSetting, match=f"{name}=.*expected"):

@@ -69,7 +69,7 @@ OURS = {
 }
 OTHERS = {
     "another site": {"Sec-Fetch-Site": "cross-site"}, "a sister site": {"Sec-Fetch-Site": "same-site"}, "an unknown word": {"Sec-Fetch-Site": "friendly"}, "two words": {"Sec-Fetch-Site": "same-origin, cross-site"},
-    "another site with our origin": {"Sec-Fetch-Site": "cross-site", "Origin": "http://{host}"}, "another origin": {"Origin": EVIL}, "an empty word": {"Sec-Fetch-Site": "", "Origin": EVIL}, "a sandbox": {"Origin": "null"},
+    "another site with our origin": {"Sec-Fetch-Site": "cross-site", "Origin": "http://{host}"}, "another origin": {"Origin": EVIL}, "an empty word": {"Sec-Fetch-Site": "", "Origin": EVIL}, "a sandbox": {"Origin": "null"}, "no origin": {"Sec-Fetch-Site": "cross-site", "Origin": "://"},
     "a longer name": {"Origin": "http://{host}.evil.example"}, "a user name": {"Origin": "http://{host}@evil.example"}, "another port": {"Origin": "http://127.0.0.1:1"}, "no port": {"Origin": "http://127.0.0.1"},
     "another scheme": {"Origin": "ftp://{host}"}, "two origins": {"Origin": "http://{host} http://evil.example"}, "a file": {"Origin": "file://"},
 }

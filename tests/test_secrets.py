@@ -156,6 +156,7 @@ PUMPS = [
     "\ud800",
     "é",
     "[",
+    '\\"[',
     '{"a":',
     "USER:PASSWORD@",
     "://USER:PASSWORD@ ",
@@ -339,6 +340,21 @@ def test_no_part_of_a_password_is_said_at_the_start(monkeypatch, caplog, form):
                 assert "%40" in str(e) or "expected" in str(e)
         assert_hidden(caplog.text)
         assert_hidden(taskmanager.show(name, value))
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("DATABASE_URL", "sqlite://app:Hunter2Secret7x@h/db"),  # the password of a server that was changed
+        ("RABBITMQ_URL", "sqlite://h/#Hunter2Secret7x"),
+        ("ALLOWED_ORIGINS", "https://app:Hunter2Secret7x@h"),
+        ("PUBLIC_URL", "https://h/#Hunter2Secret7x"),
+    ],
+)
+def test_no_password_in_a_setting_that_should_have_none_is_said(name, value):
+    with pytest.raises(BadSetting) as error:
+        Config.from_env({name: value})
+    assert_hidden(str(error.value))
 
 
 @pytest.mark.parametrize(
