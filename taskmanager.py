@@ -102,7 +102,6 @@ MAX_SWALLOWED = 16 * MAX_BODY       # of a body that is refused: who is cut off 
 MAX_HEAD = 32 * 1024        # bytes of a request before its body,
 MAX_LINE = 8 * 1024         # of its first line, and of a chunk's or a trailer,
 MAX_FIELDS = 100            # and the header fields in it
-CHUNKS_A_TURN = 64          # of a body that are taken before another client's turn comes
 MAX_IN_MEMORY = 64 * 1024   # bytes of a body or an answer that wait in memory; larger ones wait in a file,
 MAX_KEPT = 256 * 1024**2    # and the bytes of all, from which on the clients that take longest are let go
 FILES = 10_000              # open ones: 1,000 connections, and 1,000 programs with their input and output
@@ -3321,227 +3320,174 @@ class Refused(Exception):
 
     def __init__(self, code: int, body: str):
         super().__init__(body)
-        self.code, self.reason, self.body = code, TITLES[code], body
+        self.code, self.body = code, body
 
 
-def too_large(size: int) -> Refused:
-    return Refused(413, f"{size} bytes are too many: expected at most {MAX_BODY}")
-
-
-class Body:
-    """A body that comes in. A client could fill memory and disk otherwise: what is large waits in a file, and of
-    what has more than MAX_BODY bytes nothing is stored, only counted."""
-
-    def __init__(self):
-        self.file, self.size = tempfile.SpooledTemporaryFile(MAX_IN_MEMORY), 0
-
-    def append(self, data: bytes) -> None:
-        self.size += len(data)
-        if self.size <= MAX_BODY:
-            self.file.write(data)
-        else:
-            self.close()
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self.file.close()
-
-    @property
-    def kept(self) -> int:
-        """Bytes that are stored."""
-        return 0 if self.file.closed else self.size
-
-
-_NEXT_CHUNK = re.compile(rb"\r\n([0-9A-Fa-f]{1,15})(?:;[\t -~\x80-\xff]*)?\r\n")
-_BEGUN = re.compile(rb"\r?|\r\n(?:[0-9A-Fa-f]{1,15}(?:;[^\n]*|\r)?)?")
-
-
-class Chunks:
-    """Takes a chunked body apart. A client could send a line or a trailer without end otherwise, which waitress
-    joins and searches again at each read."""
-
-    completed = is_trailer = False
-    left = 0        # bytes of a chunk that are still to come
-
-    def __init__(self, body: Body):
-        self.body = body
-        self.line = b"\r\n"        # what is here of a line; the first one as if it stood behind a chunk
-
-    def received(self, data: bytes) -> int:
-        """Take what comes next; the number of bytes that belong to this body."""
-        before, at, pieces = len(self.line), 0, []
-        data = self.line + data
-        while at < len(data) and not self.is_trailer and len(pieces) < CHUNKS_A_TURN:
-            if not self.left:
-                line = _NEXT_CHUNK.match(data, at) if data.find(b"\r\n", at + 2) >= 0 else None
-                if not line:
-                    break
-                at, self.left = line.end(), int(line[1], 16)
-                if not self.left:
-                    at, self.is_trailer = at - 2, True
-            pieces.append(data[at:at + self.left])
-            at, self.left = at + len(pieces[-1]), self.left - len(pieces[-1])
-        self.body.append(b"".join(pieces))
-        if len(pieces) == CHUNKS_A_TURN:
-            self.line = b""
-            return at - before
-        self.line = data[at:]
-        end = self.line.find(b"\r\n\r\n") if self.is_trailer else -1
-        if end >= 0:
-            self.completed = True
-            return at + end + 4 - before
-        if len(self.line) > MAX_LINE:
-            raise Refused(400, f"expected at most {MAX_LINE} bytes of a chunk's line or of the trailer")
-        if not (self.is_trailer or _BEGUN.fullmatch(self.line[:20]) and self.line.find(b"\n", 2) < 0):
-            raise Refused(400, "expected a chunk: its size in hexadecimal, CRLF, so many bytes, CRLF")
-        return len(data) - before
+def require(condition: Any, code: int, body: str) -> None:
+    if not condition:
+        raise Refused(code, body)
 
 
 _METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Z-]{1,1000}(?: |\Z)")
 _FIRST_LINE = re.compile(rb"(\S+) ([!-~\x80-\xff]+) HTTP/([0-9]\.[0-9])")
 _FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t -~\x80-\xff]*)")
 _BARE = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
+# What stands before a chunk, as far as it has come: the end of the one before, the size, an extension.
+_CHUNK = re.compile(rb"\r(?:\n(?:([0-9A-Fa-f]{1,15})(?:;[\t -~\x80-\xff]*)?(?:\r(\n)?)?)?)?")
 
 
 class Request:
     """Reads a request, with the names that waitress gives its parts. A client could stop the service otherwise:
-    with one line of 60 KB the patterns of waitress's own parser are busy for minutes. And what can be read in
-    two ways could hide a second request from a proxy: it is refused."""
+    with one line of 60 KB the patterns of waitress's own parser are busy for minutes. Or fill memory and disk: a
+    large body waits in a file, and one of more than MAX_BODY bytes is only counted. And what can be read in two
+    ways could hide a second request from a proxy: it is refused."""
 
-    completed = empty = headers_finished = expect_continue = False
+    completed = empty = headers_finished = expect_continue = is_chunked = False
     command, path, query, request_uri, version = "", "/", "", "", "1.0"     # until they are known
-    url_scheme = "http"
-    content_length, error, body, chunks = 0, None, None, None
+    url_scheme, error = "http", None
+    held = b""          # what is here of the head, or of the line before a chunk
+    size = left = 0     # bytes of the body that have come, and that are known to be still to come
 
     def __init__(self, adjustments=None):
-        self.head, self.headers = bytearray(), {}
+        self.headers, self.body = {}, tempfile.SpooledTemporaryFile(MAX_IN_MEMORY)
 
     def received(self, data: bytes) -> int:
         """Take what comes next; the number of bytes that belong to this request."""
+        take = self.take_chunk if self.is_chunked else self.take_body if self.headers_finished else self.take_head
         try:
-            taken = self.body_received(data) if self.headers_finished else self.head_received(data)
-            if self.completed and self.body:
-                self.content_length = self.body.size
-                if self.body.size > MAX_BODY:
-                    raise too_large(self.body.size)
-                if self.body.size > MAX_IN_MEMORY:
-                    self.headers.pop("PREFER", None)    # a wish; and there are few threads for large bodies
-                self.body.file.seek(0)
+            taken = take(data)
+            most = MAX_BODY if self.completed or self.expect_continue else MAX_SWALLOWED
+            length = self.size + self.left
+            require(length <= most, 413, f"{length} bytes are too many: expected at most {MAX_BODY}")
+            if self.completed:
+                self.finish()
             return taken
         except OSError as e:
             self.error = Refused(503, f"the body can't be stored: {e.strerror}")
         except Refused as e:
             self.error = e
-        self.completed = True
+        self.completed, self.held = True, b""
         return len(data)
 
-    def body_received(self, data: bytes) -> int:
-        if not self.chunks:
-            data = data[:self.content_length - self.body.size]
-            self.body.append(data)
-            self.completed = self.body.size == self.content_length
-            return len(data)
-        taken = self.chunks.received(data)
-        self.completed = self.chunks.completed
-        if self.completed:
-            self.headers["CONTENT_LENGTH"] = str(self.body.size)
-        elif self.body.size > MAX_SWALLOWED:
-            raise too_large(self.body.size)
-        return taken
-
-    @property
-    def kind(self) -> tuple:
-        """What it has in common with others that cost about the same."""
-        if self.error:
-            return "", "", False
-        return self.command, self.path[:100], self.content_length > MAX_IN_MEMORY
-
-    def get_body_stream(self):
-        return self.body.file if self.body else io.BytesIO()
-
-    def close(self) -> None:
-        if self.body:
-            self.body.close()
-
-    def head_received(self, data: bytes) -> int:
-        given = len(data)
-        if not self.head:
-            data = data.lstrip(b"\r\n")     # blank lines before a request are none of it (RFC 9112, 2.2)
-            self.empty = self.completed = not data
-            if self.empty:
-                return given
-        before = len(self.head)
-        self.head += data
-        end = self.head.find(b"\r\n\r\n", max(before - 3, 0))
-        length = end if end >= 0 else len(self.head)
-        if self.head[0] == 0x16:
-            raise Refused(400, "this port speaks HTTP without TLS: expected http://, not https://")
-        if not _METHOD.match(self.head) or _BARE.search(self.head, max(before - 1, 0), length):
-            raise Refused(400, "expected METHOD ADDRESS HTTP/1.1, and each line ended by CRLF")
-        if length > MAX_HEAD:
-            raise Refused(431, f"expected at most {MAX_HEAD} bytes before the body")
+    def take_head(self, data: bytes) -> int:
+        before = len(self.held)
+        blank = 0 if before else len(data) - len(data.lstrip(b"\r\n"))      # is none of it (RFC 9112, 2.2)
+        self.held += data[blank:]
+        self.empty = self.completed = not self.held
+        if self.empty:
+            return blank
+        end = self.held.find(b"\r\n\r\n", max(before - 3, 0))
+        length = end if end >= 0 else len(self.held)
+        require(self.held[0] != 0x16, 400, "this port speaks HTTP without TLS: expected http://, not https://")
+        is_http = _METHOD.match(self.held) and not _BARE.search(self.held, max(before - 1, 0), length)
+        require(is_http, 400, "expected METHOD ADDRESS HTTP/1.1, and each line ended by CRLF")
+        require(length <= MAX_HEAD, 431, f"expected at most {MAX_HEAD} bytes before the body")
         if end < 0:
-            return given
-        self.headers_finished = True
-        self.parse_head(bytes(self.head[:end]))
-        self.completed = not self.body
-        return given - len(data) + end + 4 - before
+            return len(data)
+        line, *fields = self.held[:end].split(b"\r\n")
+        self.headers_finished, self.held = True, b"\r\n"     # as if it stood behind a chunk
+        self.parse_head(line, fields)
+        self.completed = not (self.left or self.is_chunked)
+        return blank + end + 4 - before
 
-    def parse_head(self, head: bytes) -> None:
-        line, *fields = head.split(b"\r\n")
+    def parse_head(self, line: bytes, fields: list[bytes]) -> None:
         request = _FIRST_LINE.fullmatch(line)
-        if not request:
-            raise Refused(400, "expected METHOD ADDRESS HTTP/1.1 as the first line")
+        require(request, 400, "expected METHOD ADDRESS HTTP/1.1 as the first line")
         self.command, self.request_uri, version = (each.decode("latin-1") for each in request.groups())
-        if version not in ("1.0", "1.1"):
-            raise Refused(505, f"expected HTTP/1.1 or HTTP/1.0, not HTTP/{version}")
+        require(version in ("1.0", "1.1"), 505, f"expected HTTP/1.1 or HTTP/1.0, not HTTP/{version}")
         self.version = version
-        if len(line) > MAX_LINE:
-            raise Refused(414, f"expected at most {MAX_LINE} bytes in the first line")
-        if len(fields) > MAX_FIELDS:
-            raise Refused(431, f"{len(fields)} header fields are too many: expected at most {MAX_FIELDS}")
+        require(len(line) <= MAX_LINE, 414, f"expected at most {MAX_LINE} bytes in the first line")
+        require(len(fields) <= MAX_FIELDS, 431, f"expected at most {MAX_FIELDS} header fields")
+        headers = self.headers
         for each in fields:
             field = _FIELD.fullmatch(each)
             if not field:
                 raise Refused(400, f"expected NAME: VALUE in one line, not {each[:50].decode('latin-1')!r}")
-            name, value = (part.strip(b" \t").decode("latin-1") for part in field.groups())
+            name, value = field[1].decode(), field[2].strip(b" \t").decode("latin-1")
             if "_" not in name:         # or it would look like another one in the environment of WSGI
                 name = name.upper().replace("-", "_")
-                self.headers[name] = f"{self.headers[name]}, {value}" if name in self.headers else value
+                headers[name] = f"{headers[name]}, {value}" if name in headers else value
         try:
-            parts = urlsplit(request[2] if request[2][:2] != b"//" else b"/" + request[2])     # // is no host
+            uri = request[2]
+            parts = urlsplit(b"/" + uri if uri[:2] == b"//" else uri)       # // is no host
         except ValueError:      # such as http://[, or what is not ASCII
             raise Refused(400, "expected an address such as /tasks") from None
         self.path, self.query = unquote_to_bytes(parts.path).decode("latin-1"), parts.query.decode("latin-1")
-        self.find_body()
-        host = self.headers.get("HOST", "")
-        if version == "1.1" and not re.fullmatch(r"[^\s,/?#@]+", host):      # RFC 9112, 3.2
-            raise Refused(400, "expected one header Host, with a name")
-        if parts.netloc:        # of an address that is given whole
-            self.headers["HOST"] = parts.netloc.decode("latin-1")
-        if self.request_uri == "*":
-            raise Refused(204 if self.command == "OPTIONS" else 400, "only OPTIONS may ask for *")
 
-    def find_body(self) -> None:
-        """Find out how the body comes (RFC 9112, 6)."""
-        coding, length = self.headers.pop("TRANSFER_ENCODING", None), self.headers.get("CONTENT_LENGTH", "0")
-        if coding is not None and coding.lower() != "chunked":
+        # How the body comes (RFC 9112, 6)
+        coding, length = headers.pop("TRANSFER_ENCODING", None), headers.get("CONTENT_LENGTH", "0")
+        self.is_chunked = coding is not None
+        if self.is_chunked:
             is_repeated = not coding.lower().replace("chunked", "").strip(", \t")
-            raise Refused(400 if is_repeated else 501, "expected Transfer-Encoding: chunked, once, or none")
-        if coding and self.version == "1.0":
-            raise Refused(400, "expected no Transfer-Encoding in HTTP/1.0")
-        if coding and "CONTENT_LENGTH" in self.headers:
-            raise Refused(400, "expected Content-Length or Transfer-Encoding, not both")
-        if not re.fullmatch("[0-9]{1,18}", length):
-            raise Refused(400, "expected one Content-Length, a whole number of bytes")
-        self.content_length = int(length)
-        expected = self.headers.get("EXPECT", "").lower()
-        self.expect_continue = self.version == "1.1" and expected == "100-continue"
-        if self.content_length > (MAX_BODY if self.expect_continue else MAX_SWALLOWED):
-            raise too_large(self.content_length)
-        if coding or self.content_length:
-            self.body = Body()
-            self.chunks = Chunks(self.body) if coding else None
+            require(coding.lower() == "chunked", 400 if is_repeated else 501,
+                    "expected Transfer-Encoding: chunked, once, or none")
+            require(version == "1.1", 400, "expected no Transfer-Encoding in HTTP/1.0")
+            require("CONTENT_LENGTH" not in headers, 400,
+                    "expected Content-Length or Transfer-Encoding, not both")
+        require(re.fullmatch("[0-9]{1,18}", length), 400, "expected one Content-Length, a whole number of bytes")
+        self.left = int(length)
+        self.expect_continue = version == "1.1" and headers.get("EXPECT", "").lower() == "100-continue"
+
+        is_name = re.fullmatch(r"[^\s,/?#@]+", headers.get("HOST", ""))     # RFC 9112, 3.2
+        require(is_name or version == "1.0", 400, "expected one header Host, with a name")
+        if parts.netloc:        # of an address that is given whole
+            headers["HOST"] = parts.netloc.decode("latin-1")
+        require(self.request_uri != "*", 204 if self.command == "OPTIONS" else 400, "only OPTIONS may ask for *")
+
+    def take_body(self, data: bytes) -> int:
+        data = data[:self.left]
+        self.size, self.left = self.size + len(data), self.left - len(data)
+        if self.size <= MAX_BODY:
+            self.body.write(data)
+        else:
+            self.body.close()
+        self.completed = not (self.left or self.is_chunked)
+        return len(data)
+
+    def take_chunk(self, data: bytes) -> int:
+        """Take no more than one chunk: thousands of small ones would keep the others waiting for a turn."""
+        if self.left:
+            return self.take_body(data)
+        before, data = len(self.held), self.held + data
+        line = _CHUNK.match(data)
+        is_line = line and (line[2] or line.end() == len(data))
+        require(is_line, 400, "expected a chunk: its size in hexadecimal, CRLF, so many bytes, CRLF")
+        at, self.left = line.end(), int(line[1], 16) if line[2] else 0
+        if self.left:
+            self.held = b""
+            return at - before + self.take_body(data[at:])
+        end = data.find(b"\r\n\r\n", at - 2) if line[2] else -1        # of the trailer
+        self.completed, self.held = end >= 0, data
+        require(self.completed or len(data) <= MAX_LINE, 400,
+                f"expected at most {MAX_LINE} bytes of a chunk's line or of the trailer")
+        return (end + 4 if self.completed else len(data)) - before
+
+    def finish(self) -> None:
+        self.held = b""
+        self.body.seek(0)
+        if self.is_chunked:
+            self.headers["CONTENT_LENGTH"] = str(self.size)
+        if self.size > MAX_IN_MEMORY:
+            self.headers.pop("PREFER", None)    # a wish; and there are few threads for large bodies
+
+    @property
+    def kind(self) -> str | tuple:
+        """What it has in common with others: the threads that it has apart, or what it costs about."""
+        if self.path == "/livez" or "PREFER" in self.headers:
+            return "/livez" if self.path == "/livez" else "Prefer"
+        return ("", "", False) if self.error else (self.command, self.path[:100], self.size > MAX_IN_MEMORY)
+
+    @property
+    def kept(self) -> int:
+        """Bytes that are stored."""
+        return 0 if self.body.closed else self.size
+
+    def get_body_stream(self):
+        return self.body
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.body.close()
 
 
 class Line:
@@ -3550,15 +3496,14 @@ class Line:
     others waiting otherwise. Waitress takes it for a deque, and holds a lock around it."""
 
     def __init__(self, threads: int):
-        self.lines: collections.OrderedDict[tuple, collections.deque] = collections.OrderedDict()
+        self.lines: dict[tuple, collections.deque] = {}
         self.running: collections.Counter[tuple] = collections.Counter()
-        self.some = max(1, threads // 4)
+        self.some = max(1, threads // 4)        # for large bodies, which keep the interpreter busy for long
         self.most = max(1, threads - self.some)
 
     def _next(self) -> tuple | None:
         for kind in self.lines:
-            is_large = kind[-1]     # which keeps the interpreter busy for long
-            if self.running[kind] < (self.some if is_large else self.most):
+            if self.running[kind] < (self.some if kind[-1] else self.most):
                 return kind
 
     def __len__(self):
@@ -3570,22 +3515,20 @@ class Line:
     def popleft(self):
         kind = self._next()
         self.running[kind] += 1
-        channel = self.lines[kind].popleft()
-        if self.lines[kind]:
-            self.lines.move_to_end(kind)
-        else:
-            del self.lines[kind]
+        line = self.lines.pop(kind)
+        channel = line.popleft()
+        if line:
+            self.lines[kind] = line     # again, behind the others
         return channel
 
     def served(self, kind: tuple) -> None:
         self.running[kind] -= 1
-        if not self.running[kind]:
+        if self.running[kind] <= 0:
             del self.running[kind]
 
 
 def listen(app: Callable, config: Config, setting: str = "PORT"):
     """A waitress server for an application, that listens on HOST and PORT; its run() serves. Its port: server.effective_port."""
-    import waitress.buffers
     import waitress.channel
     import waitress.server
     import waitress.task
@@ -3596,75 +3539,57 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
         """A refusal in the form of the application's errors, which a client could not read otherwise."""
 
         def execute(self):
-            error = self.request.error
-            refused(self.request.command, str(error.code))
-            path = quote(self.request.path[:500], encoding="latin-1")
+            request, code = self.request, self.request.error.code
+            refused(request.command, str(code))
+            path = quote(request.path[:500], encoding="latin-1")
             instance = urlsplit(config.public_url or "").path.rstrip("/") + path
-            body = problem(error.code, error.body, instance).encode()
-            headers = HEADERS | {"X-Request-Id": request_id(self.request.headers.get("X_REQUEST_ID", ""))}
-            headers |= {204: {"Allow": ", ".join(METHODS)}, 503: {"Retry-After": "1"}}.get(error.code, {})
-            if error.code != 204:
+            body = b"" if code == 204 else problem(code, request.error.body, instance).encode()
+            headers = HEADERS | {"X-Request-Id": request_id(request.headers.get("X_REQUEST_ID", ""))}
+            headers |= {204: {"Allow": ", ".join(METHODS)}, 503: {"Retry-After": "1"}}.get(code, {})
+            if body:
                 headers["Content-Type"], self.content_length = "application/problem+json", len(body)
-            self.status = f"{error.code} {error.reason}"
+            self.status = f"{code} {TITLES[code]}"
             self.response_headers.extend(headers.items())
             self.set_close_on_finish()
-            self.write(b"" if self.request.command == "HEAD" or error.code == 204 else body)
-
-    class Answer(waitress.buffers.OverflowableBuffer):
-        """An answer that waits, in a file when it is large. A client could fill the memory otherwise."""
-
-        kept = 0        # bytes that are stored; those that were read stay until it is closed
-
-        def __init__(self):
-            super().__init__(MAX_IN_MEMORY)
-
-        def append(self, data):
-            self.kept += len(data)
-            super().append(data)
+            self.write(b"" if request.command == "HEAD" else body)
 
     class Channel(waitress.channel.HTTPChannel):
         """A connection. A client could hold what it likes for as long as it likes otherwise, with requests that
-        dribble in and answers that it does not read, and send hundreds of requests at once."""
+        dribble in and answers that it does not read, and send hundreds of requests at once. So `last_activity`
+        is when a request began, or when an answer was there or was read to its end."""
 
         error_task_class, parser_class = ErrorTask, Request
-        begun = 0.0
-
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            self.outbufs = [Answer()]
+        answer = 0      # bytes of an answer that is not yet read to its end
 
         @property
         def kept(self) -> int:
             """Bytes that are stored for this client."""
-            spools = [*self.outbufs, *(request.body for request in (*self.requests, self.request) if request)]
-            return sum(getattr(each, "kept", 0) for each in spools)
+            return self.answer + sum(each.kept for each in (*self.requests, self.request) if each)
 
-        def recv(self, size):
-            """Only look: what comes behind a request stays with the system until that one is answered."""
-            if self.request is not None and self.request.content_length:
-                size = MAX_IN_MEMORY
-            with contextlib.suppress(OSError):
-                if data := self.socket.recv(size, socket.MSG_PEEK):
-                    return data
-            self.handle_close()
-            return b""
-
-        def received(self, data):
-            """One request at a time. While it dribbles in, that is no activity."""
+        def handle_read(self):
+            """Read one request, and only look: what comes behind it stays with the system until it is answered."""
             with self.requests_lock:
-                if not data or self.will_close or self.close_when_flushed:
+                if self.will_close or self.close_when_flushed:
                     return
-                if self.request is None:
-                    self.request, self.begun = self.parser_class(self.adj), self.last_activity
-                request = self.request
+                request = self.request or Request()
+                try:
+                    data = self.socket.recv(MAX_IN_MEMORY if request.left else 4096, socket.MSG_PEEK)
+                except BlockingIOError:
+                    return
+                except OSError:
+                    data = b""
+                if not data:
+                    self.handle_close()
+                    return
+                if not self.request:
+                    self.request, self.last_activity = request, time.time()
                 self.socket.recv(request.received(data))
                 if not request.completed:
-                    self.last_activity = self.begun
                     if request.expect_continue and not self.sent_continue:
                         self.send_continue()
                     return
                 self.request, self.sent_continue = None, False
-                if request.body and request.body.kept > MAX_IN_MEMORY and self.server.queued > MAX_KEPT:
+                if request.kept > MAX_IN_MEMORY and self.server.queued > MAX_KEPT:
                     request.error = Refused(503, "too many large bodies wait already: try again later")
                 if request.error:
                     request.close()
@@ -3673,16 +3598,15 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
                     self.server.add_task(self)
 
         def service(self):
-            request, dispatcher = self.requests[0], self.server.task_dispatcher
-            kind = request.kind
+            kind, dispatcher = self.requests[0].kind, self.server.task_dispatcher
             try:
                 super().service()
             finally:
-                if not dispatcher.apart(request):
-                    dispatcher.served(kind)
+                with dispatcher.lock:
+                    dispatcher.queue.served(kind)
 
         def write_soon(self, data):
-            self.last_activity = time.time()
+            self.answer += len(data)
             return super().write_soon(data)
 
         def _flush_some(self, do_close=True):
@@ -3692,8 +3616,8 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
             if self.total_outbufs_len:
                 self.last_activity = begun
             elif sent:
-                self.outbufs[-1].close()
-                self.outbufs, self.current_outbuf_count = [Answer()], 0
+                self.outbufs[-1].prune()
+                self.answer = 0
             return sent
 
         def handle_expt(self):
@@ -3716,6 +3640,11 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
                 self.socket.shutdown(socket.SHUT_RDWR)
 
     class Threads(waitress.task.ThreadedTaskDispatcher):
+        def __init__(self, count: int, queue: Any):
+            super().__init__()
+            self.queue = queue
+            self.set_thread_count(count)
+
         def start_new_thread(self, target, thread_no):
             EssentialThread(f"http-{thread_no}", target, thread_no).start()
 
@@ -3724,30 +3653,19 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
         the others from being answered otherwise, or compute in so many threads that the one that reads never
         gets its turn."""
 
-        def __init__(self, threads: int, waiters: int, closing: threading.Event):
-            super().__init__()
-            self.queue = Line(threads)
-            self.livez, self.patient, self.closing = Threads(), Threads(), closing
-            self.livez.set_thread_count(1)                  # which nothing makes wait
-            self.patient.set_thread_count(waiters + 1)      # one for those who would wait and find no place
-            self.set_thread_count(threads)
+        def __init__(self):
+            super().__init__(config.threads, Line(config.threads))
+            self.apart = {      # nothing makes the first wait; of the others one may find no place to wait
+                "/livez": Threads(1, collections.deque()),
+                "Prefer": Threads(config.waiters + 1, collections.deque())}
 
         def add_task(self, channel):
-            (self.apart(channel.requests[0]) or super()).add_task(channel)
-
-        def apart(self, request) -> Threads | None:
-            """The threads of their own that requests of this kind have."""
-            return self.livez if request.path == "/livez" else self.patient if "PREFER" in request.headers else None
-
-        def served(self, kind):
-            with self.lock:
-                self.queue.served(kind)
+            (self.apart.get(channel.requests[0].kind) or super()).add_task(channel)
 
         def shutdown(self, *args, **kwargs):
-            self.closing.set()
-            self.livez.shutdown()
-            self.patient.set_thread_count(0)
-            return super().shutdown(*args, **kwargs) | self.patient.shutdown(*args, **kwargs)
+            getattr(app, "closing", threading.Event()).set()
+            for each in (super(), *self.apart.values()):
+                each.shutdown(*args, **kwargs)
 
     class Server(waitress.server.TcpWSGIServer):
         """All connections. Clients that only connect, or are slow, could take all places otherwise."""
@@ -3789,7 +3707,7 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
 
         def handle_accept(self):
             """Let in all who wait, not one a round as waitress does: a round of a thousand takes milliseconds."""
-            for _ in range(max(1, CONNECTIONS // 10)):
+            for _ in range(CONNECTIONS // 10):
                 before = len(self.active_channels)
                 super().handle_accept()
                 if len(self.active_channels) == before:
@@ -3831,12 +3749,11 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
                     "expected a folder that can be written, /tmp or the one that TMPDIR names",
                     MAX_IN_MEMORY // 1024, e.strerror)
     sys.setswitchinterval(0.0005)       # or the one that reads waits 5 ms for each that computes, at each call
-    dispatcher = Dispatcher(config.threads, config.waiters, getattr(app, "closing", threading.Event()))
     adjustments = waitress.server.Adjustments(
         ident=None, connection_limit=CONNECTIONS + CONNECTIONS // 5, asyncore_use_poll=True,
-        channel_timeout=CLIENT_SECONDS, recv_bytes=4096)
+        channel_timeout=CLIENT_SECONDS, outbuf_overflow=MAX_IN_MEMORY)
     adjustments.cleanup_interval = 0.1      # seconds
-    return Server(app, {}, _sock=listener, dispatcher=dispatcher, adj=adjustments, bind_socket=False,
+    return Server(app, {}, _sock=listener, dispatcher=Dispatcher(), adj=adjustments, bind_socket=False,
                   sockinfo=(*address[:3], listener.getsockname()))
 
 
