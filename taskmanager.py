@@ -3311,9 +3311,9 @@ def own_names(config: Config) -> Iterable[str]:
 
 
 # The HTTP server is waitress, with what follows so that no client can stop the others. One thread reads and
-# writes all connections in turn: what it does in one turn takes less than a millisecond, whatever was sent, and
-# grows with its length alone. So a head is read by patterns that do not go back, a body is stored or counted,
-# and what comes behind them waits.
+# writes all connections in turn: what it does in one turn takes less than a millisecond, whatever was sent,
+# and grows with its length alone. So a head is read by patterns that do not go back, a body is stored or
+# counted, and what comes behind them waits.
 
 class Refused(Exception):
     """What the server answers in place of the application. A client would wait for an answer otherwise."""
@@ -3337,10 +3337,10 @@ _CHUNK = re.compile(rb"\r(?:\n(?:([0-9A-Fa-f]{1,15})(?:;[\t -~\x80-\xff]*)?(?:\r
 
 
 class Request:
-    """Reads a request, with the names that waitress gives its parts. A client could stop the service otherwise:
-    with one line of 60 KB the patterns of waitress's own parser are busy for minutes. Or fill memory and disk: a
-    large body waits in a file, and one of more than MAX_BODY bytes is only counted. And what can be read in two
-    ways could hide a second request from a proxy: it is refused."""
+    """Reads a request, with the names that waitress gives its parts. A client could stop the service
+    otherwise, with a line of 60 KB that keeps the patterns of waitress's own parser busy for minutes; or fill
+    memory and disk: a large body waits in a file, and one of more than MAX_BODY bytes is only counted; or
+    hide a second request from a proxy: what can be read in two ways is refused."""
 
     completed = empty = headers_finished = expect_continue = is_chunked = False
     command, path, query, request_uri, version = "", "/", "", "", "1.0"     # until they are known
@@ -3349,13 +3349,15 @@ class Request:
     size = left = 0     # bytes of the body that have come, and that are known to be still to come
 
     def __init__(self, adjustments=None):
-        self.headers, self.body = {}, tempfile.SpooledTemporaryFile(MAX_IN_MEMORY)
+        self.headers, self.body = {}, io.BytesIO()
 
     def received(self, data: bytes) -> int:
         """Take what comes next; the number of bytes that belong to this request."""
-        take = self.take_chunk if self.is_chunked else self.take_body if self.headers_finished else self.take_head
         try:
-            taken = take(data)
+            if not self.headers_finished:
+                taken = self.take_head(data)
+            else:
+                taken = self.take_chunk(data) if self.is_chunked else self.take_body(data)
             most = MAX_BODY if self.completed or self.expect_continue else MAX_SWALLOWED
             length = self.size + self.left
             require(length <= most, 413, f"{length} bytes are too many: expected at most {MAX_BODY}")
@@ -3378,7 +3380,8 @@ class Request:
             return blank
         end = self.held.find(b"\r\n\r\n", max(before - 3, 0))
         length = end if end >= 0 else len(self.held)
-        require(self.held[0] != 0x16, 400, "this port speaks HTTP without TLS: expected http://, not https://")
+        is_tls = self.held[0] == 0x16
+        require(not is_tls, 400, "this port speaks HTTP without TLS: expected http://, not https://")
         is_http = _METHOD.match(self.held) and not _BARE.search(self.held, max(before - 1, 0), length)
         require(is_http, 400, "expected METHOD ADDRESS HTTP/1.1, and each line ended by CRLF")
         require(length <= MAX_HEAD, 431, f"expected at most {MAX_HEAD} bytes before the body")
@@ -3424,15 +3427,19 @@ class Request:
             require(version == "1.1", 400, "expected no Transfer-Encoding in HTTP/1.0")
             require("CONTENT_LENGTH" not in headers, 400,
                     "expected Content-Length or Transfer-Encoding, not both")
-        require(re.fullmatch("[0-9]{1,18}", length), 400, "expected one Content-Length, a whole number of bytes")
+        is_number = re.fullmatch("[0-9]{1,18}", length)
+        require(is_number, 400, "expected one Content-Length, a whole number of bytes")
         self.left = int(length)
+        if self.left or self.is_chunked:
+            self.body = tempfile.SpooledTemporaryFile(MAX_IN_MEMORY)
         self.expect_continue = version == "1.1" and headers.get("EXPECT", "").lower() == "100-continue"
 
         is_name = re.fullmatch(r"[^\s,/?#@]+", headers.get("HOST", ""))     # RFC 9112, 3.2
         require(is_name or version == "1.0", 400, "expected one header Host, with a name")
         if parts.netloc:        # of an address that is given whole
             headers["HOST"] = parts.netloc.decode("latin-1")
-        require(self.request_uri != "*", 204 if self.command == "OPTIONS" else 400, "only OPTIONS may ask for *")
+        if self.request_uri == "*":
+            raise Refused(204 if self.command == "OPTIONS" else 400, "only OPTIONS may ask for *")
 
     def take_body(self, data: bytes) -> int:
         data = data[:self.left]
@@ -3528,7 +3535,8 @@ class Line:
 
 
 def listen(app: Callable, config: Config, setting: str = "PORT"):
-    """A waitress server for an application, that listens on HOST and PORT; its run() serves. Its port: server.effective_port."""
+    """Make a waitress server for an application, that listens on HOST and PORT (server.effective_port); its
+    run() serves."""
     import waitress.channel
     import waitress.server
     import waitress.task
@@ -3554,9 +3562,9 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
             self.write(b"" if request.command == "HEAD" else body)
 
     class Channel(waitress.channel.HTTPChannel):
-        """A connection. A client could hold what it likes for as long as it likes otherwise, with requests that
-        dribble in and answers that it does not read, and send hundreds of requests at once. So `last_activity`
-        is when a request began, or when an answer was there or was read to its end."""
+        """A connection. A client could hold what it likes for as long as it likes otherwise, with requests
+        that dribble in and answers that it does not read, and send hundreds of requests at once.
+        `last_activity` is when a request began, and when an answer was complete or was read to its end."""
 
         error_task_class, parser_class = ErrorTask, Request
         answer = 0      # bytes of an answer that is not yet read to its end
@@ -3567,7 +3575,7 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
             return self.answer + sum(each.kept for each in (*self.requests, self.request) if each)
 
         def handle_read(self):
-            """Read one request, and only look: what comes behind it stays with the system until it is answered."""
+            """Read one request. What comes behind it stays with the system until that one is answered."""
             with self.requests_lock:
                 if self.will_close or self.close_when_flushed:
                     return
@@ -3616,8 +3624,9 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
             if self.total_outbufs_len:
                 self.last_activity = begun
             elif sent:
-                self.outbufs[-1].prune()
-                self.answer = 0
+                self.outbufs[-1].close()
+                self.outbufs = [waitress.channel.OverflowableBuffer(MAX_IN_MEMORY)]
+                self.answer = self.current_outbuf_count = 0
             return sent
 
         def handle_expt(self):
@@ -3632,7 +3641,7 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
             super().handle_close()
 
         def cut_off(self) -> None:
-            """End it, whatever waits. Only shut, for the thread's present round may know the socket's number."""
+            """End it, whatever waits. It is only shut: the present round may know the socket's number."""
             self.will_close = True
             with contextlib.suppress(OSError):
                 if self.total_outbufs_len:      # or the system would go on offering them
@@ -3640,6 +3649,8 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
                 self.socket.shutdown(socket.SHUT_RDWR)
 
     class Threads(waitress.task.ThreadedTaskDispatcher):
+        """Threads that the program can't do without."""
+
         def __init__(self, count: int, queue: Any):
             super().__init__()
             self.queue = queue
@@ -3649,9 +3660,9 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
             EssentialThread(f"http-{thread_no}", target, thread_no).start()
 
     class Dispatcher(Threads):
-        """The threads that answer. Clients that wait (`Prefer: wait`) have threads of their own. They could keep
-        the others from being answered otherwise, or compute in so many threads that the one that reads never
-        gets its turn."""
+        """The threads that answer. Clients that wait (`Prefer: wait`) have threads of their own. They could
+        keep the others from being answered otherwise, or compute in so many threads that the one that reads
+        never gets its turn."""
 
         def __init__(self):
             super().__init__(config.threads, Line(config.threads))
@@ -3706,7 +3717,7 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
             log.exception("could not accept a connection")
 
         def handle_accept(self):
-            """Let in all who wait, not one a round as waitress does: a round of a thousand takes milliseconds."""
+            """Let in all who wait, not one a round as waitress does: a round of a thousand takes long."""
             for _ in range(CONNECTIONS // 10):
                 before = len(self.active_channels)
                 super().handle_accept()
@@ -3729,26 +3740,29 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
                     channel.cut_off()
 
     try:
-        address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM,
+                                     flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(*address[:2])
         # On Windows SO_REUSEADDR would let a second server take the same port.
         listener.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR), 1)
-        # Each connection inherits these: what the system stores for it, and that urgent data is data like other.
+        # Each connection inherits these: what the system stores for it, and that urgent data is data.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_IN_MEMORY)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MAX_IN_MEMORY)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         listener.bind(address[4])
     except OSError as e:
         if isinstance(e, socket.gaierror) or e.errno == errno.EADDRNOTAVAIL:
-            raise BadSetting("HOST", config.host, f"{e.strerror}; expected an address of this machine, such as 127.0.0.1, 0.0.0.0 or ::1") from None
-        raise BadSetting(setting, config.port, f"{e.strerror}; expected a free one, such as {setting}={config.port % 65535 + 1}") from None
+            raise BadSetting("HOST", config.host, f"{e.strerror}; expected an address of this machine, "
+                                                  "such as 127.0.0.1, 0.0.0.0 or ::1") from None
+        raise BadSetting(setting, config.port, f"{e.strerror}; expected a free one, such as "
+                                               f"{setting}={config.port % 65535 + 1}") from None
     try:
         tempfile.TemporaryFile().close()
     except OSError as e:
-        log.warning("requests and answers of more than %s KiB will fail, for no temporary file can be made (%s): "
-                    "expected a folder that can be written, /tmp or the one that TMPDIR names",
+        log.warning("requests and answers of more than %s KiB will fail, for no temporary file can be made "
+                    "(%s): expected a folder that can be written, /tmp or the one that TMPDIR names",
                     MAX_IN_MEMORY // 1024, e.strerror)
-    sys.setswitchinterval(0.0005)       # or the one that reads waits 5 ms for each that computes, at each call
+    sys.setswitchinterval(0.0005)       # or the one that reads waits 5 ms for each that computes, each time
     adjustments = waitress.server.Adjustments(
         ident=None, connection_limit=CONNECTIONS + CONNECTIONS // 5, asyncore_use_poll=True,
         channel_timeout=CLIENT_SECONDS, outbuf_overflow=MAX_IN_MEMORY)
