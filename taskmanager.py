@@ -3163,7 +3163,8 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
         small.merge(route for route in app.routes if route.config.get("health"))
         app = small
     # A plain WSGI callable: a Bottle app, mounted in another, would lose its error answers.
-    application.routes, application.closing, application.refused = app.routes, closing, count
+    application.routes, application.closing = app.routes, closing
+    application.refused, application.cors = count, cors
     return application
 
 
@@ -3482,7 +3483,8 @@ class Request:
         """What it has in common with others: the threads that it has apart, or what it costs about."""
         if self.path == "/livez" or "PREFER" in self.headers:
             return "/livez" if self.path == "/livez" else "Prefer"
-        return ("", "", False) if self.error else (self.command, self.path[:100], self.size > MAX_IN_MEMORY)
+        is_large = self.size > MAX_LINE         # 8 KiB may say thousands of tasks
+        return ("", "", False) if self.error else (self.command, self.path[:100], is_large)
 
     @property
     def kept(self) -> int:
@@ -3541,7 +3543,7 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
     import waitress.server
     import waitress.task
 
-    refused = getattr(app, "refused", lambda *_: None)
+    refused, cors = getattr(app, "refused", lambda *_: None), getattr(app, "cors", lambda environ: {})
 
     class ErrorTask(waitress.task.ErrorTask):
         """A refusal in the form of the application's errors, which a client could not read otherwise."""
@@ -3554,6 +3556,7 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
             body = b"" if code == 204 else problem(code, request.error.body, instance).encode()
             headers = HEADERS | {"X-Request-Id": request_id(request.headers.get("X_REQUEST_ID", ""))}
             headers |= {204: {"Allow": ", ".join(METHODS)}, 503: {"Retry-After": "1"}}.get(code, {})
+            headers |= cors({"HTTP_ORIGIN": request.headers.get("ORIGIN", ""), "REQUEST_METHOD": request.command})
             if body:
                 headers["Content-Type"], self.content_length = "application/problem+json", len(body)
             self.status = f"{code} {TITLES[code]}"

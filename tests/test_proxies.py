@@ -261,7 +261,8 @@ def test_a_front_end_on_an_allowed_origin_may_do_all_with_its_token(api):
     requests = ("POST /tasks", "GET /tasks", "GET /tasks/7", "DELETE /tasks/1", "PUT /tasks/1")
     answers = [http(method, url + path, **page, **token) for method, path in map(str.split, requests)]
     answers += [http("GET", f"{url}/tasks", **page), http("GET", f"{url}/tasks", **page, Cookie="s3cret")]
-    assert [answer.status for answer in answers] == [201, 200, 404, 204, 405, 401, 401]
+    answers.append(http("POST", f"{url}/tasks", b" " * (taskmanager.MAX_BODY + 1), **page, **token))  # by the server
+    assert [answer.status for answer in answers] == [201, 200, 404, 204, 405, 401, 401, 413]
     for answer in answers:      # errors as well: a front end shows what they say
         assert cors(answer)["access-control-allow-origin"] == APP
         assert "ETag" in cors(answer)["access-control-expose-headers"]
