@@ -3733,7 +3733,7 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
             """Let those go that are idle or slow for too long, or longest where places or space run short."""
             there = [channel for channel in self.active_channels.values() if not channel.will_close]
             spare, kept = CONNECTIONS - len(there), sum(channel.kept for channel in there)
-            there.sort(key=lambda channel: channel.last_activity)
+            there.sort(key=lambda channel: (channel.kept > 0, channel.last_activity))   # who is at work goes last
             self.queued = sum(channel.kept for channel in there if channel.requests)
             for channel in there:
                 is_late = channel.last_activity < now - self.adj.channel_timeout
@@ -3767,7 +3767,7 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
                     MAX_IN_MEMORY // 1024, e.strerror)
     sys.setswitchinterval(0.0005)       # or the one that reads waits 5 ms for each that computes, each time
     adjustments = waitress.server.Adjustments(
-        ident=None, connection_limit=CONNECTIONS + CONNECTIONS // 5, asyncore_use_poll=True,
+        ident=None, backlog=4096, connection_limit=CONNECTIONS + CONNECTIONS // 5, asyncore_use_poll=True,
         channel_timeout=CLIENT_SECONDS, outbuf_overflow=MAX_IN_MEMORY)
     adjustments.cleanup_interval = 0.1      # seconds
     return Server(app, {}, _sock=listener, dispatcher=Dispatcher(), adj=adjustments, bind_socket=False,
