@@ -25,10 +25,14 @@ from __future__ import annotations
 
 import signal
 
-if __name__ == "__main__":      # the exception that Python would raise may be lost in an import below
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+if __name__ == "__main__":      # a signal waits for begin(): an import may lose its exception, process 1 ignores it
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    else:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
+import atexit
 import base64
 import bisect
 import codecs
@@ -462,7 +466,7 @@ def describe(error: BaseException) -> str:
     """An exception in one line, without passwords."""
     try:
         text = " ".join(clip(str(error) or ", ".join(map(repr, error.args))).split())
-    except Exception:
+    except BaseException:       # of an exception's own methods
         text = "it can't be shown"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
@@ -2138,7 +2142,8 @@ class HttpHandler:
                 key = {"Idempotency-Key": f'"{task.idempotency_key}"'}
                 connection.request("POST", self.target, body.encode(), self.headers | key)
                 with connection.getresponse() as response:
-                    body = response.read(MAX_BODY + 1)
+                    body = bytearray(MAX_BODY + 1)      # for read() takes all after a chunk of -1 bytes
+                    del body[response.readinto(body):]
                     if response.length and len(body) <= MAX_BODY:
                         raise http.client.IncompleteRead(body, response.length)
                     return self.result(response.status, response.headers, body)
@@ -2398,26 +2403,25 @@ class Worker:
         try:
             result = call_handler(self.handler, task)
             outcome = "complete", self._encode(result)
-        except Failed as e:
-            outcome = self._failure(task, self._words(e), final=True)
-        except Retry as e:
-            outcome = self._failure(task, self._words(e), delay=e.delay)
         except BaseException as e:      # a handler's sys.exit() must not end the slot
-            log.debug("traceback task=%s attempt=%s", task.id, task.attempt, exc_info=True)
-            frames = traceback.extract_tb(e.__traceback__)
-            frame = next((frame for frame in reversed(frames) if "/lib/python" not in frame.filename), frames[-1])
-            outcome = self._failure(task, f"{describe(e)} ({Path(frame.filename).name}:{frame.lineno} in {frame.name})")
+            try:
+                outcome = self._raised(task, e)
+            except BaseException:       # nor must what it has raised, when it is looked at
+                outcome = self._failure(task, describe(e), final=isinstance(e, Failed))
         self.store.metrics.observe("run", [time.monotonic() - begun])
         # One that was told to stop may have returned early: what it says does not count.
         return self._stopped(task) if task.stopped else outcome
 
-    @staticmethod
-    def _words(error: Exception) -> str:
-        """What the handler said, or what can be said of it."""
-        try:
-            return clip(str(error)) or describe(error)
-        except Exception:
-            return describe(error)
+    def _raised(self, task: Task, error: BaseException) -> tuple:
+        """How an attempt ended whose handler has raised this."""
+        if isinstance(error, (Failed, Retry)):
+            said, delay = clip(str(error)) or describe(error), getattr(error, "delay", None)
+            return self._failure(task, said, isinstance(error, Failed), delay and DELAY(delay))
+        log.debug("traceback task=%s attempt=%s", task.id, task.attempt, exc_info=error)
+        frames = traceback.extract_tb(error.__traceback__)
+        frame = next((frame for frame in reversed(frames) if "/lib/python" not in frame.filename), frames[-1])
+        place = f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}"
+        return self._failure(task, f"{describe(error)} ({place})")
 
     @staticmethod
     def _encode(result: Any) -> str | None:
@@ -3211,8 +3215,10 @@ def stop_signal(number: int, frame: Any) -> None:
 
 def early_signal(number: int, frame: Any) -> None:
     """Handle a signal while the program starts: break off what the main thread is doing, too."""
+    first = not stopping.is_set()
     stopping.set()      # for the exception alone may be lost, where it meets an import
-    raise KeyboardInterrupt
+    if first:
+        raise KeyboardInterrupt
 
 
 def catch_signals(handler: Callable[[int, Any], None]) -> None:
@@ -3220,6 +3226,8 @@ def catch_signals(handler: Callable[[int, Any], None]) -> None:
     for number in SIGNALS:
         if number != getattr(signal, "SIGHUP", None) or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handler)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
 
 
 def free_forks() -> None:
@@ -3839,6 +3847,7 @@ def serve(*parts: Any) -> None:
 def run(program: Callable[[], None]) -> None:
     """Run a program's main(); a setting that can't be used and Ctrl-C end it without a traceback."""
     status = 1
+    atexit.register(catch_signals, signal.SIG_IGN)      # a second one must not change the status
     try:
         with contextlib.suppress(KeyboardInterrupt):
             program()

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import signal
 
-if __name__ == "__main__":      # the exception that Python would raise may be lost in an import below
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+if __name__ == "__main__":      # a signal waits for begin(): an import may lose its exception, process 1 ignores it
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    else:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import collections
 import contextlib
@@ -287,12 +290,11 @@ class Intake:
         # A quorum queue that is just choosing its leader may swallow a request (seen with RabbitMQ 3.10), and pika,
         # whose calls have no time limit, would wait for the answer for ever. Nor would the channel close any more.
         impl, error = connection._impl, ConnectionError(f"the broker did not answer within {seconds} s")
-        timer = threading.Timer(seconds, lambda: impl.ioloop.add_callback_threadsafe(lambda: impl._terminate_stream(error)))
-        timer.start()
+        timer = impl.ioloop.call_later(seconds, lambda: impl._terminate_stream(error))
         try:
             yield
         finally:
-            timer.cancel()
+            impl.ioloop.remove_timeout(timer)
 
     def _subscribe(self, connection: pika.BlockingConnection):
         """The channel of the tasks, and the one of the notifications."""
@@ -305,7 +307,8 @@ class Intake:
             self._transient_refused = self._transient_refused or e.reply_code == 541
             raise
         channel = self._refuse_stream(channel)
-        attach(connection, self.rejecter.queue, {"durable": True}).close()
+        with contextlib.suppress(pika.exceptions.ChannelClosedByBroker):    # the rejecter needs it and will tell
+            attach(connection, self.rejecter.queue, {"durable": True}).close()
         self._notifications = f"{self.exchange}.{uuid.uuid4().hex}"     # our queue, of this connection only
         notifications = self._listen(connection, None)
         channel.basic_qos(prefetch_count=PREFETCH)

@@ -249,6 +249,24 @@ def tunnel(asked):
     return talk
 
 
+def test_a_chunk_of_negative_length_costs_no_memory(outcome, listener):
+    """A server with a fault says -1, and what comes behind it has no end."""
+
+    def talk(connection):
+        connection.recv(65536)
+        with contextlib.suppress(OSError):
+            head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n"
+            connection.sendall(head)
+            for _ in range(5000):
+                connection.sendall(bytes(65536))
+        connection.close()
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    row = outcome(f"http://127.0.0.1:{listener(talk)}", max_attempts=1)
+    assert row.error.startswith("no answer: ")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 60_000  # KiB
+
+
 @pytest.mark.parametrize(
     "talk",
     [silent, dripping, "tunnel", "mute proxy"],

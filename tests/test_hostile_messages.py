@@ -208,6 +208,36 @@ def test_what_reaches_no_queue_is_not_lost(intake, channel):
         channel.queue_delete("task_queue.rejected")
 
 
+def test_where_the_rejected_queue_can_not_be_used_the_good_ones_go_on(intake, store, channel, broker):
+    """Somebody else's program has declared it for itself alone."""
+    channel.queue_declare("task_queue", **QUEUES["quorum"])
+    publish(channel, b"nonsense")
+    publish(channel, b'{"payload": 1}')
+    with pika.BlockingConnection(pika.URLParameters(broker)) as other:
+        other.channel().queue_declare("task_queue.rejected", exclusive=True)
+        it = intake()
+        eventually(lambda: payloads(store) == [1])
+        assert it._failures == 0
+    assert rejected(channel)[1] == b"nonsense"
+
+
+def test_the_intake_goes_on_when_no_thread_can_be_started(intake, store, channel, monkeypatch):
+    """The handlers have taken all that the system has."""
+    monkeypatch.setattr(worker, "LISTEN_SECONDS", 0)
+
+    def no_more(thread):
+        raise RuntimeError("can't start new thread")
+    channel.queue_declare("task_queue", **QUEUES["quorum"])
+    it = intake()
+    eventually(lambda: it._connection)
+    monkeypatch.setattr(threading.Thread, "start", no_more)
+    for n in range(10):
+        publish(channel, b'{"payload": %d}' % n)
+        time.sleep(0.05)
+    eventually(lambda: payloads(store) == list(range(10)))
+    assert it._failures == 0
+
+
 def test_what_waits_aside_is_forgotten_with_its_connection(intake, store, channel, monkeypatch):
     """The broker takes back what was not acknowledged, and delivers it again: to be put once, not twice."""
     channel.queue_declare("task_queue")

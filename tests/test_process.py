@@ -90,6 +90,32 @@ def test_a_signal_at_any_moment_of_the_start_ends_the_program(sqlite_database, t
             log.close()
 
 
+@pytest.mark.parametrize("script, imported", [("taskmanager.py", "argparse"), ("worker.py", "uuid")])
+def test_a_signal_waits_while_the_program_is_imported(start, sqlite_database, tmp_path, script, imported):
+    # As process 1 of a container, the kernel would ignore it there for good.
+    (tmp_path / f"{imported}.py").write_text(f"""
+import os, signal, sys
+os.kill(os.getpid(), signal.SIGTERM)
+sys.path.remove({str(tmp_path)!r})
+del sys.modules[__name__]
+import {imported}
+""")
+    program = start(script, DATABASE_URL=sqlite_database, PYTHONPATH=tmp_path)
+    assert program.process.wait(20) == 0 and program.log() == ""
+
+
+@SCRIPTS
+def test_a_second_signal_changes_nothing(start, script):
+    # Somebody who presses Ctrl-C until the program has ended.
+    program = start(script, DATABASE_URL="postgresql://127.0.0.1:1/none")
+    program.logged("waiting for database")
+    deadline = time.monotonic() + 20
+    while program.process.poll() is None and time.monotonic() < deadline:
+        program.send(random.choice([signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT]))
+        time.sleep(0.001)
+    assert program.process.wait(1) == 0 and "Traceback" not in program.log()
+
+
 def test_a_stop_event_may_be_set_by_a_signal_that_interrupts_it():
     # threading.Event waits for ever for its own lock when the signal comes while wait() holds it.
     event = taskmanager.StopEvent()

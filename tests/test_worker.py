@@ -136,6 +136,31 @@ def test_an_exception_that_can_not_be_shown_does_not_cost_the_slot(store, work):
     assert errors[0].startswith("Mute: it can't be shown") and errors[1] == "Bare" and errors[2] == "MuteFailed: it can't be shown"
 
 
+def test_an_exception_that_does_harm_costs_no_other_task(store, work):
+    """A class of errors in a handler's module has a fault of its own, which shows when an error is looked at."""
+    class Exits(Exception):
+        def __str__(self):
+            raise SystemExit
+
+    class Faulty(taskmanager.Retry):
+        delay = property(lambda self: 1 / 0)
+
+        def __init__(self):
+            pass
+
+    class Never(taskmanager.Retry):
+        delay = float("inf")
+
+    classes = [Exits, type("ExitsForGood", (Exits, taskmanager.Failed), {}), Faulty, Never]
+
+    def fail(task):
+        raise classes[task.payload]
+    work(fail, concurrency=1)
+    rows = [finished(store, create(store, payload=n, max_attempts=2)) for n in range(len(classes))]
+    assert [row.error.split(":")[0].split(" (")[0] for row in rows] == ["Exits", "ExitsForGood", "Faulty", "Never"]
+    assert [row.attempts for row in rows] == [2, 1, 2, 2]
+
+
 def test_a_handler_that_exits_does_not_end_its_slot(store, work):
     work(concurrency=1)
     ids = [order(store, max_attempts=1, **{"raise": "exit"}) for _ in range(3)]
