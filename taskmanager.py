@@ -2190,7 +2190,11 @@ def load_handler(text: str | None) -> Callable[[Task], Any] | None:
             return HttpHandler(text)
         if not re.fullmatch(r"[\w.]+:[\w.]+", text):
             raise ValueError("expected package.module:function, exec:program args… or https://…")
+        before = time.sleep
         function = pkgutil.resolve_name(text)
+        if time.sleep is not before:
+            raise ValueError("its module replaces the standard library's threads (monkey.patch_all() of gevent, for "
+                             "example), in which a worker runs its tasks: expected one that leaves them as they are")
         if not callable(function) or inspect.iscoroutinefunction(function):
             raise ValueError(f"{text} is not a function (an async one would have to run an event loop of its own)")
         return function
@@ -3289,7 +3293,7 @@ def begin(description: str) -> Config:
     logging.basicConfig(level=config.log_level, handlers=handlers)
     logging.raiseExceptions = False         # a full disk, for example, must not end a thread
     Log.outputs, Log.threshold = handlers, logging.getLogger().level
-    logging.getLogger("pika").setLevel(logging.CRITICAL)            # what they say of a lost connection, we say ourselves
+    logging.getLogger("pika").setLevel(logging.CRITICAL + 1)        # what they say of a lost connection, we say ourselves
     logging.getLogger("waitress").setLevel(logging.WARNING)         # for it quotes a path as the client chose it
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     sys.path.insert(0, os.getcwd())                                 # where HANDLER's module may be

@@ -378,12 +378,15 @@ def work(task):
 def test_what_a_handlers_module_logs_is_still_logged(launch, store, tmp_path):
     program = launch("worker.py", """
 import logging
-work = lambda task: logging.getLogger("mine").info("hello")
+def work(task):
+    logging.getLogger("mine").info("hello")
+    logging.getLogger("pika.connection").critical("a whole message")      # as it does when a channel is closed
 """, LOG_FILE=tmp_path / "log")
     run(store)
     assert program.stop() == 0
     for text in (program.log(), (tmp_path / "log").read_text()):
         assert text.count(" INFO mine hello\n") == text.count("started worker") == 1
+        assert "a whole message" not in text
 
 
 # stdin, stdout and stderr
