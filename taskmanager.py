@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import signal
 
-if __name__ == "__main__":      # a signal waits for begin(): an import may lose its exception, process 1 ignores it
+if __name__ == "__main__":      # signals wait for begin(): an import may lose its exception, process 1 all
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     else:
@@ -2193,8 +2193,8 @@ def load_handler(text: str | None) -> Callable[[Task], Any] | None:
         before = time.sleep
         function = pkgutil.resolve_name(text)
         if time.sleep is not before:
-            raise ValueError("its module replaces the standard library's threads (monkey.patch_all() of gevent, for "
-                             "example), in which a worker runs its tasks: expected one that leaves them as they are")
+            raise ValueError("its module replaces the standard library's threads, in which a worker runs its "
+                             "tasks (as monkey.patch_all() of gevent does): expected one that does not")
         if not callable(function) or inspect.iscoroutinefunction(function):
             raise ValueError(f"{text} is not a function (an async one would have to run an event loop of its own)")
         return function
@@ -3293,7 +3293,7 @@ def begin(description: str) -> Config:
     logging.basicConfig(level=config.log_level, handlers=handlers)
     logging.raiseExceptions = False         # a full disk, for example, must not end a thread
     Log.outputs, Log.threshold = handlers, logging.getLogger().level
-    logging.getLogger("pika").setLevel(logging.CRITICAL + 1)        # what they say of a lost connection, we say ourselves
+    logging.getLogger("pika").setLevel(logging.CRITICAL + 1)    # what it says of a lost connection, we say
     logging.getLogger("waitress").setLevel(logging.WARNING)         # for it quotes a path as the client chose it
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     sys.path.insert(0, os.getcwd())                                 # where HANDLER's module may be

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 
-if __name__ == "__main__":      # a signal waits for begin(): an import may lose its exception, process 1 ignores it
+if __name__ == "__main__":      # signals wait for begin(): an import may lose its exception, process 1 all
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     else:
@@ -307,7 +307,7 @@ class Intake:
             self._transient_refused = self._transient_refused or e.reply_code == 541
             raise
         channel = self._refuse_stream(channel)
-        with contextlib.suppress(pika.exceptions.ChannelClosedByBroker):    # the rejecter needs it and will tell
+        with contextlib.suppress(pika.exceptions.ChannelClosedByBroker):    # the rejecter will tell
             attach(connection, self.rejecter.queue, {"durable": True}).close()
         self._notifications = f"{self.exchange}.{uuid.uuid4().hex}"     # our queue, of this connection only
         notifications = self._listen(connection, None)

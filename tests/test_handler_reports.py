@@ -255,8 +255,8 @@ def test_a_chunk_of_negative_length_costs_no_memory(outcome, listener):
     def talk(connection):
         connection.recv(65536)
         with contextlib.suppress(OSError):
-            head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n"
-            connection.sendall(head)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n")
+            connection.sendall(b"Transfer-Encoding: chunked\r\n\r\n-1\r\n")
             for _ in range(5000):
                 connection.sendall(bytes(65536))
         connection.close()

@@ -310,7 +310,7 @@ def test_cancel_closes_the_connection(run, store, receiver, headers):
 
 def test_a_module_that_replaces_threads_is_refused(tmp_path, monkeypatch):
     """gevent's monkey.patch_all(), as workers of other systems have it: here the worker would stand still."""
-    (tmp_path / "patches.py").write_text("import time\ntime.sleep = lambda seconds: None\ndef work(task): pass\n")
+    (tmp_path / "patches.py").write_text("import time\ntime.sleep = lambda span: None\ndef work(task): pass")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(time, "sleep", time.sleep)      # to be put back
     with pytest.raises(taskmanager.BadSetting, match="replaces the standard library's threads"):

@@ -380,7 +380,7 @@ def test_what_a_handlers_module_logs_is_still_logged(launch, store, tmp_path):
 import logging
 def work(task):
     logging.getLogger("mine").info("hello")
-    logging.getLogger("pika.connection").critical("a whole message")      # as it does when a channel is closed
+    logging.getLogger("pika.connection").critical("a whole message")    # as it does when a channel is closed
 """, LOG_FILE=tmp_path / "log")
     run(store)
     assert program.stop() == 0
