@@ -11,6 +11,26 @@ create table if not exists tasks (
     updated_at timestamp   not null default (now() at time zone 'utc')    -- when the status last changed
 );
 
+-- Columns of an older table that have another type than ours; a time with a zone becomes one in UTC. No
+-- others are named, for where a view stands on a column its type can't be said again.
+do $$
+declare
+    wrong record;
+begin
+    perform set_config('timezone', 'UTC', true);
+    for wrong in
+        select attname, type
+        from   (values ('bigint', 'id'), ('varchar', 'status'), ('smallint', 'priority'),
+                       ('timestamp', 'created_at updated_at run_at lease_until ready_at'),
+                       ('text', 'error idempotency_key fingerprint worker'),
+                       ('int', 'attempt uncounted max_attempts'), ('double precision', 'timeout progress'),
+                       ('json', 'payload result'), ('boolean', 'canceled alone')) as wanted (type, names)
+        join   pg_attribute on attname = any(string_to_array(names, ' '))
+        where  attrelid = to_regclass('tasks') and atttypid <> to_regtype(type) loop
+        execute format('alter table tasks alter column %I type %s', wrong.attname, wrong.type);
+    end loop;
+end $$;
+
 -- What real work needs. A row inserted with none of it is a task like any other.
 alter table tasks
     add column if not exists payload         json,
@@ -39,9 +59,6 @@ update tasks set status     = 'New'                      where status     is nul
 update tasks set created_at = (now() at time zone 'utc') where created_at is null;
 update tasks set updated_at = created_at                 where updated_at is null;
 alter table tasks
-    alter column id              type bigint,
-    alter column idempotency_key type text,
-    alter column progress        type double precision,
     alter column status     set not null,
     alter column created_at set not null,
     alter column updated_at set not null,

@@ -98,7 +98,8 @@ MAX_PAGE_SIZE = 1_000_000   # and the bytes of payloads and results after which 
 MAX_WAIT = 60               # seconds that a request may ask to wait
 MAX_ID = 2**63 - 1          # a bigint; a larger number would make PostgreSQL scan the table
 MANY = 500                  # rows of a batch that nothing else bounds
-STATEMENT_SECONDS = 20      # what the database may take to answer
+STATEMENT_SECONDS = 20      # what the database may take to answer,
+LOCK_SECONDS = 1            # and how long of that it may wait for another transaction
 STOP_SECONDS = 5            # what a handler that was told to stop is given to do so
 CONNECTIONS = 1000 if hasattr(select, "poll") else 400      # of clients at the same time; select() takes 512
 CLIENT_SECONDS = 30         # for a client to send a request, to read an answer, and to use a connection again
@@ -455,6 +456,7 @@ class Changed(TaskError): status = 412          # the task is no longer as the c
 class TooLarge(TaskError): status = 413         # the body has more than MAX_BODY bytes
 class NotJson(TaskError): status = 415          # the body is said to be something else than JSON
 class Unavailable(TaskError): status = 503      # the database can't be reached; whether a statement that was under way took effect is not known
+class Locked(Unavailable): pass                 # another transaction keeps the task, or the table, locked
 
 
 def backoff(tries: int, first: float, most: float) -> float:
@@ -714,10 +716,10 @@ def new_tasks(items: list[Any], idempotency_key: str | None = None) -> list[NewT
 
 # ----------------------------------------------------------------------------
 # The SQL, in the order of a task's life: one statement a transition. It is written once, for PostgreSQL; SQLite
-# runs the same text with `%(x)s` as `:x` and without `for update skip locked` and `* interval '1 second'`, and has
-# PostgreSQL's functions registered on its connections. `values %(rows)s` takes any number of rows. Zero rows back is
-# an ordinary answer. Spans of time go in and come out as numbers of seconds, and each statement says UTC itself: no
-# setting of session, role, database or environment (TimeZone, IntervalStyle, DateStyle) changes what it means.
+# runs the same text, with its own words for some of PostgreSQL's (SQLiteStore.WORDS). `values %(rows)s` takes
+# any number of rows. Zero rows back is an ordinary answer. Spans of time go in and come out as numbers of
+# seconds, and each statement says UTC itself: no setting of session, role, database or environment (TimeZone,
+# DateStyle, IntervalStyle, extra_float_digits) changes what it means.
 
 NOW = "timezone('utc', now())"
 
@@ -731,13 +733,14 @@ ISO = """'YYYY-MM-DD"T"HH24:MI:SS'"""
 # In the order of the fields of `Row`.
 COLUMNS = f"""
     id, status, to_char(created_at, {ISO}), to_char(updated_at, {ISO}), cast(payload as text), cast(result as text), error,
-    attempt - uncounted, max_attempts, priority, to_char(run_at, {ISO}), timeout, progress, idempotency_key, canceled,
-    attempt, size, alone"""
+    attempt - uncounted, max_attempts, priority, to_char(run_at, {ISO}), cast(timeout as numeric),
+    cast(progress as numeric), idempotency_key, canceled, attempt, size, alone"""
 
 # Only the holder of this attempt, be it late: the end of the lease only lets others take over, and whoever does
-# has another attempt. `is true` keeps PostgreSQL from the index on status, in which the tasks that have just ended
-# are still to be passed over; it takes the primary key.
-HELD = "tasks.id = held.id and tasks.attempt = held.attempt and (tasks.status = 'In Progress') is true"
+# has another attempt. The case makes PostgreSQL begin with the ids. By the status alone it might go through
+# all tasks that are under way, or have just ended, and compare each of them with the whole batch.
+HELD = """tasks.id = held.id and tasks.attempt = held.attempt
+       and tasks.status = case when held.id > 0 then 'In Progress' end"""
 
 # What the statements have in common that end an attempt, each of which says first how.
 END = f"""lease_until = null, progress = null, updated_at = {NOW}
@@ -809,6 +812,7 @@ CLAIM = f"""
 with ready (task, urgency, size, lone) as materialized (
     select id, priority, case when alone then %(size)s else size + 1 end, alone from tasks
     where  status = 'New' and run_at is null
+           and priority <= 32767        -- as all are: it makes PostgreSQL go by the index, and sort nothing
            and attempt < 2147483647     -- there is no number for a further one
            -- A busy worker takes nothing from where a task stands that is to run alone, so that it comes to run
            -- it; but it passes over that task as long as something runs here that began before it was ready.
@@ -829,7 +833,7 @@ returning {COLUMNS}, {READY_SECONDS}"""
 EXTEND = f"""
 with held (id, attempt, progress) as (values %(rows)s)
 update tasks
-set    lease_until = greatest(lease_until, {NOW} + %(lease)s * interval '1 second'),
+set    lease_until = greatest(coalesce(lease_until, {NOW}), {NOW} + %(lease)s * interval '1 second'),
        progress = coalesce(cast(held.progress as double precision), tasks.progress)
 from   held
 where  {HELD}
@@ -954,7 +958,7 @@ select case
 # uses up no id, and gives the server no error to log.
 TRY_TO_WRITE = """
 do $$ begin
-    insert into tasks (id) values (9007199254740991) on conflict do nothing;
+    insert into tasks (id) overriding system value values (9007199254740991) on conflict do nothing;
     raise sqlstate 'TM000';
 exception when sqlstate 'TM000' then null;
 end $$"""
@@ -1185,6 +1189,7 @@ class Store:
     """
 
     ascii = False       # whether the database's encoding lacks characters, so that they are kept escaped
+    waited = False      # for the database, when it was opened
 
     def __init__(self, url: str, connections: int = 8):
         """`connections`: how many each process opens at most; who needs one more waits for it."""
@@ -1522,9 +1527,14 @@ where  oid = to_regclass('tasks')"""
 
 # A statement ends on the server, too, when it takes too long, unless the operator has set another limit. Only where the
 # session is ours alone: behind a pooler, whose number is not the process's, the limit would be set for other clients.
-LIMIT_SESSION = """
-select set_config('statement_timeout', %(limit)s, false)
-where  pg_backend_pid() = %(pid)s and current_setting('statement_timeout') = '0'"""
+LIMIT_SESSION = f"""
+select set_config(name, value, false)
+from   (values ('statement_timeout', %(limit)s), ('lock_timeout', '{LOCK_SECONDS}s')) as limits (name, value)
+where  pg_backend_pid() = %(pid)s and current_setting(name) = '0'"""
+
+# SQLSTATEs, or how they begin, of a server that can't do it at the moment. By all others, but for those of a
+# wrong statement, it refuses this very one: for a value, a constraint, a trigger of the operator's, a limit.
+OUTAGES = ("08", "2200H", "25", "28", "40", "53", "55", "57", "58", "F0", "XX")
 
 # Of a restored dump or a logical replica the sequence may stand behind the ids.
 MEND_SEQUENCE = """
@@ -1560,14 +1570,25 @@ class PostgresStore(Store):
         self.parameters = {
             "fallback_application_name": "taskmanager", "keepalives_idle": "10", "keepalives_interval": "5",
             "keepalives_count": "3", "connect_timeout": os.environ.get("PGCONNECT_TIMEOUT") or str(CONNECT_SECONDS), **parts,
-            "client_encoding": "UTF8"}      # whatever the database's own is: of one made under LANG=C it is SQL_ASCII
+            "client_encoding": "UTF8"}
+        types = psycopg2.extensions
+        types.encodings["SQLASCII"] = "utf_8"       # of which such a server keeps the bytes as they are
+        # Floats are asked for as numeric: else they had as many digits as the session's settings say.
+        self._numeric = types.new_type(types.DECIMAL.values, "FLOAT", types.FLOAT)
 
     def _connect(self):
         connection = self.psycopg2.connect(**self.parameters)
-        connection.autocommit = True
-        self.ascii = connection.info.parameter_status("server_encoding") not in ("UTF8", "SQL_ASCII")
         try:
-            self._run(connection, LIMIT_SESSION, {"limit": f"{STATEMENT_SECONDS}s", "pid": connection.info.backend_pid})
+            connection.autocommit = True
+            types, encoding = self.psycopg2.extensions, connection.info.parameter_status("server_encoding")
+            types.register_type(self._numeric, connection)
+            self.ascii = encoding not in ("UTF8", "SQL_ASCII")
+            if encoding != "UTF8" and encoding in types.encodings:
+                # It may keep what is no text, which it would refuse to say in UTF-8: so _run() decodes it.
+                connection.set_client_encoding(encoding)
+                types.register_type(types.BYTES, connection)
+            self._run(connection, LIMIT_SESSION,
+                      {"limit": f"{STATEMENT_SECONDS}s", "pid": connection.info.backend_pid})
         except BaseException:
             connection.close()
             raise
@@ -1589,7 +1610,12 @@ class PostgresStore(Store):
     def _run(self, connection, sql, params=None, seconds=None) -> list[tuple]:
         with self._own.pool.limit(connection, seconds or STATEMENT_SECONDS + 5), connection.cursor() as cursor:
             cursor.execute(sql, params)
-            return cursor.fetchall() if cursor.description else []
+            rows = cursor.fetchall() if cursor.description else []
+        if connection.encoding != "UTF8":
+            codec = self.psycopg2.extensions.encodings[connection.encoding]
+            rows = [tuple(each.decode(codec, "replace") if isinstance(each, bytes) else each for each in row)
+                    for row in rows]
+        return rows
 
     def _execute(self, sql, params=None, repeat=True, seconds=None):
         errors, used = self.psycopg2.errors, False
@@ -1600,28 +1626,31 @@ class PostgresStore(Store):
                 break
             except (errors.DeadlockDetected, errors.SerializationFailure):      # nothing of it was done
                 time.sleep(backoff(tries, 0.1, 2))
-            except errors.UniqueViolation as e:
-                if e.diag.constraint_name != "tasks_pkey":
-                    raise Invalid(("", f"the database refuses it: {describe(e)}")) from e
-                if tries > 3:
-                    raise self._lost(e, "the next id is taken")
-                self._mend_sequence()
-            except (self.psycopg2.DataError, self.psycopg2.IntegrityError) as e:
-                if e.diag.column_name == "attempt":             # which is how CREATE says it
-                    raise KeyReused from None
-                raise Invalid(("", f"the database refuses it: {describe(e)}")) from e
             except (errors.UndefinedTable, errors.UndefinedColumn, errors.InvalidSchemaName) as e:
                 raise self._lost(e, "the table is not there, or not as it should be: a start of this program would make it")
             except errors.InsufficientPrivilege as e:
                 raise self._lost(e, "the database's user may not do this")
             except errors.LockNotAvailable as e:        # the database is there
-                raise Unavailable("the table is in use by another transaction") from e
+                raise Locked("the table, or this task, is in use by another transaction") from e
             except self.psycopg2.ProgrammingError:      # a fault of the statement
                 raise
+            except UnicodeEncodeError as e:
+                lacking = e.object[e.start]
+                raise Invalid(("", f"the database's encoding, {e.encoding}, lacks {lacking!r}")) from e
             except (self.psycopg2.Error, TimeoutError) as e:
-                if not (repeat and used) or isinstance(e, (TimeoutError, errors.QueryCanceled)):
+                code = getattr(e, "pgcode", None) or OUTAGES[0]
+                if isinstance(e, errors.UniqueViolation) and "(id)=(" in (e.diag.message_detail or ""):
+                    if tries > 3:
+                        raise self._lost(e, "the next id is taken")
+                    self._mend_sequence()
+                elif isinstance(e, errors.NotNullViolation) and e.diag.column_name == "attempt":
+                    raise KeyReused from None           # which is how CREATE says it
+                elif not code.startswith(OUTAGES):
+                    raise Invalid(("", f"the database refuses it: {describe(e)}")) from e
+                elif not (repeat and used) or isinstance(e, (TimeoutError, errors.QueryCanceled)):
                     raise self._lost(e, "the database can't be reached")
-                repeat = False
+                else:
+                    repeat = False
         self._outage.back()
         return rows
 
@@ -1656,8 +1685,8 @@ class PostgresStore(Store):
             self._table_lock.back()
         except (Unavailable, Invalid, self.psycopg2.ProgrammingError) as e:
             cause = e if isinstance(e, self.psycopg2.ProgrammingError) else e.__cause__
-            if not isinstance(cause, (self.psycopg2.ProgrammingError, self.psycopg2.DataError, self.psycopg2.IntegrityError)):
-                if isinstance(cause, self.psycopg2.errors.LockNotAvailable):
+            if isinstance(e, Unavailable) and not isinstance(cause, self.psycopg2.ProgrammingError):
+                if isinstance(e, Locked):
                     self._table_lock.lost(cause)
                 raise
             raise BadSetting("DATABASE_URL", self.url, f"schema.sql was refused: {describe(cause)}") from e
@@ -1724,11 +1753,13 @@ class SQLiteStore(Store):
         insert into sqlite_stat1 values ('tasks', 'tasks_list_status', '1000000 250000 1');
         analyze sqlite_schema;"""
 
+    WORDS = {"for update skip locked": "", "* interval '1 second'": "", NOW: ":now",
+             "date_part('epoch', ": "(", "greatest(": "max(", "least(": "min(", "json(": "("}
+
     def __init__(self, url: str, connections: int = 8):
         super().__init__(url, connections)
         self.path = Path(url.removeprefix("sqlite:///")).absolute()     # a handler may change the folder
         self.file: int | None = None        # its number, once it is there
-        self._clock = threading.local()     # .now: the time of the statement that this thread is running
         if sqlite3.sqlite_version_info < (3, 35):
             raise BadSetting("DATABASE_URL", url, f"SQLite is {sqlite3.sqlite_version}, expected 3.35 or newer")
 
@@ -1742,12 +1773,6 @@ class SQLiteStore(Store):
         connection.execute("pragma synchronous = full")     # a commit is on the disk before it is answered
         # SQLite keeps as text whatever it is told to.
         connection.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
-        connection.create_function("now", 0, lambda: self._clock.now)
-        connection.create_function("timezone", 2, lambda zone, time: time, deterministic=True)
-        connection.create_function("date_part", 2, lambda unit, span: span, deterministic=True)
-        connection.create_function("greatest", 2, lambda *values: max((each for each in values if each is not None), default=None), deterministic=True)
-        connection.create_function("least", 2, lambda *values: min((each for each in values if each is not None), default=None), deterministic=True)
-        connection.create_function("json", 1, lambda text: text, deterministic=True)     # the table's checks see to it
         connection.create_function("to_char", 2, lambda seconds, form: seconds if seconds is None else
                                    (datetime(1970, 1, 1) + timedelta(seconds=seconds)).isoformat(timespec="seconds"), deterministic=True)
         return connection
@@ -1758,8 +1783,8 @@ class SQLiteStore(Store):
     @staticmethod
     @functools.lru_cache(256)
     def _translate(sql: str) -> str:
-        for text in ("for update skip locked", "* interval '1 second'"):
-            sql = sql.replace(text, "")
+        for text, own in SQLiteStore.WORDS.items():
+            sql = sql.replace(text, own)
         return re.sub(r"%\((\w+)\)s", r":\1", sql)
 
     def _execute(self, sql, params=None, repeat=True):
@@ -1780,9 +1805,10 @@ class SQLiteStore(Store):
             with contextlib.nullcontext() if reading else own.writing, own.pool.connection() as (connection, _):
                 if len(statements) > 1:
                     connection.execute("begin immediate")
-                self._clock.now = time.time()
+                now = time.time()
                 for sql, params in statements:
                     params = {name: self._plain(value) for name, value in (params or {}).items()}
+                    params["now"] = now
                     rows += connection.execute(self._translate(sql), params).fetchall()
                 if connection.in_transaction:
                     connection.commit()
@@ -1869,6 +1895,7 @@ def open_store(url: str, wait: bool = False, connections: int = 8) -> Store:
     for tries in itertools.count(1):
         try:
             _aside(store.apply_schema)
+            store.waited = tries > 1
             return store
         except Unavailable:
             if not wait:
@@ -2260,10 +2287,11 @@ class Worker:
         self._look = True                       # there may be ready tasks in the table
         self._deadline: float | None = None     # set by stop()
         self._next_tick = self._next_extend = self._next_reclaim = self._next_delete = 0.0
-        self._ticked = math.inf                 # when a tick was last done to its end
+        self._ticked = -math.inf if store.waited else math.inf      # when a tick was last done to its end
         self._told_kept = False                 # that old tasks can't be deleted
         self._threadless = 0                    # slots for which no thread could be started yet
         self._shortage = Outage("a thread for each slot")
+        self._access = Outage("access to what another transaction keeps locked")
         self._thread = EssentialThread("worker", self._loop)
 
     def start(self) -> None:
@@ -2330,13 +2358,17 @@ class Worker:
                 self._event.wait(self._idle_seconds())
                 self._event.clear()
                 self._mind_handlers()
-                self._write_outcomes()
+                locked = self._write_outcomes()
                 self._tick()
                 self._fill_slots()
                 self._claim()
                 tries = 0
+                if not locked:
+                    self._access.back()
             except Exception as e:
                 tries += 1
+                if isinstance(e, Locked):
+                    self._access.lost(e)
                 if tries == 1 and not isinstance(e, Unavailable):   # the store has told of that one
                     log.exception("worker goes on after an error")
                 time.sleep(backoff(tries, 0.1, 1 if self._deadline else 5))
@@ -2463,27 +2495,34 @@ class Worker:
                     self._threadless += 1
                     log.error("gave up on the handler of task=%s attempt=%s: it was told to stop (%s) and did not", task.id, task.attempt, task.stopped)
 
-    def _write_outcomes(self) -> None:
+    def _write_outcomes(self) -> bool:
+        """Write how attempts have ended; whether some are still to be written, for their tasks are locked."""
         for verb, outcomes in self._outcomes.items():
             if batch := outcomes[:]:
-                self._write(verb, batch)
+                locked = self._write(verb, batch)
                 with self._lock:
-                    del outcomes[:len(batch)]       # not before: they stay when the database is away
+                    outcomes[:len(batch)] = locked      # not before: all stay when the database is away
+        return any(self._outcomes.values())
 
-    def _write(self, verb: str, batch: list[tuple]) -> None:
+    def _write(self, verb: str, batch: list[tuple]) -> list[tuple]:
+        """Write outcomes; return those that are still to be written."""
         try:
             getattr(self.store, verb)(batch)
-        except Unavailable:
-            raise
         except Exception as e:
+            if isinstance(e, Unavailable) and not isinstance(e, Locked):
+                raise
             if len(batch) > 1:
-                for outcome in batch:
-                    self._write(verb, [outcome])
-            elif verb == "complete":        # the database would refuse the result of the next attempt as well
+                return [each for outcome in batch for each in self._write(verb, [outcome])]
+            if isinstance(e, Locked):
+                self._access.lost(e)
+                return batch
+            if verb == "complete":        # the database would refuse the result of the next attempt as well
                 id, attempt, _ = batch[0]
-                self._write("fail", [(id, attempt, clip(f"its result can't be kept: {describe(e)}"))])
+                if self._write("fail", [(id, attempt, clip(f"its result can't be kept: {describe(e)}"))]):
+                    return batch
             else:
                 log.exception("could not write an outcome task=%s: it will be reclaimed", batch[0][0])
+        return []
 
     def _tick(self) -> None:
         """Everything that goes by the clock."""
@@ -2523,7 +2562,7 @@ class Worker:
         due = now >= self._next_extend
         if held and (due or reported):
             wanted = [(task.id, task.attempt, reported.get(task)) for task in held]
-            ours = self.store.extend(wanted, self.config.lease_seconds)
+            ours = self._hold(wanted)
             newest = {task.id: task.attempt for task in held}
             for task in held:
                 if task.fraction == reported.get(task):
@@ -2536,6 +2575,15 @@ class Worker:
             if unknown := self.store.own(self.name) - known:
                 self.store.release(sorted(unknown))
             self._next_extend = now + self.config.lease_seconds / 3
+
+    def _hold(self, wanted: list[tuple[int, int, float | None]]) -> set[int]:
+        """Extend leases; the ids that are still ours, and those whose rows can't be written at the moment."""
+        try:
+            return self.store.extend(wanted, self.config.lease_seconds)
+        except (Invalid, Locked):
+            if len(wanted) == 1:
+                return {wanted[0][0]}
+            return set().union(*(self._hold([each]) for each in wanted))
 
     def _delete_old(self) -> None:
         """Delete the tasks whose time is over, in a thread of its own, in batches that grow while they are quick."""

@@ -111,13 +111,16 @@ def test_settings_of_the_session_do_not_change_the_time(empty_database, monkeypa
     store.close()
 
 
-@pytest.mark.parametrize("setting", ["timezone = 'Asia/Kathmandu'", "intervalstyle = 'sql_standard'", "datestyle = 'SQL, DMY'"])
+@pytest.mark.parametrize("setting", [
+    "timezone = 'Asia/Kathmandu'", "intervalstyle = 'sql_standard'", "datestyle = 'SQL, DMY'",
+    "extra_float_digits = -15"])
 def test_settings_of_the_database_do_not_change_the_time(empty_database, setting):
     url = empty_database()
     query(url, f"alter database {url.rpartition('/')[2]} set {setting}")
     store = taskmanager.open_store(url)
-    [id] = store.create([new_task({"run_at": "2100-02-03T04:05:06Z"})])
-    assert store.read(id).run_at == "2100-02-03T04:05:06" and store.claim(1, 30) == []
+    [id] = store.create([new_task({"run_at": "2100-02-03T04:05:06Z", "timeout": 12.375})])
+    row = store.read(id)
+    assert (row.run_at, row.timeout) == ("2100-02-03T04:05:06", 12.375) and store.claim(1, 30) == []
     [id] = store.create()
     assert [row.id for row in store.claim(2, 30)] == [id] and store.reclaim(3) == 0
     store.close()
@@ -210,7 +213,7 @@ def test_what_the_encoding_of_the_database_lacks_is_kept_escaped(empty_database,
 def test_a_key_that_the_encoding_of_the_database_lacks_is_refused_with_the_reason(empty_database):
     store = taskmanager.open_store(empty_database("template template0 encoding 'LATIN1' locale 'C'"))
     assert store.create([new_task({}, "größe")]) == store.create([new_task({}, "größe")])
-    with pytest.raises(Invalid, match="LATIN1"):
+    with pytest.raises(Invalid, match="latin-1, lacks"):
         store.create([new_task({}, "日本")])
     store.close()
 
@@ -226,6 +229,67 @@ def test_a_result_that_the_database_refuses_fails_its_task_at_once_and_alone(pos
     assert {row.id: row.status for row in rows} == {id: "Failed" if n == 3 else "Completed" for n, id in enumerate(ids)}
     assert "database refuses" in rows[3].error and rows[3].attempts == 1
     store.close()
+
+
+@pytest.mark.parametrize("encoding, text", [("SQL_ASCII", b"\xe9\xff"), ("WIN1251", b"\x98")])
+def test_a_row_that_holds_no_text_in_any_encoding_keeps_nobody_from_anything(empty_database, encoding, text):
+    """A script of former times has written a task in an encoding of its own, or the half of a character."""
+    url = empty_database(f"template template0 encoding '{encoding}' lc_collate 'C' lc_ctype 'C'")
+    store = taskmanager.open_store(url)
+    [key] = store.create([NewTask(idempotency_key="ключ")])
+    with contextlib.closing(psycopg2.connect(url, client_encoding=encoding)) as connection:
+        connection.cursor().execute(b"""insert into tasks (payload, error, idempotency_key, worker)
+                                        values ('"T"', 'T', 'T', 'T')""".replace(b"T", text))
+        connection.commit()
+    [last] = store.create([NewTask(payload='"жук"')])
+    rows = store.claim(10, 30)
+    assert [row.id for row in rows] == [key, key + 1, last] and "\ufffd" in json.loads(rows[1].payload)
+    assert json.loads(rows[2].payload) == "жук" and rows[0].idempotency_key == "ключ" and store.list() == rows
+    assert len(store.complete([(row.id, row.attempt, row.payload) for row in rows])) == 3
+    store.close()
+
+
+@pytest.mark.parametrize("how", ["", "using errcode = 'check_violation'", "using errcode = 'OPS42'"])
+def test_what_a_trigger_refuses_is_refused_and_no_outage(postgres_database, caplog, how):
+    """A rule of the operator's, written as most are: raise exception '…'."""
+    store = taskmanager.open_store(postgres_database)
+    query(postgres_database, f"""create function refuse() returns trigger language plpgsql as
+          $$ begin raise exception 'not this one' {how}; end $$""",
+          """create trigger refuse before update on tasks for each row
+          when (old.lease_until < new.lease_until or new.status = 'Completed' and new.id = 2)
+          execute function refuse()""")
+    worker = Worker(store, Config(poll_seconds=0.1, lease_seconds=1), lambda task: time.sleep(0.5))
+    store.create([NewTask()] * 3)
+    worker.start()
+    try:
+        assert eventually(lambda: [row.status for row in store.list()]) and eventually(
+            lambda: [row.status for row in store.list()] == ["Completed", "Failed", "Completed"])
+        assert "not this one" in store.read(2).error and "lost database" not in caplog.text
+    finally:
+        worker.stop()
+        store.close()
+
+
+def test_a_row_that_another_transaction_keeps_locked_holds_up_no_other(postgres_database, caplog):
+    """Somebody looks at a task in psql, with `begin` and `for update`, and goes to lunch."""
+    stores = [taskmanager.open_store(postgres_database) for _ in range(2)]
+    ids = stores[0].create([NewTask()] * 12)
+    config = Config(poll_seconds=0.1, lease_seconds=8, concurrency=3)
+    workers = [Worker(store, config, lambda task: time.sleep(0.2)) for store in stores]
+    workers[0].start()
+    with contextlib.closing(psycopg2.connect(postgres_database)) as connection:
+        eventually(lambda: stores[0].list("In Progress"))
+        connection.cursor().execute("select id from tasks where id = %s for update", (ids[1],))
+        workers[1].start()
+        eventually(lambda: {row.id for row in stores[0].list("Completed")} >= {*ids} - {ids[1]})
+        eventually(lambda: "lost access to what another transaction keeps locked" in caplog.text)
+        assert stores[0].read(ids[1]).status == "In Progress"
+    eventually(lambda: len(stores[0].list("Completed")) == 12)
+    assert {row.attempt for row in stores[0].list()} == {1} and "refused" not in caplog.text
+    eventually(lambda: "regained access to what another transaction keeps locked" in caplog.text)
+    for worker, store in zip(workers, stores):
+        worker.stop()
+        store.close()
 
 
 # Sequences
@@ -351,6 +415,62 @@ def test_a_table_of_somebody_else_is_refused_and_left_alone(empty_database, stat
     with pytest.raises(BadSetting, match="not this program's"):
         taskmanager.open_store(url)
     assert query(url, "select attname from pg_attribute where attrelid = 'tasks'::regclass") == before
+
+
+TYPES = {
+    "times with a zone": """id serial primary key, status varchar(20) default 'New',
+                            created_at timestamptz default now(), updated_at timestamptz default now()""",
+    "an identity": """id int generated always as identity, status text default 'New',
+                      created_at timestamp default now(), updated_at timestamp""",
+    "padded texts": """id smallserial primary key, status char(20) default 'New', created_at timestamp(0),
+                       updated_at timestamp, payload jsonb, error varchar(9)""",
+}
+
+
+@pytest.mark.parametrize("columns", TYPES.values(), ids=TYPES)
+def test_columns_of_other_types_are_brought_to_ours(empty_database, columns):
+    """The documented table, made by another program's idea of it."""
+    url = empty_database()
+    query(url, f"alter database {url.rpartition('/')[2]} set timezone = 'Asia/Tokyo'")
+    query(url, f"create table tasks ({columns})",
+          "insert into tasks (created_at) values ('2024-12-17 10:00:00Z')")
+    store = taskmanager.open_store(url)
+    old = store.read(1)
+    assert (old.status, old.created_at) == ("New", "2024-12-17T10:00:00")
+    store.ready()
+    [id] = store.create([NewTask(payload='{"b": 1, "a": 2}')])
+    rows = store.claim(10, 30)
+    assert [(row.id, row.status) for row in rows] == [(1, "In Progress"), (id, "In Progress")]
+    assert rows[1].payload == '{"b": 1, "a": 2}'
+    assert store.fail([(row.id, row.attempt, "a rather long error") for row in rows]) == {1, id}
+    assert store.finished("Failed") == 2 / taskmanager.RATE_SECONDS
+    store.close()
+
+
+@pytest.mark.parametrize("column", ["priority varchar(9)", "payload text", "timeout interval"])
+def test_a_column_that_can_not_be_brought_to_our_type_is_refused_at_the_start(empty_database, column):
+    url = empty_database()
+    query(url, f"create table tasks (id serial, status text, created_at date, updated_at date, {column})")
+    with pytest.raises(BadSetting, match=f"schema.sql was refused: .*{column.split()[0]}"):
+        taskmanager.open_store(url)
+
+
+def test_a_view_of_the_operators_does_not_hold_up_an_upgrade_from_an_older_table_of_ours(empty_database):
+    url = empty_database()
+    taskmanager.open_store(url).close()
+    query(url, "create view report as select * from tasks",
+          "comment on table tasks is 'Task Manager, schema 2'",
+          "alter table tasks drop constraint tasks_size_check")
+    taskmanager.open_store(url).close()
+    assert query(url, "select conname from pg_constraint where conname = 'tasks_size_check'")
+
+
+def test_a_view_that_does_hold_up_an_upgrade_is_named_at_the_start(empty_database):
+    url = empty_database()
+    query(url, "create table tasks (id serial, status text, created_at timestamp, updated_at timestamp)",
+          "create view report as select id from tasks")
+    with pytest.raises(BadSetting, match="view report"):
+        taskmanager.open_store(url)
 
 
 def test_a_table_of_somebody_else_in_sqlite_is_refused(tmp_path):

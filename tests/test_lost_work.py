@@ -279,6 +279,28 @@ def test_workers_keep_their_tasks_while_the_database_is_away(database, store, mo
     assert {(row.status, row.result, row.attempts) for row in rows} == {("Completed", '"done"', 1)} and told == [False] * 4
 
 
+def test_a_worker_that_waited_for_the_database_takes_nothing_from_others_at_once(
+        store, database, monkeypatch):
+    """After an outage a new worker may come first, before those that still run what they hold."""
+    order(store)
+    [row] = store.claim(1, LEASE, "away")
+    expire(store, row.id)
+    failures = [Unavailable("away")]
+    for kind in taskmanager.PostgresStore, taskmanager.SQLiteStore:
+        apply = kind.apply_schema
+        monkeypatch.setattr(kind, "apply_schema",
+                            lambda self, apply=apply: fail() if failures else apply(self))
+
+    def fail():
+        raise failures.pop()
+    worker = Worker(taskmanager.open_store(database, wait=True), Config(**QUICK), lambda task: None)
+    worker.start()
+    id = order(store)
+    assert finished(store, id).status == "Completed" and store.read(row.id).attempt == row.attempt
+    assert store.complete([(row.id, row.attempt, None)]) == {row.id}
+    worker.stop(0)
+
+
 def test_a_handler_is_told_to_stop_when_another_attempt_has_begun(store, work):
     told = []
 

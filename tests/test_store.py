@@ -738,6 +738,36 @@ def test_postgresql_takes_the_index_that_was_made_for_the_statement(postgres_dat
     store.close()
 
 
+def plan_of(store, statement, params):
+    import psycopg2
+    with contextlib.closing(psycopg2.connect(store.url)) as connection, connection.cursor() as cursor:
+        cursor.execute("explain (analyze) " + statement, params)
+        return "\n".join(line for line, in cursor)
+
+
+def test_postgres_does_not_compare_all_tasks_under_way_with_each_of_a_batch(postgres_database):
+    """Tasks were created by the thousand, autovacuum has counted none that runs, and then they are done."""
+    store = taskmanager.open_store(postgres_database)
+    store._execute("insert into tasks (status) select 'New' from generate_series(1, 20000)")
+    store._execute("analyze tasks")
+    rows = [store.claim(500, LEASE) for _ in range(4)][-1]
+    ends = [(row.id, row.attempt, None) for row in rows]
+    plan = plan_of(store, *taskmanager.spread(taskmanager.COMPLETE, ends))
+    assert "rows=500 " in plan and "Rows Removed by Join Filter" not in plan
+    store.close()
+
+
+def test_postgres_does_not_sort_all_that_is_ready_to_claim_a_few(postgres_database):
+    """Many tasks came at once, before autovacuum has ever looked at the table."""
+    store = taskmanager.open_store(postgres_database)
+    store._execute("alter table tasks set (autovacuum_enabled = off)")
+    store._execute("insert into tasks (status) select 'New' from generate_series(1, 20000)")
+    plan = plan_of(store, taskmanager.CLAIM, {"limit": 8, "lease": 30, "size": taskmanager.MAX_PAGE_SIZE,
+                                              "worker": "w", "busy": 0, "single": False})
+    assert "rows=8 " in plan and "rows=20000 " not in plan
+    store.close()
+
+
 def test_both_databases_have_the_same_columns(sqlite_database, postgres_database):
     of_sqlite = [name for name, in taskmanager.open_store(sqlite_database)._execute("select name from pragma_table_xinfo('tasks')")]
     of_postgres = [name for name, in taskmanager.open_store(postgres_database)._execute(
