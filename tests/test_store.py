@@ -761,10 +761,10 @@ def test_postgres_does_not_sort_all_that_is_ready_to_claim_a_few(postgres_databa
     """Many tasks came at once, before autovacuum has ever looked at the table."""
     store = taskmanager.open_store(postgres_database)
     store._execute("alter table tasks set (autovacuum_enabled = off)")
-    store._execute("insert into tasks (status) select 'New' from generate_series(1, 20000)")
+    store._execute("insert into tasks (status) select 'New' from generate_series(1, 200000)")
     plan = plan_of(store, taskmanager.CLAIM, {"limit": 8, "lease": 30, "size": taskmanager.MAX_PAGE_SIZE,
                                               "worker": "w", "busy": 0, "single": False})
-    assert "rows=8 " in plan and "rows=20000 " not in plan
+    assert "rows=8 " in plan and "rows=200000 " not in plan
     store.close()
 
 
