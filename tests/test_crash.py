@@ -32,7 +32,7 @@ def test_a_killed_worker_gives_its_tasks_back(start, store, database, tmp_path):
     trace = tmp_path / "trace"
     first = start("worker.py", DATABASE_URL=database, **OBEY)
     id = order(store, file=str(trace), sleep=1, **{"return": "done"})
-    eventually(trace.exists)
+    eventually(lambda: trace.exists() and trace.read_text())
     first.stop(signal.SIGKILL)
     began = time.monotonic()
     start("worker.py", DATABASE_URL=database, **OBEY)
