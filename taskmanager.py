@@ -17,7 +17,7 @@ A task is one row of the table `tasks`, and the row is the truth. Each arrow is 
 
 The file reads from top to bottom, and nothing refers to what stands below it: configuration, errors and
 outages, what a task may be (the validation that both doors share), the SQL in the order of a task's life,
-metrics, the store on PostgreSQL and SQLite, the handlers, the worker, the doorbell, the HTTP API, main().
+metrics, the store on PostgreSQL and SQLite, the handlers, the worker, notifications, the HTTP API, main().
 Importing this module connects to nothing and starts nothing.
 """
 
@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import signal
 
-if __name__ == "__main__":      # signals wait for begin(): an import may lose its exception, process 1 all
+if __name__ == "__main__":      # signals wait for set_up(): an import may lose its exception, process 1 all
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     else:
@@ -119,7 +119,7 @@ HTTP_SECONDS = 300          # and how long the latter may keep silent when the t
 
 # ----------------------------------------------------------------------------
 # What keeps a process in working order: a log that nothing silences, an event that a signal sets, and threads
-# that do not end unnoticed. In an application, which never calls begin(), they change nothing.
+# that do not end unnoticed. In an application, which never calls set_up(), they change nothing.
 
 class Log(logging.Logger):
     """Reaches the program's outputs and never raises, whatever a handler does to logging or stderr."""
@@ -201,7 +201,7 @@ ENCODED = ("user and password percent-encoded "
 _secrets: set[str] = set()      # the tokens and passwords in this process's settings
 
 
-def keep_secret(name: str, value: str | None) -> None:
+def register_secret(name: str, value: str | None) -> None:
     """Have redact() hide the token that this setting is, or the password in the address that it is."""
     if not value:
         return
@@ -248,7 +248,7 @@ def redact(text: str) -> str:
     return re.sub(r"(?i)(passw(?:or)?d ?= ?)(?:'[^']*'|\S+)", r"\1***", text)
 
 
-def clip(text: str, most: int = MAX_ERROR, beginning: bool = False) -> str:
+def truncate(text: str, most: int = MAX_ERROR, beginning: bool = False) -> str:
     """The end of a text, or its beginning, redacted, and of characters that both databases take."""
     window = text[:2 * most] if beginning else text[-2 * most:]
     window = window.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
@@ -259,7 +259,7 @@ def clip(text: str, most: int = MAX_ERROR, beginning: bool = False) -> str:
     return shown[:most] if beginning else shown[-most:]
 
 
-def show(name: str, value: Any) -> str:
+def show_setting(name: str, value: Any) -> str:
     """The value of a setting, or what of it is no secret.
 
     Of an address it is the scheme, the hosts, the ports and the name of the database, of a command the program.
@@ -290,7 +290,7 @@ class BadSetting(ValueError):
     """An environment variable that can't be used; the message names it, its value and why or what is expected."""
 
     def __init__(self, name: str, value: Any, why: str):
-        super().__init__(f"{name}={show(name, value)!r} can't be used: {redact(why)}")
+        super().__init__(f"{name}={show_setting(name, value)!r} can't be used: {redact(why)}")
 
 
 def _number(low: float, high: float, kind: type = float) -> tuple[Callable[[str], Any], str]:
@@ -411,7 +411,7 @@ class Config:
 
     def __post_init__(self):
         for name in (*TOKENS, "DATABASE_URL", "RABBITMQ_URL", "HANDLER"):
-            keep_secret(name, getattr(self, name.lower(), None))
+            register_secret(name, getattr(self, name.lower(), None))
 
     @classmethod
     def table(cls) -> Iterable[tuple[str, str, str]]:
@@ -426,37 +426,111 @@ class Config:
 # An outage is no error: whoever loses a server says so once, waits longer each time, and goes on for ever.
 
 class TaskError(Exception):
-    """The root of the errors below. `status` is the HTTP status."""
+    """The root of the errors below. `status` is the HTTP status, `code` what a program tells the error by."""
+
     status = 500
+    code = "internal-error"
+
+    def __init__(self, detail: str = "", **members: Any):
+        """`members`: what else a program may want to know, by name."""
+        super().__init__(detail)
+        self.members = members
+
+
+class InputError(NamedTuple):
+    """One thing that is wrong with an input."""
+
+    where: str      # a JSON pointer into the body ("" is all of it), "?" and a query parameter, or a header
+    code: str       # what a program tells it by
+    detail: str     # what is wrong, or what is expected
+    limits: dict[str, Any] = {}     # `minimum` and `maximum`, where there are any
 
 
 class Invalid(TaskError):
-    """The input is wrong. `errors` says where, and what, for each thing wrong. Where: a JSON pointer into the body ("" is
-    the whole of it), "?" and the name of a parameter of the query, or the name of a header."""
-    status = 400
+    """The input is wrong. `errors` lists everything that is wrong with it."""
 
-    def __init__(self, *errors: tuple[str, str]):
-        super().__init__("; ".join(f"{where.lstrip('?')}: {what}" if where else what for where, what in errors))
+    status, code = 400, "invalid-input"
+
+    def __init__(self, *errors: InputError):
+        super().__init__("; ".join(f"{error.where.lstrip('?')}: {error.detail}" if error.where else error.detail
+                                   for error in errors))
         self.errors = errors
 
 
+def invalid(code: str, detail: str, where: str = "", **limits: Any) -> Invalid:
+    """An Invalid with one error."""
+    return Invalid(InputError(where, code, detail, limits))
+
+
 class KeyReused(Invalid):
-    """The idempotency key belongs to a task that was created from something else."""
-    status = 422
+    """The idempotency key belongs to a task that was created from another request."""
+
+    status, code = 422, "key-reused"
 
     def __init__(self):
-        super().__init__(("Idempotency-Key", "was used before, with another body"))
+        super().__init__(InputError("Idempotency-Key", self.code, "was used before, with another body"))
 
 
-class Unauthorized(TaskError): status = 401     # the token is missing or wrong
-class Forbidden(TaskError): status = 403        # a browser sent it on behalf of somebody else's page
-class NotFound(TaskError): status = 404         # there is no such task
-class Conflict(TaskError): status = 409         # the task is not in a state that allows this
-class Changed(TaskError): status = 412          # the task is no longer as the client has seen it (If-Match)
-class TooLarge(TaskError): status = 413         # the body has more than MAX_BODY bytes
-class NotJson(TaskError): status = 415          # the body is said to be something else than JSON
-class Unavailable(TaskError): status = 503      # the database can't be reached; whether a statement that was under way took effect is not known
-class Locked(Unavailable): pass                 # another transaction keeps the task, or the table, locked
+class Unauthorized(TaskError):
+    """The token is missing or wrong."""
+    status, code = 401, "unauthorized"
+
+
+class HostNotAllowed(TaskError):
+    """The request names a host that is not this service's."""
+    status, code = 403, "host-not-allowed"
+
+
+class CrossSite(TaskError):
+    """A browser sent the request for a page of another site."""
+    status, code = 403, "cross-site-request"
+
+
+class NotFound(TaskError):
+    """There is nothing at this address."""
+    status, code = 404, "not-found"
+
+
+class TaskNotFound(NotFound):
+    code = "task-not-found"
+
+
+class NotInState(TaskError):
+    """The task has a status that does not allow this; the member `task_status` tells which."""
+    status, code = 409, "not-in-state"
+
+
+class LeaseLost(TaskError):
+    """The attempt is over: it has ended, or another one has begun."""
+    status, code = 409, "lease-lost"
+
+
+class Changed(TaskError):
+    """The task is no longer as the client has seen it (If-Match)."""
+    status, code = 412, "precondition-failed"
+
+
+class TooLarge(TaskError):
+    """The body has more than MAX_BODY bytes."""
+    status, code = 413, "too-large"
+
+    def __init__(self, size: int):
+        super().__init__(f"{size} bytes are too many: expected at most {MAX_BODY}", maximum=MAX_BODY)
+
+
+class NotJson(TaskError):
+    """The body is not declared as JSON."""
+    status, code = 415, "unsupported-media-type"
+
+
+class Unavailable(TaskError):
+    """The database can't be reached. Whether a statement that was under way took effect is not known."""
+    status, code = 503, "unavailable"
+
+
+class Locked(Unavailable):
+    """Another transaction keeps the task, or the table, locked."""
+    code = "locked"
 
 
 def backoff(tries: int, first: float, most: float) -> float:
@@ -467,7 +541,7 @@ def backoff(tries: int, first: float, most: float) -> float:
 def describe(error: BaseException) -> str:
     """An exception in one line, without passwords."""
     try:
-        text = " ".join(clip(str(error) or ", ".join(map(repr, error.args))).split())
+        text = " ".join(truncate(str(error) or ", ".join(map(repr, error.args))).split())
     except BaseException:       # of an exception's own methods
         text = "it can't be shown"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -516,103 +590,156 @@ class NewTask(NamedTuple):
 
 
 def parse_json(data: bytes) -> Any:
-    """Strict JSON: UTF-8, no NaN or Infinity, no name twice in an object. Raise Invalid."""
-    def refuse(constant):
-        raise ValueError(f"{constant} is not JSON")
+    """Parse strict JSON: UTF-8 without a byte order mark, no NaN or Infinity, no duplicate keys. Raise Invalid."""
+    def refuse(constant: str):
+        raise invalid("not-json", f"not JSON: {constant}")
 
-    def unique(pairs):
-        if len(names := dict(pairs)) < len(pairs):
-            raise ValueError("a name stands twice in an object")
-        return names
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(fields := dict(pairs)) < len(pairs):
+            raise invalid("duplicate-key", "an object has a duplicate key")
+        return fields
+
+    if data.startswith(codecs.BOM_UTF8):
+        raise invalid("not-json", "not JSON: it begins with a byte order mark; expected UTF-8 without one")
     try:
-        if data.startswith(codecs.BOM_UTF8):
-            raise ValueError("a byte order mark stands before it, expected UTF-8 without one")
         return json.loads(data.decode(), parse_constant=refuse, object_pairs_hook=unique)
     except UnicodeDecodeError as e:
-        raise Invalid(("", f"not UTF-8: {e.reason} at byte {e.start}")) from None
+        raise invalid("not-utf8", f"not UTF-8: {e.reason} at byte {e.start}") from None
     except RecursionError:
-        raise Invalid(("", f"nested deeper than {MAX_DEPTH} levels")) from None
+        raise _too_deep() from None
     except ValueError as e:
-        raise Invalid(("", f"not JSON: {str(e).split(';')[0]}")) from None
+        raise invalid("not-json", f"not JSON: {str(e).split(';')[0]}") from None
+
+
+def _too_deep() -> Invalid:
+    return invalid("too-deep", f"nested deeper than {MAX_DEPTH} levels", maximum=MAX_DEPTH)
 
 
 def encode_json(value: Any) -> str:
-    """JSON text that both databases take. Raise Invalid for what JSON can't say, NUL, lone surrogates, and deep nesting."""
+    """Encode a value as JSON text that both databases take.
+
+    Raise Invalid for what JSON has no form for, for NUL, lone surrogates, and deep nesting.
+    """
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
         text.encode()
     except RecursionError:
-        raise Invalid(("", f"nested deeper than {MAX_DEPTH} levels")) from None
+        raise _too_deep() from None
     except UnicodeEncodeError:
-        raise Invalid(("", "holds a lone surrogate, which is not text")) from None
+        raise invalid("lone-surrogate", "contains a lone surrogate, which is not text") from None
     except (TypeError, ValueError) as e:
-        raise Invalid(("", f"can't be said in JSON: {e}")) from None
-    if len(text) > 2 * MAX_BODY:        # numbers may be longer than they came
-        raise Invalid(("", f"has more than {2 * MAX_BODY} characters when written out"))
-    plain = text.replace(r"\\", "")        # so that each backslash that is left belongs to what is behind it
+        raise invalid("not-json", f"can't be written as JSON: {e}") from None
+
+    most = 2 * MAX_BODY         # numbers may be longer than they came
+    if len(text) > most:
+        raise invalid("too-large", f"has more than {most} characters when written out", maximum=most)
+    plain = text.replace(r"\\", "")     # so that each backslash that is left belongs to what follows it
     if r"\u0000" in plain:
-        raise Invalid(("", "holds the character NUL (\\u0000), which PostgreSQL can't keep"))
+        raise invalid("nul-character", "contains the character NUL (\\u0000), which PostgreSQL can't store")
     if text.count("[") + text.count("{") > MAX_DEPTH:
         outside = plain.replace(r'\"', "").split('"')[::2]       # of strings
         depths = itertools.accumulate((c in "[{") - (c in "]}") for c in "".join(outside))
         if max(depths, default=0) > MAX_DEPTH:
-            raise Invalid(("", f"nested deeper than {MAX_DEPTH} levels"))
+            raise _too_deep()
     return text
 
 
-def _check(is_right: Callable[[Any], Any], expected: str, convert: Callable[[Any], Any] = lambda value: value) -> Callable[[Any], Any]:
-    def check(value):
-        if not is_right(value):
-            raise ValueError(f"expected {expected}")
-        return convert(value)
+Check = Callable[[Any], Any]        # returns the checked value, or raises Invalid
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise invalid("wrong-type", "expected true or false")
+    return value
+
+
+def _error_text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise invalid("wrong-type", "expected a text that is not empty")
+    return truncate(value)
+
+
+def _new_status(value: Any) -> None:
+    if value != "New":
+        raise invalid("unknown-value", 'expected "New": every task begins there')
+
+
+def _not_with_run_at(value: Any) -> NoReturn:
+    raise invalid("conflicting-fields", "expected run_at or delay, not both")
+
+
+def _between(low: float, high: float, whole: bool = False, what: str = "number of seconds") -> Check:
+    expected = f"expected a {'whole number' if whole else what} from {low} to {high}"
+
+    def check(value: Any) -> float:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number:
+            raise invalid("wrong-type", expected, minimum=low, maximum=high)
+        if not low <= value <= high or whole and value != int(value):
+            raise invalid("out-of-range", expected, minimum=low, maximum=high)
+        return int(value) if whole else float(value)
     return check
 
 
-def _between(low: float, high: float, whole: bool = False, what: str = "number of seconds") -> Callable[[Any], float]:
-    def is_right(value):
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high and (not whole or value == int(value))
-    return _check(is_right, f"a {'whole number' if whole else what} from {low} to {high}", int if whole else float)
+TIMESTAMP = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt]([0-9]{2}:[0-9]{2}:[0-9]{2})(?:(\.[0-9]{1,6})[0-9]*)?"
+    r"([Zz]|[+-][0-9]{2}:[0-5][0-9])?")
 
 
 def _timestamp(value: Any) -> datetime:
-    expected = "expected a time such as \"2030-01-31T12:00:00Z\" (without a zone it is UTC)"
-    match = isinstance(value, str) and re.fullmatch(
-        r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt]([0-9]{2}:[0-9]{2}:[0-9]{2})(?:(\.[0-9]{1,6})[0-9]*)?([Zz]|[+-][0-9]{2}:[0-5][0-9])?", value)
+    """Parse a time (RFC 3339, the zone may be left out); return it in UTC, without zone."""
+    wrong = invalid("not-a-time", 'expected a time such as "2030-01-31T12:00:00Z" (without a zone it is UTC)')
+    match = TIMESTAMP.fullmatch(value) if isinstance(value, str) else None
     if not match:
-        raise ValueError(expected)
+        raise wrong
+
     date, clock, fraction, zone = match.groups()
+    if zone in (None, "Z", "z"):
+        zone = "+00:00"
     try:
-        zone = "+00:00" if zone in (None, "Z", "z") else zone
         moment = datetime.fromisoformat(f"{date}T{clock}{(fraction or '.0').ljust(7, '0')}{zone}")
         return moment.astimezone(timezone.utc).replace(tzinfo=None)
     except (ValueError, OverflowError):
-        raise ValueError(expected) from None
+        raise wrong from None
 
 
-def _texts(allowed: Sequence[str], many: bool = False) -> Callable[[list[str]], Any]:
-    def check(texts):
+def _once(texts: list[str]) -> str:
+    """The value of a query parameter that may be given once."""
+    if len(texts) > 1:
+        raise invalid("repeated-parameter", "expected once")
+    return texts[0]
+
+
+def _one_of(*allowed: str) -> Check:
+    def check(texts: list[str]) -> str:
+        if (text := _once(texts)) not in allowed:
+            raise invalid("unknown-value", f"{text!r}: expected {' or '.join(allowed)}")
+        return text
+    return check
+
+
+def _some_of(*allowed: str) -> Check:
+    def check(texts: list[str]) -> list[str]:
         for text in texts:
             if text not in allowed:
-                raise ValueError(f"{text!r}: expected {'one of ' if many else ''}{(', ' if many else ' or ').join(allowed)}")
-        if not many and len(texts) > 1:
-            raise ValueError("expected once")
-        return texts if many else texts[0]
+                raise invalid("unknown-value", f"{text!r}: expected one of {', '.join(allowed)}")
+        return list(dict.fromkeys(texts))
     return check
 
 
-def _number_text(low: int, high: int) -> Callable[[list[str]], int]:
-    def check(texts):
-        if len(texts) > 1:
-            raise ValueError("expected once")
-        if not re.fullmatch("[0-9]{1,19}", texts[0]) or not low <= int(texts[0]) <= high:
-            raise ValueError(f"{texts[0]!r}: expected a whole number from {low} to {high}")
-        return int(texts[0])
+def _whole_number(low: int, high: int) -> Check:
+    def check(texts: list[str]) -> int:
+        text = _once(texts)
+        if not re.fullmatch("[0-9]{1,19}", text) or not low <= int(text) <= high:
+            raise invalid("out-of-range", f"{text!r}: expected a whole number from {low} to {high}",
+                          minimum=low, maximum=high)
+        return int(text)
     return check
 
 
-Checks = dict[str, Callable[[Any], Any]]        # what each field of a JSON object must be; raises ValueError or Invalid
+Checks = dict[str, Check]       # of the fields of a JSON object, or the parameters of a query
 
-DELAY = _between(0, 315360000)
+DELAY = _between(0, 315360000)      # seconds, up to ten years
 
 NEW_TASK: Checks = {
     "payload": encode_json,
@@ -621,37 +748,49 @@ NEW_TASK: Checks = {
     "delay": DELAY,
     "max_attempts": _between(1, 1000, whole=True),
     "timeout": _between(0.001, 31536000),
-    "status": _check(lambda value: value == "New", '"New": every task begins there'),
+    "status": _new_status,
 }
-NEW_TASK_AT = NEW_TASK | {"delay": _check(lambda value: False, "run_at or delay, not both")}
-# What a worker over HTTP says, to claim tasks and then of each.
+
+# What a worker over HTTP sends, to claim tasks and then for each of them.
 LEASE = _between(1, 86400)
 ATTEMPT = _between(1, 2**31 - 1, whole=True)
 CLAIM_TASKS: Checks = {"limit": _between(1, MAX_PAGE, whole=True), "lease": LEASE}
 EXTEND_TASK: Checks = {"attempt": ATTEMPT, "lease": LEASE}
 REPORT_PROGRESS: Checks = {"attempt": ATTEMPT, "progress": _between(0, 1, what="number")}
 COMPLETE_TASK: Checks = {"attempt": ATTEMPT, "result": encode_json}
-FAIL_TASK: Checks = {"attempt": ATTEMPT, "error": _check(lambda value: isinstance(value, str) and value, "a text that is not empty", clip),
-                     "final": _check(lambda value: isinstance(value, bool), "true or false"), "delay": DELAY}
+FAIL_TASK: Checks = {"attempt": ATTEMPT, "error": _error_text, "final": _boolean, "delay": DELAY}
 RELEASE_TASK: Checks = {"attempt": ATTEMPT}
-# And what stands in the query of a list, each of them a list of texts.
-LIST_TASKS: Checks = {"status": _texts(STATUSES, many=True), "order": _texts(("asc", "desc")), "limit": _number_text(1, MAX_PAGE), "after": _number_text(0, MAX_ID)}
+
+# The query of a list. A parameter may be given several times, so each value is a list of texts.
+LIST_TASKS: Checks = {
+    "status": _some_of(*STATUSES),
+    "order": _one_of("asc", "desc"),
+    "limit": _whole_number(1, MAX_PAGE),
+    "after": _whole_number(0, MAX_ID),
+}
 
 
 def check_fields(fields: Any, checks: Checks, required: Iterable[str] = (), at: str = "/") -> dict[str, Any]:
-    """The values of a JSON object. Raise Invalid with every field that is wrong, up to MAX_ERRORS of them; `at` stands before their names."""
+    """Check the fields of a JSON object, or the parameters of a query (`at` is "?"); return their values.
+
+    Raise Invalid with everything that is wrong, up to MAX_ERRORS errors; `at` is put before the names.
+    """
     if not isinstance(fields, dict):
-        raise Invalid((at[:-1], f"expected an object, such as {{{json.dumps(next(iter(checks)))}: ...}}"))
-    values, errors = {}, [(at + name, "is missing") for name in required if name not in fields]
+        example = json.dumps(next(iter(checks)))
+        raise invalid("wrong-type", f"expected an object, such as {{{example}: ...}}", at[:-1])
+
+    values: dict[str, Any] = {}
+    errors = [InputError(at + name, "missing-field", "is missing") for name in required if name not in fields]
     for name, value in fields.items():
         try:
             if name not in checks:
-                raise ValueError(f"unknown; expected {' or '.join(checks) or 'none'}")
+                raise invalid("unknown-field", f"unknown; expected {' or '.join(checks) or 'none'}")
             values[name] = checks[name](value)
-        except (Invalid, ValueError) as e:
+        except Invalid as e:
             if at != "?":
                 name = name.replace("~", "~0").replace("/", "~1")       # RFC 6901
-            errors.append((at + name[:100].encode("utf-8", "replace").decode(), str(e)))
+            where = at + name[:100].encode("utf-8", "replace").decode()
+            errors.append(e.errors[0]._replace(where=where))
         if len(errors) >= MAX_ERRORS:
             break
     if errors:
@@ -660,45 +799,54 @@ def check_fields(fields: Any, checks: Checks, required: Iterable[str] = (), at: 
 
 
 def parse_body(body: bytes) -> Any:
-    """What a body says; none at all says {}. Raise Invalid or TooLarge."""
+    """Parse a body as JSON; an empty one is {}. Raise Invalid or TooLarge."""
     if len(body) > MAX_BODY:
-        raise TooLarge(f"{len(body)} bytes are too many: expected at most {MAX_BODY}")
+        raise TooLarge(len(body))
     return parse_json(body) if body.strip() else {}
 
 
 def fingerprint(value: Any) -> str:
-    """The same for JSON texts that differ in nothing but white space and the order of names."""
+    """A hash that is the same for JSON texts that differ only in white space and the order of keys."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def check_key(idempotency_key: str | None) -> str | None:
-    """Raise Invalid; an empty key is none."""
+    """Check an idempotency key; an empty one is None. Raise Invalid."""
     if idempotency_key and (len(idempotency_key) > 255 or not idempotency_key.isprintable()):
-        raise Invalid(("Idempotency-Key", "expected up to 255 printable characters"))
+        raise invalid("invalid-key", "expected up to 255 printable characters", "Idempotency-Key")
     return idempotency_key or None
 
 
 def new_task(fields: dict[str, Any], idempotency_key: str | None = None, at: str = "/") -> NewTask:
-    """Check a task given as a JSON object: `payload`, `priority`, `run_at` or `delay`, `max_attempts`, `timeout`, `status`.
+    """Check a task given as a JSON object with any of the fields of NEW_TASK.
 
-    Raise Invalid with every field that is wrong, up to MAX_ERRORS of them; `at` stands before their names.
+    Raise Invalid with everything that is wrong, up to MAX_ERRORS errors; `at` is put before the names.
     """
     key = check_key(idempotency_key)
-    values = check_fields(fields, NEW_TASK_AT if isinstance(fields, dict) and "run_at" in fields else NEW_TASK, at=at)
+    checks = NEW_TASK
+    if isinstance(fields, dict) and "run_at" in fields:
+        checks = NEW_TASK | {"delay": _not_with_run_at}
+    values = check_fields(fields, checks, at=at)
     values.pop("status", None)
     return NewTask(**values, idempotency_key=key, fingerprint=fingerprint(fields) if key else None)
 
 
 def parse_task(body: bytes, idempotency_key: str | None = None) -> NewTask:
-    """The one task that a body says. Raise Invalid or TooLarge."""
+    """Parse a body that describes one task. Raise Invalid or TooLarge."""
     return new_task(parse_body(body), idempotency_key)
 
 
 def new_tasks(items: list[Any], idempotency_key: str | None = None) -> list[NewTask]:
-    """Check an array of tasks. The key is of all together: the first has it as it is, the others with their number behind it."""
+    """Check an array of tasks. Raise Invalid.
+
+    The key is for all together: the first task has it as it is, the others with their number behind it.
+    """
     if not 0 < len(items) <= MAX_TASKS:
-        raise Invalid(("", f"expected 1 to {MAX_TASKS} tasks, not {len(items)}"))
-    key, tasks, errors = check_key(idempotency_key), [], []
+        raise invalid("out-of-range", f"expected 1 to {MAX_TASKS} tasks, not {len(items)}",
+                      minimum=1, maximum=MAX_TASKS)
+
+    key, tasks = check_key(idempotency_key), []
+    errors: list[InputError] = []
     for n, item in enumerate(items):
         try:
             tasks.append(new_task(item, at=f"/{n}/"))
@@ -708,9 +856,11 @@ def new_tasks(items: list[Any], idempotency_key: str | None = None) -> list[NewT
                 break
     if errors:
         raise Invalid(*errors[:MAX_ERRORS])
+
     if key:
         same = fingerprint(items)
-        tasks = [task._replace(idempotency_key=f"{key}[{n}]" if n else key, fingerprint=same) for n, task in enumerate(tasks)]
+        tasks = [task._replace(idempotency_key=f"{key}[{n}]" if n else key, fingerprint=same)
+                 for n, task in enumerate(tasks)]
     return tasks
 
 
@@ -1036,7 +1186,7 @@ class Metrics:
 
 # ----------------------------------------------------------------------------
 # The store: a method a statement, the same on both databases, safe to call from any thread. Who creates
-# a task also rings: every callable in `store.bells` is called after the commit.
+# a task also rings: every callable in `store.listeners` is called after the commit.
 
 class Row(NamedTuple):
     """A task as it is kept. `payload` and `result` are JSON text; times are ISO 8601 in UTC, to the second."""
@@ -1077,7 +1227,7 @@ class Row(NamedTuple):
         return text + (', "canceled": true' if self.canceled else "") + (f', "attempt": {self.attempt}}}' if claimed else "}")
 
 
-def is_full(rows: Sequence[Row], limit: int) -> bool:
+def may_have_more(rows: Sequence[Row], limit: int) -> bool:
     """Whether there may be more where these came from: there are as many as were asked for, or they are large."""
     return len(rows) >= limit or sum(row.size for row in rows) >= MAX_PAGE_SIZE
 
@@ -1169,7 +1319,7 @@ class Pool:
             self._closing.clear()
 
 
-class _OfProcess:
+class _PerProcess:
     """What each process has of a store for itself. After a fork two processes would else read each other's answers
     from one connection, and wait for locks of threads that exist in one of them only."""
 
@@ -1194,18 +1344,18 @@ class Store:
     def __init__(self, url: str, connections: int = 8):
         """`connections`: how many each process opens at most; who needs one more waits for it."""
         self.url = url
-        self.bells: list[Callable[[], None]] = []
+        self.listeners: list[Callable[[], None]] = []
         self._outage = Outage("database")
         self._connections = connections
         self._last_write = float("-inf")        # when _try_to_write() last succeeded
-        self._processes: dict[int, _OfProcess] = {}
+        self._processes: dict[int, _PerProcess] = {}
 
     @property
-    def _own(self) -> _OfProcess:
+    def _own(self) -> _PerProcess:
         # Compared, and not set by os.register_at_fork: a server in C (uWSGI) forks without a word to Python.
         pid = os.getpid()
         return self._processes.get(pid) or self._processes.setdefault(
-            pid, _OfProcess(Pool(self, self._connections)))
+            pid, _PerProcess(Pool(self, self._connections)))
 
     @property
     def metrics(self) -> Metrics:
@@ -1230,7 +1380,7 @@ class Store:
 
     def _batch(self, sql: str, rows: Sequence[Sequence[Any]], params: dict[str, Any] | None = None, repeat: bool = True) -> list[tuple]:
         """Run a statement with `values %(rows)s`."""
-        return self._execute(*spread(sql, rows, params), repeat) if rows else []
+        return self._execute(*expand_values(sql, rows, params), repeat) if rows else []
 
     def apply_schema(self) -> None:
         """Make the table, or bring an older one up to date. Any number of processes may do so at once."""
@@ -1280,22 +1430,22 @@ class Store:
         for id, key, made in rows:
             log.info("created task=%s via=%s" if made else "known task=%s via=%s: no second one for its idempotency key", id, via)
         self.metrics.count("created", sum(made for *_, made in rows))
-        self.ring()
+        self.notify()
         return [known[task.idempotency_key] if task.idempotency_key else next(unnamed) for task in tasks]
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         """Tell all who wait for work."""
-        for bell in self.bells:
-            bell()
+        for listener in self.listeners:
+            listener()
 
     def read(self, id: int) -> Row:
-        """Raise NotFound."""
+        """Raise TaskNotFound."""
         rows = self._execute(READ, {"id": id}) if 0 < id <= MAX_ID else []
         if not rows:
-            raise NotFound(f"there is no task {id}")
+            raise TaskNotFound(f"there is no task {id}")
         return Row(*rows[0])
 
-    def list(self, *statuses: str, after: int | None = None, limit: int = MAX_PAGE, order: str = "asc") -> list[Row]:
+    def list_tasks(self, *statuses: str, after: int | None = None, limit: int = MAX_PAGE, order: str = "asc") -> list[Row]:
         """Up to `limit` tasks, with one of the statuses if any are given, in the order of their ids ("asc" or "desc"), beginning behind the id `after`.
 
         Fewer, but at least one, when they are large: see MAX_PAGE_SIZE.
@@ -1307,18 +1457,18 @@ class Store:
 
     def count(self, status: str) -> int | None:
         """How many tasks have this status: exact, but not always of this moment. None when it is not known: it takes too long, or is just being counted for the first time."""
-        return self._seldom(COUNT, {"status": status})
+        return self._cached(COUNT, {"status": status})
 
     def finished(self, status: str) -> float | None:
         """How many tasks a second ended so, over the last RATE_SECONDS. Like count(), not always of this moment."""
-        number = self._seldom(FINISHED, {"status": status, "age": RATE_SECONDS})
+        number = self._cached(FINISHED, {"status": status, "age": RATE_SECONDS})
         return None if number is None else number / RATE_SECONDS
 
     def oldest_ready(self) -> float | None:
         """Seconds that the oldest of the tasks waits that could be claimed; 0 without any. Like count(), not always of this moment."""
-        return self._seldom(OLDEST_READY, {})
+        return self._cached(OLDEST_READY, {})
 
-    def _seldom(self, sql: str, params: dict[str, Any]) -> Any:
+    def _cached(self, sql: str, params: dict[str, Any]) -> Any:
         """A figure, asked for again only after a hundred times as long as it took: at most 1% of the database's time."""
         key, own = (sql, *params.values()), self._own
         due, figure = own.figures.get(key, (0.0, None))
@@ -1381,7 +1531,7 @@ class Store:
     def release(self, held: Sequence[tuple[int, int]]) -> set[int]:
         """Give tasks (id, attempt) back unfinished, the attempt not counted; the ids that were still ours."""
         ours = self._end("released", RELEASE, held)
-        self.ring()
+        self.notify()
         return ours
 
     def _end(self, verb: str, sql: str, held: Sequence[Sequence[Any]]) -> set[int]:
@@ -1444,7 +1594,7 @@ class Store:
     def _move(self, sql: str, id: int, seen: Row | None, verb: str, *statuses: str, repeat=False) -> Row:
         """Run a statement of one task that moves it from one of these statuses.
 
-        `seen`: only if it still has that status and attempt. Raise NotFound, Conflict, Changed.
+        `seen`: only if it still has that status and attempt. Raise TaskNotFound, NotInState, Changed.
         """
         params = {"id": id, "status": seen and seen.status, "attempt": seen and seen.attempt}
         while not (rows := self._execute(sql, params, repeat) if 0 < id <= MAX_ID else []):
@@ -1452,7 +1602,8 @@ class Store:
             if seen and (row.status, row.attempt) != (seen.status, seen.attempt):
                 raise Changed(f"task {id} has changed since you have read it: it is {row.status}")
             if row.status not in statuses:
-                raise Conflict(f"task {id} is {row.status}: only one that is {' or '.join(statuses)} can be {verb}")
+                raise NotInState(f"task {id} is {row.status}: only one that is {' or '.join(statuses)} can be {verb}",
+                                 task_status=row.status)
         asked = rows[0][1] == "In Progress"      # its worker will do it
         log.info("asked to be %s task=%s" if asked else "%s task=%s by hand", verb, id)
         self.metrics.count(verb, 0 if asked else 1)
@@ -1461,11 +1612,11 @@ class Store:
     def cancel(self, id: int, seen: Row | None = None) -> Row:
         """End a New task as Failed, or ask the worker of one In Progress to.
 
-        `seen`: only if it still is so. Raise NotFound, Conflict, Changed.
+        `seen`: only if it still is so. Raise TaskNotFound, NotInState, Changed.
         """
         try:
             return self._move(CANCEL, id, seen, "canceled", "New", "In Progress", repeat=True)
-        except Conflict:
+        except NotInState:
             row = self.read(id)
             if row.status == "Failed" and row.canceled:     # which it already was
                 return row
@@ -1476,13 +1627,13 @@ class Store:
         return dict(self._execute(CANCELED))
 
     def retry_by_hand(self, id: int, seen: Row | None = None) -> Row:
-        """Make a Failed task New again, with its attempts before it. Raise NotFound, Conflict, Changed."""
+        """Make a Failed task New again, with its attempts before it. Raise TaskNotFound, NotInState, Changed."""
         row = self._move(RETRY_BY_HAND, id, seen, "retried", "Failed")
-        self.ring()
+        self.notify()
         return row
 
     def delete(self, id: int, seen: Row | None = None) -> Row:
-        """The task that is no more. Raise NotFound, Conflict, Changed."""
+        """The task that is no more. Raise TaskNotFound, NotInState, Changed."""
         return self._move(DELETE, id, seen, "deleted", "New", "Completed", "Failed")
 
     def promote(self) -> int:
@@ -1505,7 +1656,7 @@ class Store:
         return len(rows)
 
 
-def spread(sql: str, rows: Sequence[Sequence[Any]], params: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+def expand_values(sql: str, rows: Sequence[Sequence[Any]], params: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
     """A statement with `values %(rows)s`, for these rows, and its parameters."""
     params = dict(params or {})
     lines = []
@@ -1556,7 +1707,7 @@ class PostgresStore(Store):
         super().__init__(url, connections)
         self.psycopg2 = psycopg2
         self._table_lock = Outage("the lock of the table tasks, which another transaction uses")
-        keep_secret("DATABASE_URL", url)
+        register_secret("DATABASE_URL", url)
         parts = None
         with contextlib.suppress(psycopg2.ProgrammingError):        # whose text may be a part of the password
             parts = psycopg2.extensions.parse_dsn(url)
@@ -1636,7 +1787,7 @@ class PostgresStore(Store):
                 raise
             except UnicodeEncodeError as e:
                 lacking = e.object[e.start]
-                raise Invalid(("", f"the database's encoding, {e.encoding}, lacks {lacking!r}")) from e
+                raise invalid("refused-by-database", f"the database's encoding, {e.encoding}, lacks {lacking!r}") from e
             except (self.psycopg2.Error, TimeoutError) as e:
                 code = getattr(e, "pgcode", None) or OUTAGES[0]
                 if isinstance(e, errors.UniqueViolation) and "(id)=(" in (e.diag.message_detail or ""):
@@ -1646,7 +1797,7 @@ class PostgresStore(Store):
                 elif isinstance(e, errors.NotNullViolation) and e.diag.column_name == "attempt":
                     raise KeyReused from None           # which is how CREATE says it
                 elif not code.startswith(OUTAGES):
-                    raise Invalid(("", f"the database refuses it: {describe(e)}")) from e
+                    raise invalid("refused-by-database", f"the database refuses it: {describe(e)}") from e
                 elif not (repeat and used) or isinstance(e, (TimeoutError, errors.QueryCanceled)):
                     raise self._lost(e, "the database can't be reached")
                 else:
@@ -1792,7 +1943,7 @@ class SQLiteStore(Store):
 
     def _batch(self, sql, rows, params=None, repeat=True):
         # Several short statements, for SQLite looks for each of its parameters from the first one on.
-        parts = [spread(sql, rows[n:n + 50], params) for n in range(0, len(rows), 50)]
+        parts = [expand_values(sql, rows[n:n + 50], params) for n in range(0, len(rows), 50)]
         return self._transaction(parts) if parts else []
 
     def _transaction(self, statements) -> list[tuple]:
@@ -1815,7 +1966,7 @@ class SQLiteStore(Store):
         except sqlite3.IntegrityError as e:
             if "tasks.attempt" in str(e):       # which is how CREATE says it
                 raise KeyReused from None
-            raise Invalid(("", f"the database refuses it: {e}")) from e
+            raise invalid("refused-by-database", f"the database refuses it: {e}") from e
         except (sqlite3.DatabaseError, OSError) as e:
             self._outage.lost(e)
             raise Unavailable("the database can't be used") from e
@@ -1867,7 +2018,7 @@ class SQLiteStore(Store):
         log.info("upgraded the table tasks with=%r", ", ".join(sorted(known - set(found))))
 
 
-def _aside(function: Callable[[], None]) -> None:
+def _in_thread(function: Callable[[], None]) -> None:
     """Call what may block in C for long, in a thread of its own: this one goes on hearing signals."""
     errors = []
 
@@ -1876,7 +2027,7 @@ def _aside(function: Callable[[], None]) -> None:
             function()
         except BaseException as e:
             errors.append(e)
-    thread = threading.Thread(target=call, name="aside", daemon=True)
+    thread = threading.Thread(target=call, name="open_store", daemon=True)
     thread.start()
     while thread.is_alive():
         thread.join(0.5)
@@ -1894,7 +2045,7 @@ def open_store(url: str, wait: bool = False, connections: int = 8) -> Store:
     store = (SQLiteStore if url.startswith("sqlite:") else PostgresStore)(url, connections)
     for tries in itertools.count(1):
         try:
-            _aside(store.apply_schema)
+            _in_thread(store.apply_schema)
             store.waited = tries > 1
             return store
         except Unavailable:
@@ -2043,7 +2194,7 @@ class ExecHandler:
             how = f"exit status {code}"
             if code < 0:
                 how = f"ended by signal {-code} ({signal.strsignal(-code)})"
-            tail = clip(said.decode("utf-8", "replace").strip(), MAX_ERROR - 100)
+            tail = truncate(said.decode("utf-8", "replace").strip(), MAX_ERROR - 100)
             raise Retry(f"{how}: {tail}" if tail else how)
         try:
             return output(printed)
@@ -2125,7 +2276,7 @@ class HttpHandler:
         if not match or match[1].lower() not in schemes or int(match[2] or 0) > 65535:
             raise ValueError(f"{what}: expected {' or '.join(schemes)}://USER:PASSWORD@HOST:PORT, "
                              f"in ASCII and without spaces, {ENCODED}")
-        keep_secret("HANDLER", url)
+        register_secret("HANDLER", url)
         return urlsplit(url)
 
     @staticmethod
@@ -2189,7 +2340,7 @@ class HttpHandler:
             except Failed as e:
                 raise Failed(f"answered {status} with {e}") from None
         text = headers.get("Location", "") if 300 <= status < 400 else decoded(readable(body))
-        error = f"answered {status}: {clip(text.strip(), MAX_ERROR - 100, beginning=True)}"
+        error = f"answered {status}: {truncate(text.strip(), MAX_ERROR - 100, beginning=True)}"
         if status < 200 or status in (408, 425, 429) or status >= 500:
             raise Retry(error, delay=retry_after(headers.get("Retry-After")))
         raise Failed(error)
@@ -2298,8 +2449,8 @@ class Worker:
         """Begin to take tasks, in threads of its own."""
         self._threadless = self.slots if self.handler else 0
         self._thread.start()
-        self.store.bells.append(self.wake)
-        named = self.config.handler and show("HANDLER", self.config.handler)
+        self.store.listeners.append(self.wake)
+        named = self.config.handler and show_setting("HANDLER", self.config.handler)
         name = named or getattr(self.handler, "__qualname__", type(self.handler).__name__)
         does_nothing = self.slots and not self.handler
         slots = ", so each task is completed at once" if does_nothing else f" slots={self.slots}"
@@ -2322,8 +2473,8 @@ class Worker:
     def stop(self, grace: float | None = None) -> None:
         """begin_stop(), and wait until all is finished or given back."""
         self.begin_stop(grace)
-        if self.wake in self.store.bells:
-            self.store.bells.remove(self.wake)
+        if self.wake in self.store.listeners:
+            self.store.listeners.remove(self.wake)
         if self._thread.ident is None:
             return
         self._thread.join(max(0, self._deadline - time.monotonic()) + 2 * STOP_SECONDS + 1)
@@ -2412,7 +2563,7 @@ class Worker:
                 self._inbox.put(task)
             else:
                 self._outcomes["complete"].append((row.id, row.attempt, None))
-        if is_full(rows, free) or any(row.alone for row in rows):
+        if may_have_more(rows, free) or any(row.alone for row in rows):
             self._look = True       # when a slot is free again; to go round at once would only make the batches smaller
         if rows and not self.handler:
             self._event.set()
@@ -2451,7 +2602,7 @@ class Worker:
     def _raised(self, task: Task, error: BaseException) -> tuple:
         """How an attempt ended whose handler has raised this."""
         if isinstance(error, (Failed, Retry)):
-            said, delay = clip(str(error)) or describe(error), getattr(error, "delay", None)
+            said, delay = truncate(str(error)) or describe(error), getattr(error, "delay", None)
             return self._failure(task, said, isinstance(error, Failed), delay and DELAY(delay))
         log.debug("traceback task=%s attempt=%s", task.id, task.attempt, exc_info=error)
         frames = traceback.extract_tb(error.__traceback__)
@@ -2476,7 +2627,7 @@ class Worker:
 
     def _failure(self, task: Task, error: str, final: bool = False, delay: float | None = None) -> tuple:
         delay = None if final else retry_delay(task.row, self.config, delay)
-        return ("fail", clip(error)) if delay is None else ("retry", clip(error), delay)
+        return ("fail", truncate(error)) if delay is None else ("retry", truncate(error), delay)
 
     def _mind_handlers(self) -> None:
         """Tell handlers to stop whose time is up, then use force, and at last go on without them."""
@@ -2518,7 +2669,7 @@ class Worker:
                 return batch
             if verb == "complete":        # the database would refuse the result of the next attempt as well
                 id, attempt, _ = batch[0]
-                if self._write("fail", [(id, attempt, clip(f"its result can't be kept: {describe(e)}"))]):
+                if self._write("fail", [(id, attempt, truncate(f"its result can't be kept: {describe(e)}"))]):
                     return batch
             else:
                 log.exception("could not write an outcome task=%s: it will be reclaimed", batch[0][0])
@@ -2545,7 +2696,7 @@ class Worker:
         if freed >= MANY:
             self._next_tick = now       # there is more
         if freed:
-            self.store.ring()
+            self.store.notify()
         if config.retention_days is not None and now >= self._next_delete:
             self._next_delete = now + 86400     # unless this one is done before
             threading.Thread(target=self._delete_old, name="retention", daemon=True).start()
@@ -2655,30 +2806,30 @@ def amqp_address(parameters) -> str:
     return f"RabbitMQ {parameters.host}:{parameters.port}"
 
 
-def bell_exchange(config: Config) -> str:
+def notification_exchange(config: Config) -> str:
     """The exchange to which a worker binds a queue of its own."""
-    return f"{config.task_queue}.bell"
+    return f"{config.task_queue}.notifications"
 
 
-class Bell:
+class Notifier:
     """Rings from a thread of its own, which reconnects for ever."""
 
     def __init__(self, config: Config):
-        self.config, self.parameters = config, amqp_parameters(config.rabbitmq_url, "taskmanager bell")
+        self.config, self.parameters = config, amqp_parameters(config.rabbitmq_url, "taskmanager notifier")
         self.connected = False
-        self._rung, self._stopped = threading.Event(), threading.Event()
-        self._thread = EssentialThread("bell", self._loop)
+        self._pending, self._stopped = threading.Event(), threading.Event()
+        self._thread = EssentialThread("notifier", self._loop)
 
     def start(self) -> None:
         self._thread.start()
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         """Never blocks; rings that come close together are one."""
-        self._rung.set()
+        self._pending.set()
 
     def begin_stop(self) -> None:
         self._stopped.set()
-        self._rung.set()
+        self._pending.set()
 
     def stop(self) -> None:
         self.begin_stop()
@@ -2692,14 +2843,14 @@ class Bell:
             try:
                 with pika.BlockingConnection(self.parameters) as connection:
                     channel = connection.channel()
-                    channel.exchange_declare(bell_exchange(self.config), "fanout", durable=True)
+                    channel.exchange_declare(notification_exchange(self.config), "fanout", durable=True)
                     channel.confirm_delivery()      # or else nobody would tell that the exchange is gone
                     outage.back()
                     self.connected = True
                     while not self._stopped.is_set():
-                        if self._rung.wait(1):
-                            self._rung.clear()
-                            channel.basic_publish(bell_exchange(self.config), "", b"")
+                        if self._pending.wait(1):
+                            self._pending.clear()
+                            channel.basic_publish(notification_exchange(self.config), "", b"")
                         connection.process_data_events(0.01)    # heartbeats; also lets rings come together
                         tries = 0
             except Exception as e:
@@ -2707,7 +2858,7 @@ class Bell:
                 outage.lost(e)
                 tries += 1
                 self._stopped.wait(backoff(tries, 0.5, 10))
-                self._rung.set()        # for the last one may be lost
+                self._pending.set()        # for the last one may be lost
 
 
 # ----------------------------------------------------------------------------
@@ -2737,15 +2888,28 @@ PREFLIGHT = {
         "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, Prefer, X-Request-Id"}
 TITLES = http.client.responses | {413: "Content Too Large", 422: "Unprocessable Content"}      # RFC 9110; older Pythons have older names
 METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS")
+# The `code` of an error that has no exception of its own, by its HTTP status.
+CODES = {
+    400: "malformed-request", 404: "not-found", 405: "method-not-allowed", 413: "too-large", 414: "uri-too-long",
+    431: "headers-too-large", 500: "internal-error", 501: "unsupported-transfer-encoding", 503: "overloaded",
+    505: "http-version-not-supported"}
 
 
-def problem(status: int, detail: str, instance: str, errors: Iterable[tuple[str, str]] = ()) -> str:
-    """The body of every error (RFC 9457). `errors` are those of Invalid."""
-    body: dict[str, Any] = {"type": "about:blank", "title": TITLES.get(status, "Error"), "status": status, "detail": detail, "instance": instance}
-    if errors:
-        body["errors"] = [{"parameter" if where[:1] == "?" else "header" if where[:1].isalpha() else "pointer": where.lstrip("?"), "detail": what}
-                          for where, what in errors]
+def problem(status: int, code: str, detail: str, instance: str, error: BaseException | None = None) -> str:
+    """The body of every error (RFC 9457), with what a TaskError knows besides."""
+    body = {"type": "about:blank", "title": TITLES.get(status, "Error"), "status": status, "code": code,
+            "detail": detail, "instance": instance}
+    if isinstance(error, TaskError):
+        body |= error.members
+    if isinstance(error, Invalid):
+        body["errors"] = [describe_input_error(each) for each in error.errors]
     return json.dumps(body)
+
+
+def describe_input_error(error: InputError) -> dict[str, Any]:
+    """An entry of `errors` in a problem document."""
+    kind = "parameter" if error.where[:1] == "?" else "header" if error.where[:1].isalpha() else "pointer"
+    return {kind: error.where.lstrip("?"), "code": error.code, "detail": error.detail} | error.limits
 
 
 def request_id(given: str) -> str:
@@ -2772,13 +2936,13 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
     trusted = origins | {config.public_url and f"{public.scheme}://{public.netloc}"}      # whose pages may act
     places = threading.Semaphore(config.waiters)
     closing = threading.Event()         # the server stops: nobody waits any longer
-    bell: queue.Queue[None] = queue.Queue(1)        # there may be tasks to claim; who takes this looks, and passes it on
+    wakeups: queue.Queue[None] = queue.Queue(1)        # there may be tasks to claim; who takes this looks, and passes it on
 
-    def ring() -> None:
+    def wake_one() -> None:
         with contextlib.suppress(queue.Full):
-            bell.put_nowait(None)
+            wakeups.put_nowait(None)
 
-    store.bells.append(ring)
+    store.listeners.append(wake_one)
 
     def count(method: str, status: str, route: str = "other") -> None:
         store.metrics.answered(route, method if method in METHODS else "other", status)
@@ -2822,7 +2986,8 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
         bottle.response.content_type = "application/problem+json"
         path = request.environ.get("bottle.raw_path", request.path).lstrip("/")
         instance = address(quote(path[:500], encoding="latin-1", errors="replace"))
-        return problem(status, detail, instance, cause.errors if isinstance(cause, Invalid) else ())
+        code = cause.code if isinstance(cause, TaskError) else CODES.get(status, CODES[500])
+        return problem(status, code, detail, instance, cause)
 
     app.default_error_handler = error_answer
 
@@ -2858,7 +3023,7 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
         name = re.sub(r":\d*$", "", host)
         if name and not config.api_token and not request.route.config.get("any_name") and not is_own(name):
             own = ", ".join(sorted(names)) or "localhost, an address or a name without a dot"
-            raise Forbidden(f"{name!r} is not a name of this service: expected {own}, "
+            raise HostNotAllowed(f"{name!r} is not a name of this service: expected {own}, "
                             "or what PUBLIC_URL or ALLOWED_HOSTS names; with an API_TOKEN any")
         if request.method in ("GET", "HEAD"):
             return
@@ -2866,7 +3031,7 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
         if origin in trusted:
             return
         if not (site in ("same-origin", "none") if site else not origin or origin in (f"http://{host}", f"https://{host}")):
-            raise Forbidden("a browser sent this for a page of another site; only pages of this service may do so")
+            raise CrossSite("a browser sent this for a page of another site; only pages of this service may do so")
 
     def is_own(name: str) -> bool:
         if name == re.sub(r":\d*$", "", public.netloc) or not names and LOCAL_NAME.fullmatch(name):
@@ -2881,7 +3046,7 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
     def read_body(size: int) -> bytes:
         """The first `size` bytes. Of what comes in chunks nothing more is taken, let alone stored."""
         if request.content_length > MAX_BODY:
-            raise TooLarge(f"{request.content_length} bytes are too many: expected at most {MAX_BODY}")
+            raise TooLarge(request.content_length)
         stream, taken = request.environ["wsgi.input"], bytearray()
         pieces = iter(lambda: stream.read(MAX_IN_MEMORY), b"")
         if not request.environ.get("wsgi.input_terminated"):
@@ -2890,7 +3055,8 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
             # Some servers have decoded a chunked body and some have not, and these do not say. A chunk begins
             # with its length, and no task begins with a digit.
             if not (first := stream.read(1)):
-                raise Invalid(("Content-Length", "expected one: the server around this hands over no chunks"))
+                raise invalid("missing-header", "expected one: the server around this hands over no chunks",
+                              "Content-Length")
             if first in b"0123456789ABCDEFabcdef":
                 begin = iter([first])
                 pieces = request._iter_chunked(lambda n: next(begin, b"") or stream.read(n), MAX_IN_MEMORY)
@@ -2916,15 +3082,15 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
         try:
             query = request.query.decode()
         except UnicodeError:
-            raise Invalid(("?", "expected UTF-8")) from None
+            raise invalid("not-utf8", "expected UTF-8", "?") from None
         return check_fields({name: query.getall(name) for name in query}, checks, at="?")
 
     def task_id(text: str, nothing_said: bool = False) -> int:
         parameters()
         if nothing_said and b"".join(read_body(100).split()) not in (b"", b"{}"):
-            raise Invalid(("", "expected no body"))
+            raise invalid("unknown-field", "expected no body")
         if not re.fullmatch("[1-9][0-9]{0,18}", text) or int(text) > MAX_ID:
-            raise NotFound(f"there is no task {text!r}: an id is a whole number from 1 on")
+            raise TaskNotFound(f"there is no task {text!r}: an id is a whole number from 1 on")
         return int(text)
 
     def idempotency_key() -> str | None:
@@ -2934,7 +3100,8 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
         text = header("HTTP_IDEMPOTENCY_KEY").strip(" \t").encode("latin-1").decode("utf-8", "replace")
         quoted = re.fullmatch(r'"((?:[^"\\]|\\["\\])*)"', text)
         if not text or text == '""' or "\ufffd" in text or text[0] == '"' and not quoted:
-            raise Invalid(("Idempotency-Key", "expected up to 255 printable characters, bare or in double quotes"))
+            raise invalid("invalid-key", "expected up to 255 printable characters, bare or in double quotes",
+                          "Idempotency-Key")
         return check_key(re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else text)
 
     def answer(text: str, status: int = 200, **headers: str) -> bottle.HTTPResponse:
@@ -3037,8 +3204,8 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
     def list_tasks():
         query = parameters(LIST_TASKS)
         statuses, order, limit = list(dict.fromkeys(query.get("status", []))), query.get("order", "asc"), query.get("limit", MAX_PAGE)
-        rows = store.list(*statuses, after=query.get("after"), limit=limit + 1, order=order)
-        more = is_full(rows, limit + 1)
+        rows = store.list_tasks(*statuses, after=query.get("after"), limit=limit + 1, order=order)
+        more = may_have_more(rows, limit + 1)
         del rows[limit:]
         given = [("status", status) for status in statuses] + [(name, query[name]) for name in ("order", "limit") if name in query]
         first = address("tasks") + ("?" + urlencode(given) if given else "")
@@ -3057,12 +3224,12 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
 
         def pause(span):
             with contextlib.suppress(queue.Empty):
-                bell.get(timeout=span)
+                wakeups.get(timeout=span)
         rows, applied = waited(look, bool, pause, min(config.poll_seconds, 1))
         if is_gone():
             store.release([(row.id, row.attempt) for row in rows])
         elif rows:
-            ring()      # there may be more, for another who waits
+            wake_one()      # there may be more, for another who waits
         return answer("[" + ", ".join(row.to_json(claimed=True) for row in rows) + "]", **applied)
 
     @app.get("/tasks/<id>")
@@ -3096,7 +3263,8 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
         """The task as it is now. When it was not ours any more: still so if this request says `again` what has been done, else 409."""
         row = store.read(id)
         if not ours and (row.attempt != attempt or (row.status, row.result, row.error) not in again):
-            raise Conflict(f"attempt {attempt} of task {id} is over: the task is {row.status}, and its last attempt was number {row.attempt}")
+            raise LeaseLost(f"attempt {attempt} of task {id} is over: the task is {row.status}, "
+                            f"and its last attempt was number {row.attempt}", task_status=row.status)
         return answer(row.to_json())
 
     def ended(id: int, attempt: int, end: Callable[[], set[int]]) -> set[int]:
@@ -3242,7 +3410,7 @@ class OneLine(logging.Formatter):
 
     def formatException(self, ei):
         """The end of a traceback, redacted and indented, so that no line of it looks like one of the log."""
-        lines = clip(super().formatException(ei), 10 * MAX_ERROR).split("\n")
+        lines = truncate(super().formatException(ei), 10 * MAX_ERROR).split("\n")
         return "\n".join("  " + self.CONTROL.sub("?", line) for line in lines)
 
 
@@ -3306,7 +3474,7 @@ def free_forks() -> None:
         os.register_at_fork(before=before, after_in_parent=after, after_in_child=after_in_child)
 
 
-def begin(description: str) -> Config:
+def set_up(description: str) -> Config:
     """Read the command line (there is only --help) and the configuration; set up signals, logging and limits.
 
     From now on, until serve(), a signal breaks off what the program is doing.
@@ -3559,7 +3727,7 @@ class Request:
             self.body.close()
 
 
-class Line:
+class FairQueue:
     """The requests that wait for a thread. Those that ask for the same thing wait in one line, the lines are
     served in turn, and no line gets all threads: a client that asks for much, again and again, could keep all
     others waiting otherwise. Waitress takes it for a deque, and holds a lock around it."""
@@ -3596,7 +3764,7 @@ class Line:
             del self.running[kind]
 
 
-def listen(app: Callable, config: Config, setting: str = "PORT"):
+def make_server(app: Callable, config: Config, setting: str = "PORT"):
     """Make a waitress server for an application, that listens on HOST and PORT (server.effective_port); its
     run() serves."""
     import waitress.channel
@@ -3613,7 +3781,7 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
             refused(request.command, str(code))
             path = quote(request.path[:500], encoding="latin-1")
             instance = urlsplit(config.public_url or "").path.rstrip("/") + path
-            body = b"" if code == 204 else problem(code, request.error.body, instance).encode()
+            body = b"" if code == 204 else problem(code, CODES[code], request.error.body, instance).encode()
             headers = HEADERS | {"X-Request-Id": request_id(request.headers.get("X_REQUEST_ID", ""))}
             headers |= {204: {"Allow": ", ".join(METHODS)}, 503: {"Retry-After": "1"}}.get(code, {})
             headers |= cors({"HTTP_ORIGIN": request.headers.get("ORIGIN", ""), "REQUEST_METHOD": request.command})
@@ -3728,7 +3896,7 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
         never gets its turn."""
 
         def __init__(self):
-            super().__init__(config.threads, Line(config.threads))
+            super().__init__(config.threads, FairQueue(config.threads))
             self.apart = {      # nothing makes the first wait; of the others one may find no place to wait
                 "/livez": Threads(1, collections.deque()),
                 "Prefer": Threads(config.waiters + 1, collections.deque())}
@@ -3835,21 +4003,21 @@ def listen(app: Callable, config: Config, setting: str = "PORT"):
 
 
 def main() -> None:
-    config = begin("Task Manager's HTTP API, and on SQLite a worker inside it.")
+    config = set_up("Task Manager's HTTP API, and on SQLite a worker inside it.")
     handler = load_handler(config.handler)
     store = open_store(config.database_url, wait=True, connections=config.threads)
     inside = config.worker == "on" or config.worker == "auto" and isinstance(store, SQLiteStore)
     worker = Worker(store, config, handler) if inside else None
-    bell = Bell(config) if config.rabbitmq_url else None
+    notifier = Notifier(config) if config.rabbitmq_url else None
 
-    server = listen(create_app(store, config, own_names(config), bell and (lambda: bell.connected)), config)
+    server = make_server(create_app(store, config, own_names(config), notifier and (lambda: notifier.connected)), config)
     if not (config.api_token or is_loopback(config.host)):
         log.warning("ANYBODY who can reach %s port %s can read, create and delete tasks, for there is no API_TOKEN", config.host, server.effective_port)
-    if bell:
-        store.bells.append(bell.ring)
+    if notifier:
+        store.listeners.append(notifier.notify)
     host = "localhost" if config.host in ("127.0.0.1", "0.0.0.0", "::1", "::") else config.host
     url = f"http://{f'[{host}]' if ':' in host else host}:{server.effective_port}"
-    database = show("DATABASE_URL", config.database_url)
+    database = show_setting("DATABASE_URL", config.database_url)
     log.info("started api url=%s database=%s", url, database)
     url = (config.public_url or url).rstrip("/")
     announce(f"""
@@ -3862,7 +4030,7 @@ def main() -> None:
     stop            Ctrl-C
 
 """)
-    serve(bell, worker, server)
+    serve(notifier, worker, server)
     log.info("stopped api")
 
 

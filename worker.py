@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 
-if __name__ == "__main__":      # signals wait for begin(): an import may lose its exception, process 1 all
+if __name__ == "__main__":      # signals wait for set_up(): an import may lose its exception, process 1 all
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     else:
@@ -32,7 +32,7 @@ import pika.spec
 
 import taskmanager
 from taskmanager import (
-    Bell, Config, EssentialThread, Invalid, NewTask, Outage, Store, TaskError, Unavailable, Worker)
+    Notifier, Config, EssentialThread, Invalid, NewTask, Outage, Store, TaskError, Unavailable, Worker)
 
 PREFETCH = 200              # messages of one subscription that may be here at the same time
 SUBSCRIPTIONS = 50          # at most, of one intake
@@ -230,7 +230,7 @@ class Intake:
         self.store, self.config, self.wake = store, config, wake
         self.parameters = taskmanager.amqp_parameters(config.rabbitmq_url, "taskmanager intake")
         self.rejecter = Rejecter(config, store.metrics)
-        self.exchange = taskmanager.bell_exchange(config)
+        self.exchange = taskmanager.notification_exchange(config)
         self._deaf = Outage(f"exchange {self.exchange}")
         self._transient_refused = False
         self._failures = 0              # since something was inserted
@@ -396,9 +396,9 @@ class Intake:
     @staticmethod
     def _parse(message: Message) -> NewTask:
         if message.properties is None:
-            raise Invalid(("", "its properties can't be decoded"))
+            raise taskmanager.invalid("malformed-properties", "its properties can't be decoded")
         if isinstance(message.properties.message_id, bytes):
-            raise Invalid(("message_id", "expected UTF-8"))
+            raise taskmanager.invalid("not-utf8", "expected UTF-8", "message_id")
         return taskmanager.parse_task(message.body, message.properties.message_id)
 
     def _insert(self, connection: pika.BlockingConnection, channel) -> None:
@@ -464,20 +464,20 @@ class Intake:
 
 
 def main() -> None:
-    config = taskmanager.begin("Task Manager's worker: takes tasks from RabbitMQ, runs what the table holds.")
+    config = taskmanager.set_up("Task Manager's worker: takes tasks from RabbitMQ, runs what the table holds.")
     handler = taskmanager.load_handler(config.handler)
     store = taskmanager.open_store(config.database_url, wait=True)
     worker = Worker(store, config, handler)
     intake = Intake(store, config, worker.wake) if config.rabbitmq_url else None
-    bell = Bell(config) if config.rabbitmq_url else None
+    notifier = Notifier(config) if config.rabbitmq_url else None
     server = None
     if config.metrics_port is not None:
         aside = dataclasses.replace(config, port=config.metrics_port, threads=2, waiters=0)
-        server = taskmanager.listen(taskmanager.create_app(store, aside, taskmanager.own_names(config), bell and (lambda: bell.connected), only_health=True), aside, "METRICS_PORT")
+        server = taskmanager.make_server(taskmanager.create_app(store, aside, taskmanager.own_names(config), notifier and (lambda: notifier.connected), only_health=True), aside, "METRICS_PORT")
         log.info("started metrics port=%s", server.effective_port)
-    if bell:
-        store.bells.append(bell.ring)       # for the other workers, when this one takes more than it can run
-    taskmanager.serve(server, worker, bell, intake)
+    if notifier:
+        store.listeners.append(notifier.notify)       # for the other workers, when this one takes more than it can run
+    taskmanager.serve(server, worker, notifier, intake)
 
 
 if __name__ == "__main__":

@@ -269,7 +269,7 @@ def serve():
     def serve(app, hosts=(), rabbitmq=None, **settings):
         config = taskmanager.Config(port=0, **settings)
         app = taskmanager.create_app(app, config, hosts, rabbitmq) if isinstance(app, taskmanager.Store) else app
-        server = taskmanager.listen(app, config)
+        server = taskmanager.make_server(app, config)
         threading.Thread(target=server.run, daemon=True).start()
         servers.append(server)
         return f"http://127.0.0.1:{server.effective_port}"
@@ -298,4 +298,6 @@ def is_problem(answer, status):
     assert answer.status == status
     assert answer.headers["Content-Type"] == "application/problem+json"
     assert answer.json["status"] == status and answer.json["title"] and answer.json["detail"]
+    assert re.fullmatch("[a-z0-9-]+", answer.json["code"])
+    assert all(re.fullmatch("[a-z0-9-]+", each["code"]) for each in answer.json.get("errors", []))
     return answer.json["detail"]

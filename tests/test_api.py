@@ -76,7 +76,7 @@ def test_a_body_that_is_wrong_creates_nothing_and_names_every_field(api, store):
     answer = http("POST", f"{api}/tasks", [{}, {"priority": "high"}, 7, {"payload": {}, "a/b~": 1}])
     is_problem(answer, 400)
     assert [error["pointer"] for error in answer.json["errors"]] == ["/1/priority", "/2", "/3/a~1b~0"]
-    assert store.list() == []
+    assert store.list_tasks() == []
 
 
 def test_all_that_is_wrong_in_a_query_is_named_at_once(api):
@@ -88,7 +88,7 @@ def test_all_that_is_wrong_in_a_query_is_named_at_once(api):
 
 def test_a_field_in_the_query_is_not_overlooked(api, store):
     assert "priority: unknown; expected none" in is_problem(http("POST", f"{api}/tasks?priority=5"), 400)
-    assert store.list() == []
+    assert store.list_tasks() == []
 
 
 def test_a_body_that_is_too_large(api, store):
@@ -97,7 +97,7 @@ def test_a_body_that_is_too_large(api, store):
         assert b" 413 " in head and b"application/problem+json" in head and "1048576" in json.loads(body)["detail"]
     chunk = b"10000\r\n" + b" " * 65536 + b"\r\n"
     assert b" 413 " in raw(api, b"POST /tasks HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk * 16 + b"1\r\n \r\n0\r\n\r\n").split(b"\r\n")[0]
-    assert store.list() == []
+    assert store.list_tasks() == []
     assert http("POST", f"{api}/tasks", b" " * 1_048_576).status == 201
 
 
@@ -134,7 +134,7 @@ def test_what_the_server_itself_refuses_is_json_too(api, request_, status):
 def test_an_error_in_the_program_says_nothing_of_its_inside(store, serve, monkeypatch, caplog):
     def burst(*args, **kwargs):
         raise ZeroDivisionError("secret")
-    monkeypatch.setattr(store, "list", burst)
+    monkeypatch.setattr(store, "list_tasks", burst)
     assert "secret" not in is_problem(http("GET", f"{serve(store)}/tasks"), 500)
     assert "ZeroDivisionError" in caplog.text
 
@@ -206,7 +206,7 @@ def test_an_array_creates_all_or_none(api, store):
     assert [store.read(id).payload for id in answer.json[::100]] == [str(n) for n in range(0, 700, 100)]
     for wrong in ([], [{}] * 10_001, [{}, {"priority": 1e9}], [{}, None], [[]]):
         is_problem(http("POST", f"{api}/tasks", wrong), 400)
-    assert len(store.list()) == 700
+    assert len(store.list_tasks()) == 700
 
 
 @pytest.mark.parametrize("said", [None, {}, {"payload": [1, {"b": 2, "a": None}], "delay": 60}, [{}, {"payload": 1}]], ids=["nothing", "bare", "payload", "array"])
@@ -217,8 +217,8 @@ def test_a_replay_answers_as_the_first_time(api, store, said):
     for other in ({"payload": 0}, [{"payload": 0}], [{}]):
         answer = http("POST", f"{api}/tasks", other, Idempotency_Key="key")
         is_problem(answer, 422)
-        assert answer.json["errors"] == [{"header": "Idempotency-Key", "detail": "was used before, with another body"}]
-    assert len(store.list()) == (len(said) if isinstance(said, list) else 1)
+        assert answer.json["errors"] == [{"header": "Idempotency-Key", "code": "key-reused", "detail": "was used before, with another body"}]
+    assert len(store.list_tasks()) == (len(said) if isinstance(said, list) else 1)
 
 
 @pytest.mark.parametrize("header, key", [("a", "a"), ('"a"', "a"), ('"a \\"b\\" \\\\"', 'a "b" \\'), ("x" * 255, "x" * 255), ("ключ".encode().decode("latin-1"), "ключ"), ("a, b;c", "a, b;c"), ('a"b', 'a"b')], ids=str)
@@ -231,7 +231,7 @@ def test_the_idempotency_key_may_be_bare_or_quoted(api, header, key):
 def test_an_idempotency_key_that_is_wrong(api, store, header):
     answer = http("POST", f"{api}/tasks", Idempotency_Key=header)
     is_problem(answer, 400)
-    assert answer.json["errors"][0]["header"] == "Idempotency-Key" and store.list() == []
+    assert answer.json["errors"][0]["header"] == "Idempotency-Key" and store.list_tasks() == []
 
 
 def test_etags(api, store):
@@ -267,7 +267,7 @@ def test_delete(api, store):
     answer = http("DELETE", f"{api}/tasks/2")
     assert (answer.status, answer.body) == (204, b"")
     is_problem(http("DELETE", f"{api}/tasks/2"), 404)
-    assert [row.id for row in store.list()] == [1]
+    assert [row.id for row in store.list_tasks()] == [1]
 
 
 @pytest.mark.parametrize("verb", ["cancel", "retry"])
@@ -307,7 +307,7 @@ def test_requests_side_by_side(api, store):
     with concurrent.futures.ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(lambda n: http("POST", f"{api}/tasks", {"payload": n}), range(200)))
     assert [answer.status for answer in answers] == [201] * 200
-    assert {answer.json["id"]: n for n, answer in enumerate(answers)} == {row.id: int(row.payload) for row in store.list()}
+    assert {answer.json["id"]: n for n, answer in enumerate(answers)} == {row.id: int(row.payload) for row in store.list_tasks()}
 
 
 def test_a_token_is_needed_where_one_is_set(store, serve):
@@ -319,7 +319,7 @@ def test_a_token_is_needed_where_one_is_set(store, serve):
             answer = http(method, api + path, **headers)
             is_problem(answer, 401)
             assert answer.headers["WWW-Authenticate"] == 'Bearer realm="Task Manager"'
-    assert store.list() == []
+    assert store.list_tasks() == []
     assert http("POST", f"{api}/tasks", Authorization="Bearer s3cret").status == 201
     for path in ("/livez", "/readyz", "/", "/static/page.js", "/swagger", "/openapi.yaml", "/swagger/swagger-ui.css"):
         assert http("GET", api + path).status == 200

@@ -169,7 +169,7 @@ def test_the_service_works_through_pgbouncer_in_transaction_mode(pgbouncer, empt
         ids = list(pool.map(create, range(300)))
     assert len(set(ids)) == 300
     eventually(lambda: store.count("Completed") == 300 or store._own.figures.clear())
-    assert {row.id: json.loads(row.result) for row in store.list()} == {id: n for n, id in enumerate(ids)}
+    assert {row.id: json.loads(row.result) for row in store.list_tasks()} == {id: n for n, id in enumerate(ids)}
     # What the session of one client was told must not reach another's.
     assert {limit for limit, in query(url, "select current_setting('statement_timeout')")} == {"0"}
     for worker in workers:
@@ -224,7 +224,7 @@ def test_a_result_that_the_database_refuses_fails_its_task_at_once_and_alone(pos
     ids = store.create([NewTask(payload=str(n)) for n in range(10, 16)])
     worker = Worker(store, Config(poll_seconds=0.1), handler=lambda task: task.payload)
     worker.start()
-    rows = eventually(lambda: [row for row in store.list("Completed", "Failed")] if len(store.list("New", "In Progress")) == 0 else None)
+    rows = eventually(lambda: [row for row in store.list_tasks("Completed", "Failed")] if len(store.list_tasks("New", "In Progress")) == 0 else None)
     worker.stop()
     assert {row.id: row.status for row in rows} == {id: "Failed" if n == 3 else "Completed" for n, id in enumerate(ids)}
     assert "database refuses" in rows[3].error and rows[3].attempts == 1
@@ -244,7 +244,7 @@ def test_a_row_that_holds_no_text_in_any_encoding_keeps_nobody_from_anything(emp
     [last] = store.create([NewTask(payload='"жук"')])
     rows = store.claim(10, 30)
     assert [row.id for row in rows] == [key, key + 1, last] and "\ufffd" in json.loads(rows[1].payload)
-    assert json.loads(rows[2].payload) == "жук" and rows[0].idempotency_key == "ключ" and store.list() == rows
+    assert json.loads(rows[2].payload) == "жук" and rows[0].idempotency_key == "ключ" and store.list_tasks() == rows
     assert len(store.complete([(row.id, row.attempt, row.payload) for row in rows])) == 3
     store.close()
 
@@ -262,8 +262,8 @@ def test_what_a_trigger_refuses_is_refused_and_no_outage(postgres_database, capl
     store.create([NewTask()] * 3)
     worker.start()
     try:
-        assert eventually(lambda: [row.status for row in store.list()]) and eventually(
-            lambda: [row.status for row in store.list()] == ["Completed", "Failed", "Completed"])
+        assert eventually(lambda: [row.status for row in store.list_tasks()]) and eventually(
+            lambda: [row.status for row in store.list_tasks()] == ["Completed", "Failed", "Completed"])
         assert "not this one" in store.read(2).error and "lost database" not in caplog.text
     finally:
         worker.stop()
@@ -278,14 +278,14 @@ def test_a_row_that_another_transaction_keeps_locked_holds_up_no_other(postgres_
     workers = [Worker(store, config, lambda task: time.sleep(0.2)) for store in stores]
     workers[0].start()
     with contextlib.closing(psycopg2.connect(postgres_database)) as connection:
-        eventually(lambda: stores[0].list("In Progress"))
+        eventually(lambda: stores[0].list_tasks("In Progress"))
         connection.cursor().execute("select id from tasks where id = %s for update", (ids[1],))
         workers[1].start()
-        eventually(lambda: {row.id for row in stores[0].list("Completed")} >= {*ids} - {ids[1]})
+        eventually(lambda: {row.id for row in stores[0].list_tasks("Completed")} >= {*ids} - {ids[1]})
         eventually(lambda: "lost access to what another transaction keeps locked" in caplog.text)
         assert stores[0].read(ids[1]).status == "In Progress"
-    eventually(lambda: len(stores[0].list("Completed")) == 12)
-    assert {row.attempt for row in stores[0].list()} == {1} and "refused" not in caplog.text
+    eventually(lambda: len(stores[0].list_tasks("Completed")) == 12)
+    assert {row.attempt for row in stores[0].list_tasks()} == {1} and "refused" not in caplog.text
     eventually(lambda: "regained access to what another transaction keeps locked" in caplog.text)
     for worker, store in zip(workers, stores):
         worker.stop()
@@ -503,7 +503,7 @@ def test_a_file_of_an_older_version_is_upgraded_in_place(tmp_path):
         connection.executescript(FIRST_SQLITE)
     for _ in range(2):
         with contextlib.closing(taskmanager.open_store(f"sqlite:///{tmp_path}/old.db")) as store:
-            assert [(row.id, row.payload, row.priority, row.size) for row in store.list(limit=2)] == [
+            assert [(row.id, row.payload, row.priority, row.size) for row in store.list_tasks(limit=2)] == [
                 (1, '{"n": 1}', 4, 8), (2, None, 0, 0)]
             [id] = store.create()
             assert id > 3       # whose id is not given again

@@ -142,7 +142,7 @@ def test_every_task_that_a_killed_api_accepted_is_there(start, store, database):
     api.stop(signal.SIGKILL)
     for thread in threads:
         thread.join()
-    kept = [row.id for row in store.list()]
+    kept = [row.id for row in store.list_tasks()]
     assert set(accepted) <= set(kept) and len(kept) - len(accepted) <= 4     # four were under way
 
 
@@ -229,9 +229,9 @@ def test_rabbitmq_away_neither_fails_nor_slows_a_request_and_loses_no_task(start
     finally:
         rabbitmq.thaw()
     eventually(lambda: worker.log().count("started intake") >= 2, seconds=40)
-    many = len(store.list())
+    many = len(store.list_tasks())
     document_producer(rabbitmq.url)
-    eventually(lambda: len(store.list()) == many + 1, seconds=40)
+    eventually(lambda: len(store.list_tasks()) == many + 1, seconds=40)
     for program in (api, worker):
         assert re.search("(lost|waiting for) RabbitMQ", program.log()) and "Traceback" not in program.log()
 
@@ -304,8 +304,8 @@ def test_nothing_is_lost_or_done_twice_at_the_same_time_while_everything_is_kill
     stop.set()
     thread.join()
     store = taskmanager.open_store(database)
-    eventually(lambda: not store.list("New", "In Progress", limit=1), seconds=60)
-    rows = {row.id: row for after in range(0, 10000, 1000) for row in store.list(after=after)}
+    eventually(lambda: not store.list_tasks("New", "In Progress", limit=1), seconds=60)
+    rows = {row.id: row for after in range(0, 10000, 1000) for row in store.list_tasks(after=after)}
     assert len(accepted) > 100 and set(accepted) <= set(rows)
     assert {row.status for row in rows.values()} == {"Completed"}
     assert {int(line.split()[0]) for line in trace.read_text().splitlines()} == set(rows)

@@ -56,7 +56,7 @@ def test_livez_is_answered_at_once_while_all_threads_wait_for_the_database(datab
     for connection in stuck:
         with connection:
             assert connection.recv(100).startswith(b"HTTP/1.1 201")
-    assert len(store.list()) == 8
+    assert len(store.list_tasks()) == 8
 
 
 def test_livez_is_answered_at_once_while_others_wait_for_tasks(store, serve):
@@ -89,7 +89,7 @@ def test_to_ask_leaves_no_trace(store, serve):
     for id in (1, 2):
         assert readyz(url).json == {"status": "ok", "database": "ok"}
         store._last_write = float("-inf")
-        assert store.list() == [] if id == 1 else len(store.list()) == 1
+        assert store.list_tasks() == [] if id == 1 else len(store.list_tasks()) == 1
         assert http("POST", f"{url}/tasks").json == {"id": id}
 
 

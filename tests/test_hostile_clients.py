@@ -15,7 +15,7 @@ import pytest
 
 import taskmanager
 from conftest import eventually, http as send, is_problem, raw
-from taskmanager import MAX_HEAD, MAX_IN_MEMORY, Config, Line, Request
+from taskmanager import MAX_HEAD, MAX_IN_MEMORY, Config, FairQueue, Request
 
 POST = b"POST /tasks HTTP/1.1\r\nHost: x\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -34,7 +34,7 @@ def server():
     def start(app, **settings):
         config = Config(port=0, **settings)
         servers.append(
-            taskmanager.listen(
+            taskmanager.make_server(
                 taskmanager.create_app(app, config) if isinstance(app, taskmanager.Store) else app, config
             )
         )
@@ -208,7 +208,7 @@ def test_a_body_of_many_small_chunks_is_taken(api, store):
 )
 def test_what_is_no_chunk_is_refused_at_once(api, store, sent):
     assert " 400 " in first_line(api, CHUNKED + sent)
-    assert store.list() == []
+    assert store.list_tasks() == []
 
 
 # What can be read in two ways
@@ -267,7 +267,7 @@ HIDDEN = b"0\r\n\r\nPOST /tasks HTTP/1.1\r\nHost: x\r\n\r\n"
 )
 def test_no_request_hides_in_another(api, store, head, status):
     assert f" {status} " in first_line(api, head + HIDDEN)
-    assert store.list() == []
+    assert store.list_tasks() == []
 
 
 def test_an_underscore_makes_no_other_header(api):
@@ -505,7 +505,7 @@ def test_a_line_takes_turns_and_leaves_a_thread_free():
             self.requests = [Request()]
             self.requests[0].path = path
 
-    line = Line(4)
+    line = FairQueue(4)
     for path in ("/a", "/a", "/a", "/a", "/a", "/b", "/c"):
         line.append(Waiting(path))
     order = []

@@ -16,7 +16,7 @@ import pytest
 import taskmanager
 import worker
 from conftest import ROOT, eventually
-from taskmanager import BadSetting, Bell, Config, Outage, Unavailable
+from taskmanager import BadSetting, Notifier, Config, Outage, Unavailable
 from test_intake import channel, exists, intake, publish, ready, rejected, store      # noqa: F401 (fixtures)
 from worker import Intake
 
@@ -63,12 +63,12 @@ class Raw(pika.BasicProperties):
 
 
 def payloads(store):
-    return sorted(int(row.payload) for row in store.list())
+    return sorted(int(row.payload) for row in store.list_tasks())
 
 
 def exists_exchange(channel):
     with contextlib.suppress(pika.exceptions.ChannelClosedByBroker):
-        return bool(channel.connection.channel().exchange_declare("task_queue.bell", passive=True))
+        return bool(channel.connection.channel().exchange_declare("task_queue.notifications", passive=True))
 
 
 def number_of(channel, queue):
@@ -90,7 +90,7 @@ def test_what_pika_can_not_decode_is_taken_and_all_are_delivered_once(intake, st
         publish(channel, b'{"payload": %d}' % n)
     it = intake()
     eventually(lambda: payloads(store) == list(range(40)))
-    keys = [row.idempotency_key for row in store.list() if row.idempotency_key]
+    keys = [row.idempotency_key for row in store.list_tasks() if row.idempotency_key]
     assert keys == ["m20", "m21", "m22", "m23"]
     eventually(lambda: ready(channel) == 0)
     assert it._failures == 0
@@ -195,7 +195,7 @@ def test_what_can_not_be_rejected_waits_aside_and_is_kept_once(intake, store, ch
     bodies = [rejected(channel)[1] for _ in range(500)]
     assert sorted(bodies) == sorted(b"nonsense %d" % n for n in range(1, 1000, 2))
     eventually(lambda: len(it._rejects) == 0)
-    assert number_of(channel, "task_queue.rejected") == 0 and len(store.list()) == 500
+    assert number_of(channel, "task_queue.rejected") == 0 and len(store.list_tasks()) == 500
 
 
 def test_what_reaches_no_queue_is_not_lost(intake, channel):
@@ -359,35 +359,35 @@ def test_the_notification_exchange_comes_back_when_it_is_deleted(intake, channel
     """Somebody tidies up the broker."""
     monkeypatch.setattr(worker, "LISTEN_SECONDS", 0.2)
     woken = threading.Event()
-    bell = Bell(Config(rabbitmq_url=broker))
+    notifier = Notifier(Config(rabbitmq_url=broker))
 
     def wakes():
         woken.clear()
-        bell.ring()
+        notifier.notify()
         return woken.wait(0.5)
-    bell.start()
+    notifier.start()
     try:
         it = intake()
         it.wake = woken.set
         eventually(wakes)
-        channel.exchange_delete("task_queue.bell")
+        channel.exchange_delete("task_queue.notifications")
         eventually(wakes)
         assert it._failures == 0
     finally:
-        bell.stop()
+        notifier.stop()
 
 
 def test_a_notification_makes_its_exchange_again(channel, broker):
     """The exchange was deleted where no worker is there to make it."""
-    bell = Bell(Config(rabbitmq_url=broker))
-    bell.start()
+    notifier = Notifier(Config(rabbitmq_url=broker))
+    notifier.start()
     try:
-        eventually(lambda: bell.connected)
-        channel.exchange_delete("task_queue.bell")
-        bell.ring()
+        eventually(lambda: notifier.connected)
+        channel.exchange_delete("task_queue.notifications")
+        notifier.notify()
         eventually(lambda: exists_exchange(channel))
     finally:
-        bell.stop()
+        notifier.stop()
 
 
 @contextlib.contextmanager
@@ -431,18 +431,18 @@ def test_under_an_alarm_and_beyond_the_consumer_timeout_nothing_is_lost_or_doubl
     full = "{disk_free_limit, 1000000000000000}"
     with restarted(rabbitmq, full, "{consumer_timeout, 1000}", "{channel_tick_interval, 200}"):
         it = Intake(store, Config(rabbitmq_url=rabbitmq.url), lambda: None)
-        bell = Bell(Config(rabbitmq_url=rabbitmq.url))
-        bell.start()
+        notifier = Notifier(Config(rabbitmq_url=rabbitmq.url))
+        notifier.start()
         it.start()
         try:
-            bell.ring()
+            notifier.notify()
             eventually(lambda: "PRECONDITION_FAILED - delivery acknowledgement on channel" in caplog.text)
             eventually(lambda: payloads(store) == good)
-            assert bell.connected and "nonsense" not in caplog.text
+            assert notifier.connected and "nonsense" not in caplog.text
             assert len([line for line in caplog.messages if "lost RabbitMQ" in line]) < 10
         finally:
             it.stop()
-            bell.stop()
+            notifier.stop()
     assert caplog.text.count("rejected message_id") == 0
 
     # A user who may do what asyncapi.yaml says, and nothing else, finishes it.
@@ -456,27 +456,27 @@ def test_under_an_alarm_and_beyond_the_consumer_timeout_nothing_is_lost_or_doubl
     with restarted(rabbitmq, "{disk_free_limit, 1000000}", f'{{load_definitions, "{definitions}"}}'):
         url = rabbitmq.url.replace("guest:guest", "narrow:pw")
         it = Intake(store, Config(rabbitmq_url=url), lambda: None)
-        bell = Bell(Config(rabbitmq_url=url))
+        notifier = Notifier(Config(rabbitmq_url=url))
         woken = threading.Event()
         it.wake = woken.set
         it.start()
-        bell.start()
+        notifier.start()
         try:
             with pika.BlockingConnection(pika.URLParameters(rabbitmq.url)) as connection:
                 channel = connection.channel()
                 assert [rejected(channel)[1] for _ in range(5)] == [b"nonsense"] * 5
                 eventually(lambda: len(it._rejects) == 0)
                 assert number_of(channel, "task_queue.rejected") == 0 and payloads(store) == good
-                eventually(lambda: bell.ring() or woken.wait(0.5))
+                eventually(lambda: notifier.notify() or woken.wait(0.5))
                 assert it._failures == 0
                 channel.queue_delete("task_queue")      # and makes what is missing
                 channel.queue_delete("task_queue.rejected")
-                channel.exchange_delete("task_queue.bell")
+                channel.exchange_delete("task_queue.notifications")
                 eventually(lambda: exists(channel, "task_queue") and exists(channel, "task_queue.rejected"))
                 channel.queue_delete("task_queue")
         finally:
             it.stop()
-            bell.stop()
+            notifier.stop()
 
 
 def permissions():
@@ -563,4 +563,4 @@ def test_the_longest_name_of_a_queue_is_counted_in_bytes(broker, store):
             it.stop()
             for queue in (config.task_queue, f"{config.task_queue}.rejected"):
                 channel.queue_delete(queue)
-            channel.exchange_delete(taskmanager.bell_exchange(config))
+            channel.exchange_delete(taskmanager.notification_exchange(config))

@@ -411,7 +411,7 @@ def test_a_worker_of_fifteen_lines_works_off_all_there_is(store, serve, monkeypa
         worker.start()
     for worker in workers:
         worker.join(30)
-    failed, *completed = store.list()
+    failed, *completed = store.list_tasks()
     assert (failed.status, failed.error) == ("Failed", "ZeroDivisionError('division by zero')")
     assert [(row.status, row.result, row.attempts) for row in completed] == [("Completed", json.dumps(100 / n), 1) for n in range(1, 20)]
 
@@ -432,7 +432,7 @@ def test_with_a_concurrency_of_0_our_worker_only_minds_the_clock(api, store, han
             sql(store, schedule, id=id)
             worker.wake()
             eventually(lambda: store.read(id).run_at is None)
-        assert [(row.status, row.attempt) for row in store.list()] == [("New", 1), ("New", 1), ("New", 0)]
+        assert [(row.status, row.attempt) for row in store.list_tasks()] == [("New", 1), ("New", 1), ("New", 0)]
         assert sorted(task["id"] for task in claim(api, limit=9)) == [ready, lost, due]
     finally:
         worker.stop(0)

@@ -77,7 +77,7 @@ def test_the_documents_producer_creates_tasks(document_producer, intake, store, 
     eventually(lambda: exists(channel, "task_queue"))
     for _ in range(3):
         document_producer()
-    eventually(lambda: len(store.list("New")) == 3 + (first == "producer"))
+    eventually(lambda: len(store.list_tasks("New")) == 3 + (first == "producer"))
     assert ready(channel) == 0
 
 
@@ -87,14 +87,14 @@ def test_intake_attaches_to_the_queue_as_it_finds_it(intake, store, channel, dec
     channel.queue_declare("task_queue", **declaration)
     publish(channel, b"")
     intake()
-    eventually(lambda: len(store.list()) == 1)
+    eventually(lambda: len(store.list_tasks()) == 1)
 
 
 def test_a_message_says_what_a_request_may_say(intake, store, channel):
     channel.queue_declare("task_queue")
     publish(channel, json.dumps({"payload": {"имя": "☃"}, "priority": 5, "run_at": "2999-01-01T00:00:00Z"}))
     intake()
-    [row] = eventually(store.list)
+    [row] = eventually(store.list_tasks)
     assert (json.loads(row.payload), row.priority, row.run_at) == ({"имя": "☃"}, 5, "2999-01-01T00:00:00")
 
 
@@ -105,8 +105,8 @@ def test_many_messages_are_taken_in_batches_and_all_acknowledged(intake, store, 
     for n in range(3000):
         channel.basic_publish("", "task_queue", b'{"payload": %d}' % n)
     intake()
-    eventually(lambda: len(store.list()) == 1000 and len(store.list(after=2000)) == 1000)
-    assert [int(row.payload) for row in store.list(after=1000)] == list(range(1000, 2000))
+    eventually(lambda: len(store.list_tasks()) == 1000 and len(store.list_tasks(after=2000)) == 1000)
+    assert [int(row.payload) for row in store.list_tasks(after=1000)] == list(range(1000, 2000))
     assert sum(sizes) == 3000 and max(sizes) > 50
     eventually(lambda: ready(channel) == 0)
 
@@ -116,11 +116,11 @@ def test_a_message_id_is_an_idempotency_key(intake, store, channel):
     for message_id in ("a", "b", "a", None, None, ""):
         publish(channel, b"", message_id=message_id)
     intake()
-    eventually(lambda: len(store.list()) == 5)
+    eventually(lambda: len(store.list_tasks()) == 5)
     publish(channel, b"", message_id="b")
     publish(channel, b"", message_id="c")
-    eventually(lambda: len(store.list()) == 6)
-    assert [row.idempotency_key for row in store.list()] == ["a", "b", None, None, None, "c"]
+    eventually(lambda: len(store.list_tasks()) == 6)
+    assert [row.idempotency_key for row in store.list_tasks()] == ["a", "b", None, None, None, "c"]
     assert store.create([new_task({}, "a")]) == [1]        # the same keys as over HTTP
 
 
@@ -131,12 +131,12 @@ def test_a_message_id_of_another_task_is_rejected(intake, store, channel):
     intake()
     properties, kept = rejected(channel)
     assert (kept, properties.message_id, properties.headers["reason"]) == (b'{"payload": 2}', "a", "message_id: was used before, with another body")
-    eventually(lambda: [row.idempotency_key for row in store.list()] == ["a", "b", "c"])
+    eventually(lambda: [row.idempotency_key for row in store.list_tasks()] == ["a", "b", "c"])
     publish(channel, b'{"payload":  1}', message_id="a")
     publish(channel, b'[]', message_id="a")
     assert rejected(channel)[1] == b"[]"
     eventually(lambda: ready(channel) == 0)
-    assert len(store.list()) == 3
+    assert len(store.list_tasks()) == 3
 
 
 @pytest.mark.parametrize("body, reason", [
@@ -151,7 +151,7 @@ def test_what_is_no_task_is_kept_with_the_reason(intake, store, channel, body, r
     properties, kept = rejected(channel)
     assert kept == body and reason in properties.headers["reason"]
     assert (properties.message_id, properties.content_type, properties.delivery_mode) == ("m1", "text/x", 2)
-    eventually(lambda: len(store.list()) == 1)
+    eventually(lambda: len(store.list_tasks()) == 1)
     eventually(lambda: ready(channel) == 0)
 
 
@@ -176,7 +176,7 @@ def test_what_the_database_refuses_is_rejected_alone(intake, store, channel, mon
 
     def picky(tasks, via):
         if any(task.payload == "2" for task in tasks):
-            raise Invalid(("", "the database refuses it"))
+            raise taskmanager.invalid("refused-by-database", "the database refuses it")
         return create(tasks, via)
     monkeypatch.setattr(store, "create", picky)
     channel.queue_declare("task_queue")
@@ -184,7 +184,7 @@ def test_what_the_database_refuses_is_rejected_alone(intake, store, channel, mon
         publish(channel, b'{"payload": %d}' % n)
     intake()
     assert rejected(channel)[1] == b'{"payload": 2}'
-    eventually(lambda: [row.payload for row in store.list()] == ["0", "1", "3", "4"])
+    eventually(lambda: [row.payload for row in store.list_tasks()] == ["0", "1", "3", "4"])
 
 
 def test_what_came_is_held_and_not_returned_while_the_database_is_away(intake, store, channel, monkeypatch):
@@ -199,7 +199,7 @@ def test_what_came_is_held_and_not_returned_while_the_database_is_away(intake, s
     channel.queue_declare("task_queue", durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 1})
     publish(channel, b'{"payload": 1}')
     intake()
-    eventually(lambda: len(store.list()) == 1)
+    eventually(lambda: len(store.list_tasks()) == 1)
     eventually(lambda: ready(channel) == 0)
     assert len(tries) == 4
 
@@ -216,7 +216,7 @@ def test_a_message_is_acknowledged_only_after_the_commit(intake, store, channel,
         first.stop()
     eventually(lambda: ready(channel) == 1)         # and goes back when that ends
     intake()
-    eventually(lambda: len(store.list()) == 1)
+    eventually(lambda: len(store.list_tasks()) == 1)
 
 
 def test_a_message_with_a_monstrous_name_does_not_stop_the_intake(intake, store, channel):
@@ -225,18 +225,18 @@ def test_a_message_with_a_monstrous_name_does_not_stop_the_intake(intake, store,
     publish(channel, b"")
     intake()
     assert len(rejected(channel)[0].headers["reason"]) < 5000
-    eventually(lambda: len(store.list()) == 1)
+    eventually(lambda: len(store.list_tasks()) == 1)
 
 
 def test_intake_comes_back_when_its_queue_is_deleted(intake, store, channel, caplog):
     channel.queue_declare("task_queue")
     intake()
     publish(channel, b"")
-    eventually(lambda: len(store.list()) == 1)
+    eventually(lambda: len(store.list_tasks()) == 1)
     channel.queue_delete("task_queue")
     eventually(lambda: exists(channel, "task_queue"))
     publish(channel, b"")
-    eventually(lambda: len(store.list()) == 2)
+    eventually(lambda: len(store.list_tasks()) == 2)
     assert caplog.text.count("lost RabbitMQ") == caplog.text.count("regained RabbitMQ") == 1
 
 
@@ -245,14 +245,14 @@ def test_two_intakes_share_a_queue(intake, store, channel):
     eventually(lambda: exists(channel, "task_queue"))
     for n in range(200):
         publish(channel, b'{"payload": %d}' % n)
-    eventually(lambda: sorted(int(row.payload) for row in store.list()) == list(range(200)))
+    eventually(lambda: sorted(int(row.payload) for row in store.list_tasks()) == list(range(200)))
 
 
 def test_the_doorbell_wakes_a_worker_in_another_process(start, postgres_database, broker):
     settings = dict(DATABASE_URL=postgres_database, RABBITMQ_URL=broker, POLL_SECONDS=3600, LEASE_SECONDS=86400)
     api, worker = start("taskmanager.py", **settings), start("worker.py", **settings)
     worker.logged("started intake")
-    time.sleep(0.3)     # the bell's connection
+    time.sleep(0.3)     # the notifier's connection
     for _ in range(3):
         id = http("POST", f"{api.url}/tasks").json["id"]
         eventually(lambda: http("GET", f"{api.url}/tasks/{id}").json["status"] == "Completed", seconds=5)

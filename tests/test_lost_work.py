@@ -88,13 +88,13 @@ def test_no_row_that_the_table_accepts_keeps_the_others_from_anything(api, store
         store.complete([(*each, "1") for each in held or nobody])
     assert id in seen
     for each in [id, *(row for row, *_ in accepted)]:
-        with contextlib.suppress(taskmanager.NotFound, taskmanager.Conflict):
+        with contextlib.suppress(taskmanager.TaskNotFound, taskmanager.NotInState):
             store.cancel(each)
-        with contextlib.suppress(taskmanager.NotFound, taskmanager.Conflict):
+        with contextlib.suppress(taskmanager.TaskNotFound, taskmanager.NotInState):
             store.retry_by_hand(each)
     store.delete_old(0)
     for each in [id, *(row for row, *_ in accepted)]:
-        with contextlib.suppress(taskmanager.NotFound, taskmanager.Conflict):
+        with contextlib.suppress(taskmanager.TaskNotFound, taskmanager.NotInState):
             store.delete(each)
     assert store.create()
 
@@ -112,7 +112,7 @@ def test_a_table_of_others_is_upgraded_with_all_that_stands_in_it(postgres_datab
             alter table tasks add constraint tasks_status_check check (status in ('New', 'In Progress', 'Completed', 'Failed')) not valid""")
         connection.commit()
     store = taskmanager.open_store(postgres_database)
-    rows = store.list()
+    rows = store.list_tasks()
     assert len(store._execute("select id from tasks")) == 13 and len(rows) == 11
     assert all(re.match(r"\d{4}-", row.created_at) and re.match(r"\d{4}-", row.updated_at) for row in rows)
     store.reclaim(3)
@@ -135,7 +135,7 @@ def test_only_a_task_that_ran_alone_fails_by_the_death_of_its_worker(store, most
     """Of eight that run together one kills its worker, each time."""
     ids = store.create([NewTask(max_attempts=most)] * 8)
     killer, died = ids[3], 0
-    while store.list("New") and died < 9:
+    while store.list_tasks("New") and died < 9:
         rows = store.claim(8, LEASE, f"worker {died}")
         assert [row.id for row in rows] == ids or len(rows) == 1 and rows[0].alone
         if killer in [row.id for row in rows]:
@@ -144,8 +144,8 @@ def test_only_a_task_that_ran_alone_fails_by_the_death_of_its_worker(store, most
         else:
             store.complete([(row.id, row.attempt, None) for row in rows])
     assert died == deaths and store.read(killer).error == f"the worker died or was cut off during attempt {most} of {most}"
-    assert {row.id: row.status for row in store.list()} == {id: "Failed" if id == killer else "Completed" for id in ids}
-    assert all(row.attempts <= most for row in store.list())
+    assert {row.id: row.status for row in store.list_tasks()} == {id: "Failed" if id == killer else "Completed" for id in ids}
+    assert all(row.attempts <= most for row in store.list_tasks())
 
 
 def test_a_worker_that_runs_one_task_at_a_time_runs_each_alone(store):
@@ -196,11 +196,11 @@ def test_a_busy_worker_comes_to_run_what_must_run_alone(store, work):
     producer.start()
     try:
         work(handle, concurrency=4)
-        eventually(lambda: len(store.list("Completed", limit=20)) == 20)
+        eventually(lambda: len(store.list_tasks("Completed", limit=20)) == 20)
         for _ in range(2):
             [(id,)] = sql(store, "insert into tasks (alone) values (true)")
             finished(store, id)
-        count = store.list(order="desc", limit=1)[0].id
+        count = store.list_tasks(order="desc", limit=1)[0].id
         finished(store, count)      # and it goes on with the others
     finally:
         stop.set()
@@ -213,11 +213,11 @@ def test_a_killer_fails_alone_and_its_neighbours_are_completed(start, store, dat
     """Seven sleep innocently beside a task that ends its process, or makes the system end it; a supervisor starts it again."""
     ids = [order(store, max_attempts=most, **({"sleep": 0.1, "die": 9} if n == 2 else {"sleep": 0.3})) for n in range(8)]
     programs, deadline = [], time.monotonic() + 60
-    while store.list("New", "In Progress") and time.monotonic() < deadline:
+    while store.list_tasks("New", "In Progress") and time.monotonic() < deadline:
         programs = [program for program in programs if program.process.poll() is None]
         programs += [start("worker.py", DATABASE_URL=database, **SLEEPERS, CONCURRENCY=concurrency) for _ in range(workers - len(programs))]
         time.sleep(0.05)
-    assert [(row.id, row.status) for row in store.list()] == [(id, "Failed" if n == 2 else "Completed") for n, id in enumerate(ids)]
+    assert [(row.id, row.status) for row in store.list_tasks()] == [(id, "Failed" if n == 2 else "Completed") for n, id in enumerate(ids)]
 
 
 # Late, but still the holder
@@ -269,7 +269,7 @@ def test_workers_keep_their_tasks_while_the_database_is_away(database, store, mo
     ids = [order(store, max_attempts=1) for _ in range(4)]
     for worker in workers:
         worker.start()
-    eventually(lambda: len(store.list("In Progress")) == 4)
+    eventually(lambda: len(store.list_tasks("In Progress")) == 4)
     away.set()
     time.sleep(1.5)
     away.clear()
@@ -333,7 +333,7 @@ def test_what_was_claimed_without_an_answer_is_given_back_at_once_and_does_not_c
     execute, lost, waiting = store._execute, [], []
 
     def lose(sql, params=None, repeat=True):
-        if sql == taskmanager.CLAIM and not lost and store.list("New"):
+        if sql == taskmanager.CLAIM and not lost and store.list_tasks("New"):
             lost.append(sql)
             waiting.append(lambda: execute(sql, params))
             if not late:
@@ -387,7 +387,7 @@ def old(store, many):
 def test_old_tasks_are_deleted_however_seldom_the_worker_looks(store, work):
     old(store, 3000)
     work(poll_seconds=30, retention_days=1)
-    eventually(lambda: not store.list())
+    eventually(lambda: not store.list_tasks())
 
 
 def test_a_row_that_another_table_refers_to_keeps_no_other_from_being_deleted(postgres_database, caplog):
@@ -400,7 +400,7 @@ def test_a_row_that_another_table_refers_to_keeps_no_other_from_being_deleted(po
         store._execute("insert into invoices values (%(id)s)", {"id": id})
     worker = Worker(store, Config(**QUICK, retention_days=1), lambda task: "done")
     worker.start()
-    eventually(lambda: [row.id for row in store.list()] == kept)
+    eventually(lambda: [row.id for row in store.list_tasks()] == kept)
     for _ in range(2):
         eventually(lambda: 0 < worker._next_delete < time.monotonic() + 3600)      # until it is over; and then once more
         worker._next_delete = 0

@@ -289,7 +289,7 @@ def test_a_thread_that_ends_unexpectedly_ends_the_program_with_an_error(launch, 
         assert f"stopping, to be started again: without thread={thread} " in program.log()
 
 
-@pytest.mark.parametrize("thread", ["intake", "bell"])
+@pytest.mark.parametrize("thread", ["intake", "notifier"])
 def test_a_thread_of_rabbitmq_that_ends_unexpectedly_ends_the_program(launch, store, broker, thread):
     program = launch("worker.py", KILL, RABBITMQ_URL=broker)
     program.logged("started intake")

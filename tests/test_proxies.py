@@ -209,7 +209,7 @@ def test_an_empty_chunked_body_makes_a_bare_task(sqlite_database):
 def test_a_chunked_body_that_the_server_keeps_to_itself_makes_no_bare_task(sqlite_database):
     store = taskmanager.open_store(sqlite_database)     # so uWSGI, which has a call of its own for it
     status, _, body = ask(taskmanager.create_app(store), "POST", "/tasks", HTTP_TRANSFER_ENCODING="chunked")
-    assert status == 400 and b"Content-Length" in body and store.list() == []
+    assert status == 400 and b"Content-Length" in body and store.list_tasks() == []
 
 
 def test_a_body_that_is_too_large_is_refused_under_other_servers_too(sqlite_database):

@@ -84,7 +84,7 @@ def test_rivals_for_a_task_that_is(api, store, before):
             answers = at_once(*(lambda what=what, each=each: send(api, what, id, **each) for what, each in zip(racers, said)))
             seen = sorted((what, str(outcome(what, answer))) for what, answer in zip(racers, answers))
             assert seen in allowed
-            row = next((row for row in store.list() if row.id == id), None)
+            row = next((row for row in store.list_tasks() if row.id == id), None)
             assert (row is None) == (("delete", "204") in seen)
             if row and row.status == "Completed":
                 assert [n for n, (what, answer) in enumerate(zip(racers, answers)) if what == "complete" and answer.status == 200] == [int(row.result)]
@@ -138,7 +138,7 @@ def test_a_riot(api, store):
     assert len(set(seen.claims)) == len(seen.claims) > 20               # no attempt was handed out twice
     assert all(len(ends) == 1 for ends in seen.ends.values())           # and none ended twice
     assert {"complete", "fail", "release"} <= {what for [(what, _)] in seen.ends.values()}
-    rows = {row.id: row for row in store.list()}
+    rows = {row.id: row for row in store.list_tasks()}
     assert not rows.keys() & seen.deleted.keys()                        # what was deleted did not come back
     assert [each for each in seen.answers if each[1] in seen.deleted and each[3] > seen.deleted[each[1]] and each[0] not in ("create", "claim", "list") and each[2] != 404] == []
     assert all(http("GET", f"{api}/tasks/{id}").status == 404 for id in seen.deleted)
@@ -153,7 +153,7 @@ def test_a_riot(api, store):
         http("POST", f"{api}/tasks/{id}/cancel")                        # none of them is stuck
         assert row.status != "In Progress" or send(api, "release", id, attempt=row.attempt).status == 200
         assert http("DELETE", f"{api}/tasks/{id}").status == 204
-    assert store.list() == []
+    assert store.list_tasks() == []
 
 
 def test_ten_workers_share_the_tasks_and_lose_none(api, store):
@@ -164,7 +164,7 @@ def test_ten_workers_share_the_tasks_and_lose_none(api, store):
             for task in tasks:
                 assert send(api, "complete", task["id"], attempt=task["attempt"], result=task["payload"] * 2).status == 200
     at_once(*[work] * 10)
-    assert [(row.id, row.status, row.result, row.attempt) for row in store.list()] == [(id, "Completed", str(2 * n), 1) for n, id in enumerate(ids)]
+    assert [(row.id, row.status, row.result, row.attempt) for row in store.list_tasks()] == [(id, "Completed", str(2 * n), 1) for n, id in enumerate(ids)]
 
 
 # Idempotency keys
@@ -173,22 +173,22 @@ def test_twenty_requests_with_one_key_at_once_make_one_task(api, store):
     for n in range(3):
         answers = at_once(*[lambda: http("POST", f"{api}/tasks", {"payload": [n]}, Idempotency_Key=f"key {n}")] * 20)
         assert {(answer.status, answer.body) for answer in answers} == {(201, answers[0].body)}
-        assert len(store.list()) == n + 1
+        assert len(store.list_tasks()) == n + 1
 
 
 def test_one_key_and_many_bodies_at_once_have_exactly_one_winner(api, store):
     for n in range(3):
         answers = at_once(*(lambda body=body: http("POST", f"{api}/tasks", {"payload": body % 5}, Idempotency_Key=f"key {n}") for body in range(20)))
-        created = store.list()[-1]
+        created = store.list_tasks()[-1]
         assert [answer.status for answer in answers] == [201 if body % 5 == int(created.payload) else 422 for body in range(20)]
-        assert {answer.json["id"] for answer in answers if answer.status == 201} == {created.id} and len(store.list()) == n + 1
+        assert {answer.json["id"] for answer in answers if answer.status == 201} == {created.id} and len(store.list_tasks()) == n + 1
 
 
 def test_an_array_that_is_replayed_at_once_is_created_once(api, store):
     tasks = [{"payload": n} for n in range(50)]
     answers = at_once(*[lambda: http("POST", f"{api}/tasks", tasks, Idempotency_Key="key")] * 10)
     assert {(answer.status, answer.body) for answer in answers} == {(201, answers[0].body)}
-    assert [(row.id, int(row.payload)) for row in store.list()] == list(zip(answers[0].json, range(50)))
+    assert [(row.id, int(row.payload)) for row in store.list_tasks()] == list(zip(answers[0].json, range(50)))
 
 
 def test_an_array_against_its_reverse_its_beginning_and_one_of_its_tasks(api, store):
@@ -197,7 +197,7 @@ def test_an_array_against_its_reverse_its_beginning_and_one_of_its_tasks(api, st
     answers = at_once(*(lambda body=body: http("POST", f"{api}/tasks", body, Idempotency_Key="key") for body in rivals))
     won = [body for body, answer in zip(rivals, answers) if answer.status == 201]
     assert {answer.status for answer in answers} == {201, 422} and all(body == won[0] for body in won)
-    assert [row.payload for row in store.list()] == [str(task["payload"]) for task in (won[0] if isinstance(won[0], list) else [won[0]])]
+    assert [row.payload for row in store.list_tasks()] == [str(task["payload"]) for task in (won[0] if isinstance(won[0], list) else [won[0]])]
 
 
 def test_keys_that_look_like_those_of_an_array(api, store):

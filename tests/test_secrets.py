@@ -25,7 +25,7 @@ from taskmanager import (
     OneLine,
     Retry,
     Worker,
-    clip,
+    truncate,
     describe,
     new_task,
     redact,
@@ -184,7 +184,7 @@ def encoded(text):
     "call",
     [
         redact,
-        clip,
+        truncate,
         encoded,
         taskmanager.retry_after,
         taskmanager.request_id,
@@ -196,7 +196,7 @@ def encoded(text):
     ],
     ids=[
         "redact",
-        "clip",
+        "truncate",
         "encode_json",
         "retry_after",
         "request_id",
@@ -216,7 +216,7 @@ def test_nothing_that_is_said_takes_longer_than_its_length(call):
 def test_no_more_is_searched_than_is_kept(monkeypatch):
     searched = []
     monkeypatch.setattr(taskmanager, "redact", lambda text: searched.append(len(text)) or text)
-    describe(ValueError("x" * 1_000_000)), clip("y" * 1_000_000)
+    describe(ValueError("x" * 1_000_000)), truncate("y" * 1_000_000)
     assert max(searched) <= 2 * MAX_ERROR
 
 
@@ -339,7 +339,7 @@ def test_no_part_of_a_password_is_said_at_the_start(monkeypatch, caplog, form):
             if isinstance(e, BadSetting) and "_TOKEN" not in name and not value.startswith("exec:"):
                 assert "%40" in str(e) or "expected" in str(e)
         assert_hidden(caplog.text)
-        assert_hidden(taskmanager.show(name, value))
+        assert_hidden(taskmanager.show_setting(name, value))
 
 
 @pytest.mark.parametrize(
@@ -418,7 +418,7 @@ def test_what_libraries_take_is_still_taken():
     ],
 )
 def test_what_is_no_secret_of_a_setting_is_shown(name, value, expected):
-    assert taskmanager.show(name, value) == expected
+    assert taskmanager.show_setting(name, value) == expected
 
 
 def test_a_configuration_can_be_printed():
@@ -486,7 +486,7 @@ def test_what_a_handler_says_holds_no_password(text):
         "x" * 5000 + " " + text,
         text + " " + "x" * 1900,
     ):
-        assert_hidden(redact(said) + clip(said) + describe(ValueError(said)) + logged(said))
+        assert_hidden(redact(said) + truncate(said) + describe(ValueError(said)) + logged(said))
 
 
 def test_what_surrounds_an_address_stays():
@@ -509,10 +509,10 @@ def test_no_cut_goes_through_a_password(length):
     for n in range(40):
         for filler in ("x", "x ", "://x@ "):
             said = f"postgresql://app:Hunter2Secret7x@db/name refused {filler * length}"[: length + n + 30]
-            kept = clip(said)
+            kept = truncate(said)
             assert not re.search("unter2|Secret7|cret7x|Hunter", kept) and len(kept) <= MAX_ERROR
             said = f"{filler * length}"[: length - n] + " postgresql://app:Hunter2Secret7x@db/name refused"
-            kept = clip(said, beginning=True)
+            kept = truncate(said, beginning=True)
             assert not re.search("unter2|Secret7|cret7x|Hunter", kept) and len(kept) <= MAX_ERROR
 
 

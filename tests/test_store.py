@@ -11,7 +11,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 
 import taskmanager
-from taskmanager import Conflict, Invalid, KeyReused, NewTask, NotFound, Unavailable, new_task, new_tasks
+from taskmanager import NotInState, Invalid, KeyReused, NewTask, TaskNotFound, Unavailable, new_task, new_tasks
 
 LEASE = 30
 
@@ -90,7 +90,7 @@ def test_an_idempotency_key_makes_one_task(store):
     assert again == first and len({first, none, second}) == 3
     before = [store.read(id) for id in (first, second)]
     assert store.create([other, NewTask(), key])[::2] == [second, first]
-    assert [store.read(id) for id in (first, second)] == before and len(store.list()) == 4
+    assert [store.read(id) for id in (first, second)] == before and len(store.list_tasks()) == 4
 
 
 def test_an_idempotency_key_is_still_known_when_its_task_has_moved_on(store):
@@ -105,7 +105,7 @@ def test_an_idempotency_key_of_another_task_is_refused_and_so_is_the_whole_batch
     for batch in ([NewTask(), new_task({"payload": 2}, "key")], [new_task({}, "new"), new_task({"payload": 2}, "new")]):
         with pytest.raises(KeyReused):
             store.create(batch)
-    assert len(store.list()) == 1
+    assert len(store.list_tasks()) == 1
 
 
 def test_a_key_without_a_fingerprint_has_no_other_task_to_be_of(store):
@@ -123,7 +123,7 @@ def test_an_array_has_one_key_for_all_of_it(store):
             store.create(new_tasks(other, "key"))
     with pytest.raises(KeyReused):
         store.create([new_task({"payload": 1}, "key")])
-    assert [row.id for row in store.list()] == ids
+    assert [row.id for row in store.list_tasks()] == ids
 
 
 def test_create_takes_ten_thousand_at_once(store):
@@ -147,7 +147,7 @@ def test_ten_thousand_at_once_cost_no_more_than_one_after_the_other(store):
 def test_create_makes_all_of_a_batch_or_none(store):
     with pytest.raises(Invalid):
         store.create([NewTask(), NewTask(payload="{not json")])
-    assert store.list() == []
+    assert store.list_tasks() == []
 
 
 def test_a_commit_is_on_the_disk_before_it_is_answered(sqlite_database):
@@ -159,7 +159,7 @@ def test_a_commit_is_on_the_disk_before_it_is_answered(sqlite_database):
 
 def test_create_rings(store):
     rung = []
-    store.bells.append(lambda: rung.append(len(store.list())))
+    store.listeners.append(lambda: rung.append(len(store.list_tasks())))
     store.create()
     assert rung == [1]      # after the commit
 
@@ -182,39 +182,39 @@ def test_an_id_that_plain_sql_took_is_passed_over(store):
     with contextlib.suppress(taskmanager.Unavailable):     # "try again", on PostgreSQL
         store.create()
     store.create()
-    assert [row.id for row in store.list()][:2] == [1, 2]
+    assert [row.id for row in store.list_tasks()][:2] == [1, 2]
 
 
 # Reading
 
 @pytest.mark.parametrize("id", [0, -1, 1, 2**63 - 1, 2**63, 10**30])
 def test_read_of_an_unknown_id(store, id):
-    with pytest.raises(NotFound, match=str(id)):
+    with pytest.raises(TaskNotFound, match=str(id)):
         store.read(id)
 
 
 def test_list_is_in_id_order_and_pages_by_the_last_id(store):
     ids = store.create([NewTask(priority=n % 3) for n in range(10)])
-    assert [row.id for row in store.list()] == ids
-    assert [row.id for row in store.list(after=ids[3], limit=4)] == ids[4:8]
-    assert store.list(after=2**63 - 1) == []
+    assert [row.id for row in store.list_tasks()] == ids
+    assert [row.id for row in store.list_tasks(after=ids[3], limit=4)] == ids[4:8]
+    assert store.list_tasks(after=2**63 - 1) == []
 
 
 def test_list_by_status(store):
     ids = store.create([NewTask()] * 4)
     for claim in store.claim(2, LEASE)[:1]:
         store.complete([(claim.id, claim.attempt, None)])
-    found = {status: [row.id for row in store.list(status)] for status in taskmanager.STATUSES}
+    found = {status: [row.id for row in store.list_tasks(status)] for status in taskmanager.STATUSES}
     assert found == {"New": ids[2:], "In Progress": ids[1:2], "Completed": ids[:1], "Failed": []}
-    assert [row.id for row in store.list("New", "Completed")] == [ids[0], *ids[2:]]
-    assert [row.id for row in store.list("New", "Completed", order="desc", limit=2)] == ids[:1:-1]
-    assert [row.id for row in store.list(*taskmanager.STATUSES)] == ids
+    assert [row.id for row in store.list_tasks("New", "Completed")] == [ids[0], *ids[2:]]
+    assert [row.id for row in store.list_tasks("New", "Completed", order="desc", limit=2)] == ids[:1:-1]
+    assert [row.id for row in store.list_tasks(*taskmanager.STATUSES)] == ids
 
 
 def test_list_backwards(store):
     ids = store.create([NewTask()] * 6)
-    assert [row.id for row in store.list(order="desc")] == ids[::-1]
-    assert [row.id for row in store.list(order="desc", after=ids[3], limit=2)] == [ids[2], ids[1]]
+    assert [row.id for row in store.list_tasks(order="desc")] == ids[::-1]
+    assert [row.id for row in store.list_tasks(order="desc", after=ids[3], limit=2)] == [ids[2], ids[1]]
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
@@ -223,7 +223,7 @@ def test_a_page_of_large_tasks_ends_early(store, order):
     ids = store.create([NewTask()] * 9 + [large] * 10 + [NewTask()] * 9)       # however many small ones there are before them
     ids.sort(reverse=order == "desc")
     seen, pages = [], []
-    while rows := store.list(*["New"] * bool(seen), order=order, after=seen[-1] if seen else None):
+    while rows := store.list_tasks(*["New"] * bool(seen), order=order, after=seen[-1] if seen else None):
         seen += [row.id for row in rows]
         pages.append(len(rows))
     assert seen == ids and pages == [12, 3, 3, 10]
@@ -235,7 +235,7 @@ def test_a_page_has_at_least_one_task(store):
     claims = store.claim(9, LEASE) + store.claim(9, LEASE)
     assert [claim.id for claim in claims] == ids
     store.complete([(claim.id, claim.attempt, whole) for claim in claims])
-    assert [row.id for row in store.list()] == ids[:1] and [row.id for row in store.list(order="desc")] == ids[1:]
+    assert [row.id for row in store.list_tasks()] == ids[:1] and [row.id for row in store.list_tasks(order="desc")] == ids[1:]
 
 
 # Claiming
@@ -286,7 +286,7 @@ def test_four_threads_never_claim_the_same_task(store):
         thread.start()
     for thread in threads:
         thread.join()
-    assert not errors and sorted(got) == [row.id for row in store.list()]
+    assert not errors and sorted(got) == [row.id for row in store.list_tasks()]
 
 
 # The holder of an attempt, and nobody else
@@ -461,16 +461,16 @@ def test_an_end_that_never_took_effect_is_refused_when_another_took_over(store, 
 def test_nothing_is_done_with_nothing(store, name):
     claim = claimed(store)
     assert not getattr(store, name)([]) and not store.extend([], LEASE)
-    assert [row.id for row in store.list("In Progress")] == [claim.id]
+    assert [row.id for row in store.list_tasks("In Progress")] == [claim.id]
 
 
 # Others who are just doing something with a row
 
 TAKE = {
     "claim": lambda store: [row.id for row in store.claim(1, LEASE)],
-    "reclaim": lambda store: store.reclaim(3) and [row.id for row in store.list("New")],
-    "promote": lambda store: store.promote() and [row.id for row in store.list() if not row.run_at],
-    "delete_old": lambda store: store.delete_old(1, 1) and sorted({1, 2} - {row.id for row in store.list()}),
+    "reclaim": lambda store: store.reclaim(3) and [row.id for row in store.list_tasks("New")],
+    "promote": lambda store: store.promote() and [row.id for row in store.list_tasks() if not row.run_at],
+    "delete_old": lambda store: store.delete_old(1, 1) and sorted({1, 2} - {row.id for row in store.list_tasks()}),
 }
 BEFORE = {
     "claim": "priority = 2 - id",
@@ -505,9 +505,9 @@ def test_the_oldest_come_first_where_not_all_can(store, monkeypatch, verb, order
         store._execute("analyze tasks")     # now it knows that the table is small, and reads it as it lies
     seen = []
     for _ in order:
-        before = {row.id: (row.status, row.run_at) for row in store.list()}
+        before = {row.id: (row.status, row.run_at) for row in store.list_tasks()}
         assert (store.delete_old(1, 1) if verb == "delete_old" else TAKE[verb](store) and 1) == 1
-        after = {row.id: (row.status, row.run_at) for row in store.list()}
+        after = {row.id: (row.status, row.run_at) for row in store.list_tasks()}
         seen += [id for id in before if before[id] != after.get(id)]
     assert seen == order
 
@@ -599,9 +599,9 @@ def test_a_task_that_was_canceled_is_not_run_again_when_its_worker_dies(store):
 def test_cancel_of_a_finished_task_is_a_conflict(store):
     claim = claimed(store)
     store.complete([(claim.id, claim.attempt, None)])
-    with pytest.raises(Conflict, match="Completed"):
+    with pytest.raises(NotInState, match="Completed"):
         store.cancel(claim.id)
-    with pytest.raises(NotFound):
+    with pytest.raises(TaskNotFound):
         store.cancel(10**30)
 
 
@@ -619,20 +619,20 @@ def test_delete_is_for_tasks_that_nobody_runs(store):
     ids = store.create([NewTask()] * 4)
     done, failed, running = store.claim(3, LEASE)
     store.complete([(done.id, done.attempt, None)]), store.fail([(failed.id, failed.attempt, "why")])
-    with pytest.raises(Conflict, match="In Progress"):
+    with pytest.raises(NotInState, match="In Progress"):
         store.delete(running.id)
     for id in (done.id, failed.id, ids[3]):
         assert store.delete(id).id == id
-        with pytest.raises(NotFound):
+        with pytest.raises(TaskNotFound):
             store.delete(id)
-    assert [row.id for row in store.list()] == [running.id]
+    assert [row.id for row in store.list_tasks()] == [running.id]
 
 
 def test_retry_by_hand_is_for_failed_tasks(store):
     [id] = store.create()
-    with pytest.raises(Conflict, match="New"):
+    with pytest.raises(NotInState, match="New"):
         store.retry_by_hand(id)
-    with pytest.raises(NotFound):
+    with pytest.raises(TaskNotFound):
         store.retry_by_hand(id + 1)
 
 
@@ -657,7 +657,7 @@ def test_delete_old_deletes_what_was_finished_long_ago(store):
     assert store.delete_old(1) == 0
     sql(store, "update tasks set updated_at = now() - %(days)s * interval '1 second' where id > 0", days=timedelta(days=2))
     assert store.delete_old(1) == 2
-    assert [row.id for row in store.list()] == ids[2:]      # In Progress and New stay, however old
+    assert [row.id for row in store.list_tasks()] == ids[2:]      # In Progress and New stay, however old
     [id] = store.create()
     assert id == ids[-1] + 1                                 # and ids are not used again
 
@@ -690,7 +690,7 @@ def test_apply_schema_may_be_done_again_and_at_once(database):
         thread.start()
     for thread in threads:
         thread.join()
-    assert not errors and len(taskmanager.open_store(database).list()) == 6
+    assert not errors and len(taskmanager.open_store(database).list_tasks()) == 6
 
 
 @pytest.mark.parametrize("statement, index", [("CLAIM", "tasks_claim"), ("PROMOTE", "tasks_promote"), ("DELETE_OLD", "tasks_delete_old"), ("FINISHED", "tasks_delete_old"), ("RECLAIM", "tasks_list_status")])
@@ -730,7 +730,7 @@ def test_postgresql_takes_the_index_that_was_made_for_the_statement(postgres_dat
              "status": "Failed", "busy": 0, "single": False, "kept": 0, "attempt": 1}
     for statement, index in PLANS.items():
         rows = [HELD[statement]] * 8 if statement in HELD else []
-        text, params = taskmanager.spread(getattr(taskmanager, statement), rows, usual)
+        text, params = taskmanager.expand_values(getattr(taskmanager, statement), rows, usual)
         plan = "\n".join([statement, *(line for line, in store._execute(f"explain {text}", params))])
         assert re.search(rf"Index (Only )?Scan (using|on) {index}\b", plan), plan
         assert "Seq Scan on tasks" not in plan, plan
@@ -752,7 +752,7 @@ def test_postgres_does_not_compare_all_tasks_under_way_with_each_of_a_batch(post
     store._execute("analyze tasks")
     rows = [store.claim(500, LEASE) for _ in range(4)][-1]
     ends = [(row.id, row.attempt, None) for row in rows]
-    plan = plan_of(store, *taskmanager.spread(taskmanager.COMPLETE, ends))
+    plan = plan_of(store, *taskmanager.expand_values(taskmanager.COMPLETE, ends))
     assert "rows=500 " in plan and "Rows Removed by Join Filter" not in plan
     store.close()
 

@@ -131,7 +131,7 @@ def test_who_waited_long_enough_is_answered_with_the_task_as_it_is(store, serve)
 def test_a_task_that_is_deleted_meanwhile(store, serve):
     api = serve(store, waiters=2)
     create = Waiter(api, "POST", "/tasks", Idempotency_Key="key")
-    eventually(store.list)
+    eventually(store.list_tasks)
     create, read = waiting(api, create, Waiter(api))
     assert send("DELETE", f"{api}/tasks/1").status == 204
     answer = create.answer()
@@ -142,7 +142,7 @@ def test_a_task_that_is_deleted_meanwhile(store, serve):
 def test_a_database_that_goes_away_meanwhile(store, serve, monkeypatch):
     api = serve(store, waiters=2)
     create = Waiter(api, "POST", "/tasks", Idempotency_Key="key")
-    eventually(store.list)
+    eventually(store.list_tasks)
     create, read = waiting(api, create, Waiter(api))
 
     def away(*args):
@@ -190,7 +190,7 @@ class TestTheHeader:
     def test_a_replay_waits_for_the_same_task(self, store, serve, work):
         api = serve(store, waiters=2)
         waiters = [Waiter(api, "POST", "/tasks", {"payload": 1}, Idempotency_Key="key") for _ in range(2)]
-        eventually(store.list)
+        eventually(store.list_tasks)
         waiters = waiting(api, *waiters)
         work(lambda task: "done")
         assert {(answer.status, answer.json["id"], answer.json["result"]) for answer in (waiter.answer() for waiter in waiters)} == {(201, 1, "done")}
@@ -265,7 +265,7 @@ def test_a_waiter_that_hangs_up_frees_its_place(store, serve, rudely):
         waiter.hang_up(rudely)
         eventually(lambda: not full(api))
         others += fill(api, 1)
-    assert len(store.list()) == 2       # what was created stays
+    assert len(store.list_tasks()) == 2       # what was created stays
 
 
 def test_a_client_that_says_no_more_is_answered(store, serve):

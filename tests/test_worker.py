@@ -49,7 +49,7 @@ def test_without_a_handler_a_task_is_completed_at_once(store):
     ids = store.create([NewTask()] * 1200)
     worker = Worker(store, Config(**QUICK))
     worker.start()
-    eventually(lambda: len(store.list("Completed", limit=2000)) == len(ids))
+    eventually(lambda: len(store.list_tasks("Completed", limit=2000)) == len(ids))
     worker.stop()
 
 
@@ -169,7 +169,7 @@ def test_a_handler_that_exits_does_not_end_its_slot(store, work):
 
 
 @pytest.mark.parametrize("result, said", [
-    ({1, 2}, "its result can't be said in JSON"), ("a\0b", "its result holds the character NUL"), ("x" * 1_100_000, "its result has more than 1048576 bytes"), ("é" * 600_000, "more than"),
+    ({1, 2}, "its result can't be written as JSON"), ("a\0b", "its result contains the character NUL"), ("x" * 1_100_000, "its result has more than 1048576 bytes"), ("é" * 600_000, "more than"),
 ], ids=["set", "NUL", "too large", "too large in UTF-8"])
 def test_a_result_that_can_not_be_kept_fails_the_task(store, work, result, said):
     work(lambda task: result)
@@ -382,7 +382,7 @@ def test_stop_before_start_and_again_is_no_harm(store):
     with pytest.raises(RuntimeError):
         worker.start()
     worker.stop(), worker.stop()
-    assert store.bells == []
+    assert store.listeners == []
 
 
 def test_stop_takes_no_more_work(store, work):
@@ -431,7 +431,7 @@ def test_old_tasks_are_deleted(store, work):
     [claim] = store.claim(1, 30)
     store.complete([(id, claim.attempt, None)])
     work(retention_days=0)
-    eventually(lambda: store.list() == [])
+    eventually(lambda: store.list_tasks() == [])
 
 
 def test_delete_old_is_off_by_default(store, work):
