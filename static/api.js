@@ -1,31 +1,31 @@
-// Talking to the service. What was read before is asked for with its ETag: "304, nothing has changed" gives the very
-// object that was there before, so whoever draws it sees by `===` that there is nothing to draw.
+// Requests to the service. What was read before is requested with its ETag: the answer 304, not modified, gives the
+// same object as before, so that the code that draws it sees with `===` that nothing has changed.
 
 import {clock} from "./words.js";
 
-const KEY = "task-manager-token", PATIENCE = {GET: 8, POST: 20, DELETE: 20}, KNOWN = 20;        // PATIENCE in seconds
+const KEY = "task-manager-token", TIME_LIMIT = {GET: 8, POST: 20, DELETE: 20}, KNOWN = 20;        // TIME_LIMIT is in seconds
 
-// The page's address may hold user:password@. fetch refuses that, and nobody should copy it.
+// The page's address may contain user:password@. fetch refuses that, and nobody should copy it.
 const home = new URL(".", location.href);
 home.username = home.password = "";
 export const whole = path => new URL(path, home).href;
 
-export class Problem extends Error {        // the server says no; `errors` say where
-  constructor(status, {detail, errors = []}) {
-    super(detail ?? `HTTP ${status}`);
-    Object.assign(this, {status, errors});
+export class Problem extends Error {        // the service refused a request; `document` is its problem document (RFC 9457)
+  constructor(status, document) {
+    super(document.detail);
+    Object.assign(this, {status, document});
   }
 }
 
-export class Unreachable extends Error {    // nobody answers, or somebody else does; `reason` names the words for that
+export class Unreachable extends Error {    // no answer, or not from the service; `reason` names the text of words.js
   constructor(reason, values) {
     super(reason);
     Object.assign(this, {reason, values});
   }
 }
 
-// What a proxy in front of the service may say instead of it. A redirect has status 0 here, for a page may not see more of it.
-const STRANGERS = {0: "redirected", 401: "proxyLogin", 403: "proxyRefuses", 413: "proxyTooLarge", 502: "proxyAlone", 503: "proxyAlone", 504: "proxyAlone"};
+// What a proxy may answer instead of the service. A redirect has status 0: a page can't see more of it.
+const PROXY_ANSWERS = {0: "redirected", 401: "proxyLogin", 403: "proxyRefuses", 413: "proxyTooLarge", 502: "proxyAlone", 503: "proxyAlone", 504: "proxyAlone"};
 
 function session(act) {         // a browser that blocks site data throws at the very name
   try {
@@ -52,7 +52,7 @@ export const token = {
 };
 
 export async function ask(method, path, {body, headers = {}, accept = "application/json", credentials} = {}) {
-  const used = token.get(), seconds = PATIENCE[method], limit = new AbortController();
+  const used = token.get(), seconds = TIME_LIMIT[method], limit = new AbortController();
   if (used) headers.Authorization = `Bearer ${used}`;
   if (body !== undefined) headers["Content-Type"] = "application/json";
   const timer = setTimeout(() => limit.abort(), seconds * 1000);
@@ -68,7 +68,7 @@ export async function ask(method, path, {body, headers = {}, accept = "applicati
   const {status, ok} = answer, [type] = (answer.headers.get("Content-Type") ?? "").split(";"), bodiless = status === 204 || status === 304;
   if (!bodiless && type !== (ok ? accept : "application/problem+json")) {
     const login = answer.headers.has("WWW-Authenticate");
-    throw new Unreachable(login && used ? "oneLogin" : STRANGERS[status] ?? "stranger", {status, answer: `HTTP ${status}${type && `, ${type}`}`});
+    throw new Unreachable(login && used ? "oneLogin" : PROXY_ANSWERS[status] ?? "stranger", {status, answer: `HTTP ${status}${type && `, ${type}`}`});
   }
   // To the second, as the tasks' times; a little more is only the way to us.
   const skew = Date.parse(answer.headers.get("Date")) - Date.now();

@@ -1,4 +1,4 @@
-// The figures at a glance: counts, the chart, and what of the system is there. All of it from /metrics.
+// The overview: counts, the chart, and the status of the service. All of it comes from /metrics.
 
 import {$, draw, icon, make, text} from "./dom.js";
 import {number, rate, span, t, timeOfDay} from "./words.js";
@@ -29,8 +29,8 @@ function drawCounts(tasks) {
   for (const [status, {count}] of tiles) text(count, tasks ? number(status === "All" ? total : tasks[status]) : "–");
 }
 
-// --- the chart: how many end per second, as the service counts it over its last seconds, so that it holds however seldom
-// a huge table can be counted as a whole.
+// --- the chart: tasks finished per second. The service counts them over its last seconds, so the chart is right even
+// where a huge table is counted as a whole only now and then.
 
 const BIN = 5000, BINS = 60, WIDTH = 10, HEIGHT = 96, WINDOW = 10_000;
 const opened = Date.now(), bins = new Map(), total = {Completed: 0, Failed: 0};
@@ -69,8 +69,8 @@ function drawChart(rates, now) {
   text($("chart-sum"), total.Completed + total.Failed ? t("chartSum", {since, completed: number(total.Completed), failed: number(total.Failed)}) : peak ? "" : t("chartNone", {since}));
 }
 
-// --- what is there. Nobody keeps a list of workers, so they are judged by what they do: a ready task is taken within a
-// moment by any that has a place free.
+// --- the status of the service. There is no list of workers, so their state is inferred: a worker with a free slot
+// takes a ready task within a moment.
 
 const PATIENCE = 10;        // seconds
 const moved = {key: "", at: Date.now()};

@@ -1,12 +1,12 @@
-// What is asked of the user: a new task, the token, and whether it is meant. What is wrong stands at its field.
+// The forms: a new task, the token, and the question before a task is deleted. An error is shown at its field.
 
 import {ask, Problem, token} from "./api.js";
 import {$} from "./dom.js";
-import {said, t} from "./words.js";
+import {errorText, t} from "./words.js";
 
-export const words = error => error instanceof Problem ? said(error.message) : t(error.reason ?? "broken", error.values ?? {error});
+export const words = error => error instanceof Problem ? errorText(error.document) : t(error.reason ?? "broken", error.values ?? {error});
 
-// Why the token does not open; undefined when that is not what an error is about.
+// Why the token is refused; undefined when the error has another cause.
 export const refusal = error => error.status === 401 ? t("tokenWrong") : error.reason === "oneLogin" ? words(error) : undefined;
 
 function mark(field, error = "") {
@@ -23,7 +23,7 @@ function newKey() {
   key = Array.from(crypto.getRandomValues(new Uint8Array(12)), byte => byte.toString(16).padStart(2, "0")).join("");
 }
 
-// Where it stops being JSON; each browser has other words for that, and some do not say where.
+// The position of the first error in a JSON text. Browsers report it in different words, and some do not.
 const TOKEN = /[ \t\n\r]*(?:("(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[\da-fA-F]{4}))*")|(-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?|true|false|null)|([{}[\],:]))?/y;
 
 function fault(json) {
@@ -50,7 +50,7 @@ function fault(json) {
   }
 }
 
-// What is wrong with it as JSON, in words; "" when nothing is, or nothing is there.
+// Why a text is not JSON; "" when it is, or is empty.
 function jsonError(json) {
   try {
     if (json.trim()) JSON.parse(json);
@@ -61,7 +61,7 @@ function jsonError(json) {
   }
 }
 
-// The payload goes as it was typed: JavaScript would round its long numbers. What is no number the server shall judge.
+// The payload is sent as it was typed, for JavaScript would round long numbers. The service checks the numbers.
 function body() {
   const parts = [];
   for (const name of FIELDS) {
@@ -110,14 +110,15 @@ export function createForm(created) {
   }
 
   function refused(error) {
-    if (refusal(error)) return askToken(refusal(error));        // what was typed is kept
+    if (refusal(error)) return askToken(refusal(error));        // what was typed stays
     const rest = [];
-    for (const {pointer, detail} of error.errors ?? []) {
-      // What is wrong with the body as a whole can only be the payload's doing.
-      const name = pointer === "" ? "payload" : FIELDS.find(name => pointer === `/${name}`);
-      name ? mark($(name), said(detail)) : rest.push(said(detail));
+    const errors = error.document?.errors ?? [];
+    for (const each of errors) {
+      // When the body as a whole is wrong, the payload is the cause: the page writes the rest itself.
+      const name = each.pointer === "" ? "payload" : FIELDS.find(name => each.pointer === `/${name}`);
+      name ? mark($(name), errorText(each)) : rest.push(errorText(each));
     }
-    $("create-error").textContent = error.errors?.length ? rest.join("; ") : words(error);
+    $("create-error").textContent = errors.length ? rest.join("; ") : words(error);
     (FIELDS.map($).find(field => field.hasAttribute("aria-invalid")) ?? $("payload")).focus();
   }
 }
@@ -131,7 +132,7 @@ export function tokenForm(entered) {
     const value = $("token-value").value.trim();
     if (!/^[\x21-\x7e]+$/.test(value)) return askToken(t("tokenWrong"));
     token.set(value);
-    try {       // without credentials, or the browser would ask its user for the login that a proxy wants, again and again
+    try {       // without credentials: else the browser would ask for the proxy's login again and again
       await ask("GET", "metrics", {accept: "text/plain", credentials: "omit"});
     } catch (error) {
       if (error.reason === "oneLogin") return askToken(words(error));
@@ -159,11 +160,11 @@ export function tokenAccepted() {
   if (focused) ($("task").hidden ? $("list-title") : $("task-title")).focus();
 }
 
-// --- is it meant?
+// --- the question before a task is deleted
 
-export function sure(id) {
-  const dialog = $("sure");
-  $("sure-title").textContent = t("sure", {id});
+export function confirmDelete(id) {
+  const dialog = $("confirm");
+  $("confirm-title").textContent = t("confirm", {id});
   dialog.returnValue = "";
   dialog.showModal();
   return new Promise(resolve => dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), {once: true}));

@@ -1,17 +1,17 @@
-// The page: what the address asks for, looked at again and again. `?task=17` is a task, anything else a page of the
-// list: `?status=New&after=950`. A look is two requests: the figures, and, with its ETag, what is shown. The next one comes
-// soon when something has changed, ever later when not, and not at all while nobody sees the page.
+// The page: it shows what its address names, and refreshes it. `?task=17` is a task, anything else a page of the list:
+// `?status=New&after=950`. A refresh is two requests: the metrics, and, with its ETag, what is shown. The next one comes
+// soon when something has changed, later and later when not, and not at all while the page is hidden.
 
 import {ask, figures, Problem, read, recall, token, Unreachable, whole} from "./api.js";
 import {$, text} from "./dom.js";
 import {drawFigures, drawTiles, STATUSES} from "./figures.js";
-import {askToken, createForm, refusal, sure, tokenAccepted, tokenForm, words} from "./forms.js";
+import {askToken, confirmDelete, createForm, refusal, tokenAccepted, tokenForm, words} from "./forms.js";
 import {drawList, drawTask, drawTimes, titleList} from "./tasks.js";
-import {said, t, timeOfDay, translate} from "./words.js";
+import {errorText, t, timeOfDay, translate} from "./words.js";
 
 const PAGE = 50, SOON = 1000, LATE = 10_000, DOWN = 4000;      // milliseconds
 
-// --- where we are
+// --- the address
 
 let here;
 
@@ -62,7 +62,7 @@ function arrive(focus) {
     $("list").setAttribute("aria-busy", "true");
     titleList(status);
     drawPager({});
-    // Nobody knows when the server will answer: rather nothing than tasks that were not asked for.
+    // While the server does not answer, an empty list is better than tasks that were not asked for.
     if (trouble && !before) for (const id of ["table", "empty"]) $(id).hidden = true;
     document.title = [...status.map(each => t(each)), t("title")].join(" · ");
     const row = from && $("rows").querySelector(`[data-id="${from}"]`), {activeElement} = document;
@@ -74,7 +74,7 @@ function arrive(focus) {
   look();
 }
 
-// --- looking
+// --- refreshing
 
 let timer, turn = 0, pause = SOON, paused = false, drawn, pending, answered = Date.now(), trouble = null;
 
@@ -116,7 +116,7 @@ function lookNow() {
   return look();
 }
 
-// Somebody points at a row, has the focus there or selects text: then no row must move away under that.
+// While the user points at a row, has the focus there or selects text, no row may move.
 let pointed = false;
 
 function inHand() {
@@ -155,12 +155,12 @@ function gone(why) {
   text($("task-error"), why);
 }
 
-// Says plainly what is the matter, once, and when it is over.
+// Shows the state of an outage, and when it is over.
 function tell(error) {
   if (error) {
     trouble ??= answered;
     const unreachable = !(error instanceof Problem);
-    text($("trouble"), unreachable ? `${words(error)} ${t("stale", {since: timeOfDay(trouble)})}` : t("unavailable", {detail: said(error.message)}));
+    text($("trouble"), unreachable ? `${words(error)} ${t("stale", {since: timeOfDay(trouble)})}` : t("unavailable", {detail: errorText(error.document)}));
     if (unreachable && $("token").hidden) $("shown").hidden = false;
   } else if (trouble) {
     trouble = null;
@@ -174,22 +174,22 @@ let quiet;
 
 function say(words, href) {
   clearTimeout(quiet);
-  $("said").replaceChildren(words);
+  $("message").replaceChildren(words);
   if (href) {
     const link = Object.assign(document.createElement("a"), {href, textContent: words});
     link.dataset.go = "";
-    $("said").replaceChildren(link);
+    $("message").replaceChildren(link);
   }
-  if (words) quiet = setTimeout(() => $("said").matches(":hover, :focus-within") || $("said").replaceChildren(), 10_000);
+  if (words) quiet = setTimeout(() => $("message").matches(":hover, :focus-within") || $("message").replaceChildren(), 10_000);
 }
 
-// --- acting
+// --- actions
 
 const underWay = new Set();
 
 async function act(method, path, done) {
   const {task} = here, what = `${method} ${path}`;
-  if (underWay.has(what)) return;      // it was clicked twice
+  if (underWay.has(what)) return;      // a double click
   underWay.add(what);
   try {
     const answer = await ask(method, path);
@@ -205,15 +205,15 @@ async function act(method, path, done) {
 }
 
 function buttons() {
-  $("cancel").addEventListener("click", () => act("POST", `tasks/${here.task}/cancel`, ({status}, id) => say(t(status === 202 ? "saidCancelSoon" : "saidCancel", {id}))));
-  $("retry").addEventListener("click", () => act("POST", `tasks/${here.task}/retry`, (_, id) => say(t("saidRetry", {id}))));
+  $("cancel").addEventListener("click", () => act("POST", `tasks/${here.task}/cancel`, ({status}, id) => say(t(status === 202 ? "doneCancelSoon" : "doneCancel", {id}))));
+  $("retry").addEventListener("click", () => act("POST", `tasks/${here.task}/retry`, (_, id) => say(t("doneRetry", {id}))));
   $("delete").addEventListener("click", async () => {
     const {task} = here;
-    if (await sure(task)) {
+    if (await confirmDelete(task)) {
       act("DELETE", `tasks/${task}`, () => {
         if (here.task === task) go(address({...here, task: null}));
         $("list-title").focus({preventScroll: true});
-        say(t("saidDelete", {id: task}));
+        say(t("doneDelete", {id: task}));
       });
     }
   });
@@ -261,11 +261,11 @@ function buttons() {
   });
 }
 
-// --- the beginning
+// --- the start
 
 translate(document);
 createForm(id => {
-  say(t("saidCreated", {id}), address({...here, task: id}));
+  say(t("doneCreate", {id}), address({...here, task: id}));
   lookNow();
 });
 tokenForm(lookNow);

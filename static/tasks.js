@@ -1,5 +1,5 @@
-// Drawing tasks: a page of the list, and one task with all that it has. What is there already is changed in place, so
-// that focus, selection and scrolling stay where they are.
+// Draws tasks: a page of the list, and one task with all its fields. Elements that exist are changed in place, so that
+// focus, selection and scroll position stay.
 
 import {$, icon, make, text} from "./dom.js";
 import {ago, dateTime, language, number, parseTime, percent, span, t} from "./words.js";
@@ -89,7 +89,7 @@ const actions = {
   delete: ({status}) => status !== "In Progress",
 };
 
-export function drawTask(id, task) {        // without a task: nothing is known of it so far, or it is not there
+export function drawTask(id, task) {        // without `task`: it is not loaded yet, or does not exist
   text($("task-title"), t("task", {id}));
   for (const [name, possible] of Object.entries(actions)) {
     const button = $(name), hide = !task || !possible(task);

@@ -115,7 +115,7 @@ def use(browser, place):
     browser.click("#back")
     browser.until(lambda: rows(browser) == ["1"] and not browser.text("#task"))
     browser.click("#tiles [data-status='Failed']")
-    browser.shows("#empty", "There is none of these now.")
+    browser.shows("#empty", "There are no such tasks now.")
     assert not browser.text("#trouble")
 
 
@@ -181,7 +181,7 @@ def test_a_browser_that_keeps_no_site_data_will_do(new_browser, service):
     create(url, {}, authorization="Bearer open-sesame")
     for _ in range(2):
         browser.open(f"{url}/")
-        browser.shows("#token", "asked for again after a reload")
+        browser.shows("#token", "need it again after a reload")
         browser.type("#token-value", "open-sesame")
         browser.press("Enter")
         browser.until(lambda: rows(browser) == ["1"] and not browser.text("#token"))
@@ -216,10 +216,10 @@ def test_it_says_that_a_browser_sends_one_login_only(browser, service, proxy):
     front = proxy(service(API_TOKEN="open-sesame"))
     front.says = lambda path, headers: basic(headers)
     browser.open(f"http://ann:secret@{front.place}")
-    browser.shows("#token", "This service wants a token")
+    browser.shows("#token", "This service needs a token")
     browser.type("#token-value", "open-sesame")
     browser.press("Enter")
-    browser.shows("#token-value-error", "wants its own login (HTTP 401).", "has to add the token itself")
+    browser.shows("#token-value-error", "needs its own login (HTTP 401).", "has to add the token itself")
     front.adds = {"Authorization": "Bearer open-sesame"}        # it was heard
     browser.do("POST", "refresh")
     use(browser, front.place)
@@ -228,12 +228,12 @@ def test_it_says_that_a_browser_sends_one_login_only(browser, service, proxy):
 STRANGERS = [
     ((302, {"Location": "http://127.0.0.1:1/?next=tasks"}, b""), "probably to its login: reload the page"),
     ((303, {"Location": "/login"}, b""), "A proxy in front of the service redirects the requests"),
-    ((200, HTML, LOGIN), "Something else answers in place of the service (HTTP 200, text/html)."),
-    ((401, HTML, LOGIN), "A proxy in front of the service wants its own login (HTTP 401)"),
+    ((200, HTML, LOGIN), "Something other than the service answers (HTTP 200, text/html)."),
+    ((401, HTML, LOGIN), "A proxy in front of the service needs its own login (HTTP 401)"),
     ((403, HTML, b"<h1>403 Forbidden</h1>"), "A proxy in front of the service refuses this (HTTP 403)."),
-    ((404, HTML, b"<h1>404 Not Found</h1>"), "Something else answers in place of the service (HTTP 404"),
-    ((429, {}, b""), "Something else answers in place of the service (HTTP 429)."),
-    ((502, HTML, b"<h1>502 Bad Gateway</h1>"), "A proxy answers, but it can't reach the service (HTTP 502)."),
+    ((404, HTML, b"<h1>404 Not Found</h1>"), "Something other than the service answers (HTTP 404"),
+    ((429, {}, b""), "Something other than the service answers (HTTP 429)."),
+    ((502, HTML, b"<h1>502 Bad Gateway</h1>"), "A proxy answers, but can't reach the service (HTTP 502)."),
     ((503, {"Content-Type": "text/plain"}, b"no healthy upstream"), "can't reach the service (HTTP 503)."),
     ((504, {"Content-Type": "application/json"}, b'{"a": "late"}'), "can't reach the service (HTTP 504)."),
 ]
@@ -247,7 +247,7 @@ def test_it_says_what_a_proxy_answers_instead_of_the_service(browser, service, p
     for answer, words in STRANGERS:
         front.says = lambda path, headers: answer if is_asked(path) else None
         look(browser)
-        browser.shows("#trouble", words, "This page keeps trying.")
+        browser.shows("#trouble", words, "and keeps trying.")
         browser.click("#new")
         browser.click("#create .primary")
         browser.shows("#create-error", words)
@@ -265,7 +265,7 @@ def test_it_says_that_a_proxy_takes_less_than_the_service(browser, service, prox
     browser.click("#new")
     browser.type("#payload", f'"{"x" * 1000}"')
     browser.click("#create .primary")
-    browser.shows("#create-error", "takes no request as large as this one (HTTP 413)", "1 MiB")
+    browser.shows("#create-error", "is too large for a proxy in front of the service (HTTP 413)", "1 MiB")
     assert not browser.text("#trouble")
 
 

@@ -132,7 +132,7 @@ def test_an_empty_table_says_what_to_do_first(browser, url):
     browser.shows("#empty", "There are no tasks yet.", f"curl -X POST {url}/tasks")
     assert not browser.text("#table")
     browser.click("#copy-curl")
-    browser.until(lambda: "copied" in browser.text("#said").lower() or browser.js("getSelection().toString()") == f"curl -X POST {url}/tasks")
+    browser.until(lambda: "copied" in browser.text("#message").lower() or browser.js("getSelection().toString()") == f"curl -X POST {url}/tasks")
     create(url)
     browser.until(lambda: rows(browser) == ["1"])
     assert not browser.text("#empty")
@@ -144,7 +144,7 @@ def test_the_figures_are_those_of_the_service(browser, url):
     browser.open(f"{url}/")
     browser.shows("[data-status='New'] strong", "2")
     browser.shows("[data-status='In Progress'] strong", "3")
-    browser.shows("#states", "Longest wait", "sec", "answers", "not used", "at work: 3 in progress")
+    browser.shows("#states", "Oldest waiting task", "sec", "connected", "not used", "running, 3 in progress")
     say(url, 1, "complete")
     say(url, 2, "fail", error="too late", final=True)
     browser.shows("[data-status='Completed'] strong", "1")
@@ -159,11 +159,11 @@ def test_it_says_when_nobody_takes_tasks(browser, url, sqlite_database):
     with sqlite3.connect(sqlite_database.removeprefix("sqlite:///"), timeout=20) as database:
         database.execute("update tasks set created_at = created_at - 3600")
     browser.open(f"{url}/")
-    browser.shows("#states", "60 min", "tasks wait; watching…")
+    browser.shows("#states", "60 min", "tasks are waiting, checking…")
     browser.js("[Date.now = (now => () => now() + 60_000)(Date.now)]")      # a minute later
-    browser.shows("#states", "nobody takes tasks")
+    browser.shows("#states", "no worker takes tasks")
     claim(url)
-    browser.shows("#states", "at work: 1 in progress")
+    browser.shows("#states", "running, 1 in progress")
 
 
 def test_the_list_is_filtered_and_the_address_tells_how(browser, url):
@@ -190,7 +190,7 @@ def test_the_list_is_filtered_and_the_address_tells_how(browser, url):
     browser.open(f"{url}/?status=New&status=In+Progress")
     browser.until(lambda: rows(browser) == ["4", "3", "2"])
     browser.click("#tiles [data-status='Failed']")
-    browser.shows("#empty", "There is none of these now.")
+    browser.shows("#empty", "There are no such tasks now.")
 
 
 def test_the_list_is_paged_both_ways(browser, url):
@@ -251,7 +251,7 @@ def test_a_task_is_created_and_watched_until_it_is_completed(browser, url):
     browser.type("#payload", '{"numbers": [1, 2, 12345678901234567890]}')
     browser.type("#priority", "7")
     browser.click("#create .primary")
-    browser.shows("#said", "Task 1 was created.")
+    browser.shows("#message", "Task 1 was created.")
     assert http("GET", f"{url}/tasks/1").json["payload"] == {"numbers": [1, 2, 12345678901234567890]}
     browser.until(lambda: rows(browser) == ["1"])
     browser.click("#rows a")
@@ -270,23 +270,23 @@ def test_a_bare_task_and_a_later_one_can_be_created(browser, url):
     browser.open(f"{url}/")
     browser.click("#new")
     browser.click("#create .primary")
-    browser.shows("#said", "Task 1 was created.")
+    browser.shows("#message", "Task 1 was created.")
     browser.click("#new")
     browser.type("#delay", "3600")
     browser.press("Control", "Enter")
-    browser.shows("#said", "Task 2 was created.")
+    browser.shows("#message", "Task 2 was created.")
     browser.shows("#rows tr", "2", "New", "in 59 min")
     assert "payload" not in http("GET", f"{url}/tasks/1").json
-    browser.click("#said a")
+    browser.click("#message a")
     browser.shows("#task", "Task 2", "Not before")
 
 
-def test_what_is_wrong_is_said_at_its_field(browser, url):
+def test_an_error_is_shown_at_its_field(browser, url):
     browser.open(f"{url}/")
     browser.click("#new")
     browser.type("#payload", '{"to":\n  ann}')
     browser.click("#create .primary")
-    browser.shows("#payload-error", "This is not JSON: look at line 2, column 3.")
+    browser.shows("#payload-error", "This is not valid JSON: see line 2, column 3.")
     assert focused(browser) == "payload" and browser.js("document.querySelector('#payload').ariaInvalid") == "true"
     assert (f"{url}/tasks", 400) not in requests(browser), "it was sent all the same"
     browser.type("#payload", '{"to": "ann"}')
@@ -300,21 +300,21 @@ def test_what_is_wrong_is_said_at_its_field(browser, url):
     browser.type("#delay", "")
     browser.type("#payload", '{"a": 1, "a": 2}')
     browser.click("#create .primary")
-    browser.shows("#payload-error", "a name stands twice in an object")
+    browser.shows("#payload-error", "an object has a duplicate key")
     browser.type("#payload", '{"a": 1}')
     browser.click("#create .primary")
-    browser.shows("#said", "Task 1 was created.")
+    browser.shows("#message", "Task 1 was created.")
 
 
 def test_a_new_task_is_canceled_and_a_failed_one_retried(browser, url):
     create(url)
     browser.open(f"{url}/?task=1")
     browser.click("#cancel")
-    browser.shows("#said", "Task 1 was canceled.")
+    browser.shows("#message", "Task 1 was canceled.")
     browser.shows("#task-status", "Failed: canceled")
     assert focused(browser) == "task-title", "the focus went with the button"
     browser.click("#retry")
-    browser.shows("#said", "Task 1 will be run again.")
+    browser.shows("#message", "Task 1 will be run again.")
     browser.shows("#task-status", "New")
 
 
@@ -323,7 +323,7 @@ def test_a_task_in_progress_is_canceled_by_its_worker(browser, url):
     claim(url)
     browser.open(f"{url}/?task=1")
     browser.click("#cancel")
-    browser.shows("#said", "its worker was asked to stop")
+    browser.shows("#message", "its worker was asked to stop")
     browser.shows("#task-status", "In Progress, to be canceled")
     assert not browser.text("#cancel") and not browser.text("#delete")
     say(url, 1, "fail", error="stopped")
@@ -336,14 +336,14 @@ def test_a_task_is_deleted_after_a_question(browser, url):
     browser.until(lambda: rows(browser) == ["2", "1"])
     browser.click("#rows a")
     browser.click("#delete")
-    browser.shows("#sure", "Delete task 2?")
-    assert focused(browser) == "Keep it"
+    browser.shows("#confirm", "Delete task 2?")
+    assert focused(browser) == "Keep task"
     browser.press("Escape")
-    browser.until(lambda: not browser.text("#sure") and focused(browser) == "delete")
+    browser.until(lambda: not browser.text("#confirm") and focused(browser) == "delete")
     assert http("GET", f"{url}/tasks/2").status == 200
     browser.click("#delete")
-    browser.click("#sure .danger")
-    browser.shows("#said", "Task 2 was deleted.")
+    browser.click("#confirm .danger")
+    browser.shows("#message", "Task 2 was deleted.")
     browser.until(lambda: rows(browser) == ["1"])
     assert http("GET", f"{url}/tasks/2").status == 404
 
@@ -371,7 +371,7 @@ def test_the_focus_is_never_lost(browser, url):
         browser.until(lambda: rows(browser) and focused(browser) == "list-title")
 
 
-def test_a_refusal_is_said_in_words(browser, url):
+def test_a_refused_action_says_why(browser, url):
     fail(url, None, "too late")
     browser.open(f"{url}/?task=1")
     browser.shows("#task-status", "Failed")
@@ -389,7 +389,7 @@ def test_the_server_goes_and_comes_back(browser, service):
     browser.open(f"{url}/")
     browser.until(lambda: rows(browser) == ["1"])
     service.program.stop()
-    browser.shows("#trouble", "The server can't be reached. No answer of the service since")
+    browser.shows("#trouble", "The server can't be reached. No answer from the service since")
     assert rows(browser) == ["1"] and "unknown" in browser.text("#states")
     browser.click("#tiles [data-status='Failed']")      # which nobody knows now
     browser.shows("#list-title", "Failed, newest first")
@@ -401,7 +401,7 @@ def test_the_server_goes_and_comes_back(browser, service):
     browser.click("#create .primary")
     browser.shows("#create", "The server can't be reached.")
     service(PORT=urlsplit(url).port)
-    browser.shows("#said", "The server answers again.")
+    browser.shows("#message", "The server answers again.")
     browser.until(lambda: not browser.text("#trouble"))
     browser.click("#create .primary")       # what was typed is still there
     browser.until(lambda: rows(browser) == ["2", "1"])
@@ -416,14 +416,14 @@ def test_it_says_when_database_and_rabbitmq_are_away(browser, service, sqlite_da
     url = service(RABBITMQ_URL="amqp://127.0.0.1:1")
     create(url)
     browser.open(f"{url}/")
-    browser.shows("#state-rabbitmq", "does not answer")
-    browser.shows("#state-database", "answers")
+    browser.shows("#state-rabbitmq", "not connected")
+    browser.shows("#state-database", "connected")
     rename("tasks", "away")
-    browser.shows("#trouble", "The server answers, but can't help: the database can't be used")
-    browser.shows("#state-database", "does not answer")
+    browser.shows("#trouble", "The server answers, but can't process the request: the database can't be used")
+    browser.shows("#state-database", "not connected")
     browser.shows("#state-workers", "unknown")
     rename("away", "tasks")
-    browser.shows("#state-database", "answers")
+    browser.shows("#state-database", "connected")
     browser.until(lambda: not browser.text("#trouble"))
 
 
@@ -449,7 +449,7 @@ def test_the_token_is_asked_for_once_a_session(new_browser, service):
     bearer = {"authorization": "Bearer open-sesame"}
     create(url, {}, **bearer)
     browser.open(f"{url}/")
-    browser.shows("#token", "This service wants a token")
+    browser.shows("#token", "This service needs a token")
     assert focused(browser) == "token-value" and not browser.text("#shown") and not browser.text("#new")
     browser.type("#token-value", "wrong")
     browser.press("Enter")
@@ -467,7 +467,7 @@ def test_the_token_is_asked_for_once_a_session(new_browser, service):
     browser.shows("body", "taskmanager_tasks")
     other = new_browser()
     other.open(f"{url}/")
-    other.shows("#token", "This service wants a token")
+    other.shows("#token", "This service needs a token")
     other.type("#token-value", "open-sesame")
     other.press("Enter")
     other.until(lambda: rows(other) == ["2", "1"] and focused(other) == "list-title")
@@ -535,8 +535,8 @@ def test_the_keyboard_alone_suffices(browser, url):
     browser.shows("#task-status", "New")
     tab_to(browser, "delete")
     browser.press("Enter")
-    browser.shows("#sure", "Delete task 1?")
-    tab_to(browser, "Delete it")
+    browser.shows("#confirm", "Delete task 1?")
+    tab_to(browser, "Delete")
     browser.press("Enter")
     browser.shows("#empty", "There are no tasks yet.")
     assert focused(browser) == "list-title"
@@ -545,7 +545,7 @@ def test_the_keyboard_alone_suffices(browser, url):
     browser.until(lambda: rows(browser) == ["3", "2"])
     tab_to(browser, "2")
     create(url)
-    browser.shows("#fresh", "Newer ones wait")
+    browser.shows("#fresh", "New tasks appear")
     claim(url, 3)
     browser.shows("[data-id='2']:focus", "2")
     browser.until(lambda: browser.text("#rows").count("In Progress") == 2)
@@ -562,7 +562,7 @@ def test_no_row_moves_away_under_the_mouse(browser, url):
     browser.until(lambda: rows(browser) == ["2", "1"])
     browser.point_at("#rows a")
     create(url)
-    browser.shows("#fresh", "Newer ones wait")
+    browser.shows("#fresh", "New tasks appear")
     assert rows(browser) == ["2", "1"]
     browser.point_at("header")
     browser.until(lambda: rows(browser) == ["3", "2", "1"] and not browser.text("#fresh"))
@@ -579,7 +579,7 @@ def views(browser, url):
     say(url, running, "progress", progress=0.4)
     browser.open(f"{url}/")
     browser.shows("#rows", "New")
-    browser.shows("#states", "at work")
+    browser.shows("#states", "running")
     yield "list"
     browser.click("#older")
     browser.shows("#rows", "In Progress", "40%", "Failed", "yyy")
@@ -588,7 +588,7 @@ def views(browser, url):
     browser.shows("#task", "Failed", "Error", "Payload")
     yield "failed"
     browser.click("#delete")
-    browser.shows("#sure", "Delete task")
+    browser.shows("#confirm", "Delete task")
     yield "question"
     browser.open(f"{url}/?task={running}")
     browser.shows("#task-progress", "40%")
@@ -656,7 +656,7 @@ def test_it_speaks_russian(new_browser, url):
     browser.click("#new")
     browser.type("#priority", "высокий")
     browser.click("#create .primary")
-    browser.shows("#priority-error", "ожидалось целое число от -32768 до 32767")
+    browser.shows("#priority-error", "ожидается число от -32768 до 32767")
 
 
 def test_every_text_of_the_page_has_both_languages():
@@ -717,3 +717,14 @@ def test_swagger_ui_tries_it_out_with_the_token(browser, service, scheme):
         browser.js(f"(() => {{ {AXE} }})()")
         assert browser.js("""axe.run(document, {runOnly: ['color-contrast']}).then(({violations}) => violations.flatMap(({nodes}) => nodes)
                              .filter(({any}) => any[0].data.contrastRatio < 3).map(({html, any}) => [html, any[0].data.contrastRatio]))""") == []
+
+
+def test_it_translates_an_error_by_its_code(new_browser, service):
+    url, browser = service(CONCURRENCY="0"), new_browser("ru-RU")
+    http("POST", f"{url}/tasks")
+    browser.open(f"{url}/?task=1")
+    browser.shows("#task-status", "Новая")
+    http("POST", f"{url}/tasks/claim")
+    browser.click("#delete")
+    browser.click("#confirm .danger")
+    browser.shows("#task-error", "сейчас это невозможно: статус задачи — «В работе»")
