@@ -38,7 +38,10 @@ def main(source: Path, archives: Path) -> None:
     part = Path(f"{archive}.{os.environ['TASK_ID']}-{os.environ['TASK_ATTEMPT']}.part")
     try:
         with open(part, "w+b") as file:
-            with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as zipped, tarfile.open(fileobj=zipped, mode="w") as tar:
+            with (
+                gzip.GzipFile("", "wb", fileobj=file, mtime=0) as zipped,
+                tarfile.open(fileobj=zipped, mode="w") as tar,
+            ):
                 tar.add(folder, arcname=folder.name)
             file.seek(0)
             digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""`make demo`: the service with a trickle of tasks of several kinds, for someone who just wants to see it work.
+"""`make demo`: the service with a trickle of tasks of several kinds, for a first look.
 
 The tasks are in demo.db; delete the file to begin anew.
 """
@@ -60,7 +60,9 @@ def trickle(port):
         if token := os.environ.get("API_TOKEN"):
             headers["Authorization"] = f"Bearer {token}"
         try:
-            urllib.request.urlopen(urllib.request.Request(f"http://localhost:{port}/tasks", body, headers)).close()
+            urllib.request.urlopen(
+                urllib.request.Request(f"http://localhost:{port}/tasks", body, headers)
+            ).close()
         except OSError:
             pass        # not there yet, or just stopping
         time.sleep(random.uniform(0.3, 3))

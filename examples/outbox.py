@@ -47,7 +47,9 @@ class Outbox(BaseHTTPRequestHandler):
     def accept(self) -> dict:
         size, key = self.headers.get("Content-Length", ""), self.headers.get("Idempotency-Key")
         if self.path != "/outbox" or not key or not size.isdecimal() or int(size) > MAX_BODY:
-            raise ValueError(f"expected a POST to /outbox with an Idempotency-Key, of at most {MAX_BODY} bytes")
+            raise ValueError(
+                f"expected a POST to /outbox with an Idempotency-Key, of at most {MAX_BODY} bytes"
+            )
         mail = compose(json.loads(self.rfile.read(int(size))))
         file = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.eml"
         mail["Message-ID"] = f"<{file.stem}@outbox.invalid>"
@@ -62,7 +64,9 @@ class Outbox(BaseHTTPRequestHandler):
 def compose(task: dict) -> EmailMessage:
     """The mail that a task asks for. Raise ValueError."""
     payload = task.get("payload") if isinstance(task, dict) else None
-    if not isinstance(payload, dict) or not all(isinstance(payload.get(name), str) for name in ("to", "subject", "text")):
+    if not isinstance(payload, dict) or not all(
+        isinstance(payload.get(name), str) for name in ("to", "subject", "text")
+    ):
         raise ValueError("expected a payload with the texts to, subject and text")
     if not re.fullmatch(ADDRESS, payload["to"]):
         raise ValueError(f"{payload['to']!r} is not an address such as ann@example.com")

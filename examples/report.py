@@ -40,7 +40,10 @@ def summarize(task: Task) -> dict | None:
         counts[row[group]] += 1
         totals[row[group]] += number(row[column], f"row {done}, column {column!r}")
         task.progress(done / len(rows))
-    return {"rows": len(rows), "groups": {key: {"rows": counts[key], "total": float(totals[key])} for key in counts}}
+    return {
+        "rows": len(rows),
+        "groups": {key: {"rows": counts[key], "total": float(totals[key])} for key in counts},
+    }
 
 
 def number(text: str, where: str) -> Decimal:

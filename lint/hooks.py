@@ -2,13 +2,22 @@
 
 import schemathesis
 
-BODIES = {"extendTask": {}, "reportProgress": {"progress": 0.5}, "completeTask": {}, "failTask": {"error": "why"}, "releaseTask": {}}
+BODIES = {
+    "extendTask": {},
+    "reportProgress": {"progress": 0.5},
+    "completeTask": {},
+    "failTask": {"error": "why"},
+    "releaseTask": {},
+}
 
 
 @schemathesis.hook
 def before_load_schema(context, document):
-    """Lead it from a claim to what a worker says of the task. In openapi.yaml itself such links would keep openapi-generator from
-    reading it. As if found by schemathesis, since a link leads nowhere when there was nothing to claim."""
+    """Lead it from a claim to what a worker reports about the task.
+
+    In openapi.yaml itself such links would keep openapi-generator from reading it. They are marked as if
+    schemathesis had found them, since a link leads nowhere when there was nothing to claim.
+    """
     document["paths"]["/tasks/claim"]["post"]["responses"]["200"]["links"] = {
         operation: {
             "operationId": operation,

@@ -1,7 +1,7 @@
 """Real servers, real programs, a fresh database for every test.
 
-A test that takes `database` or `store` runs on SQLite and on PostgreSQL. TEST_DATABASE_URL and TEST_RABBITMQ_URL
-name servers to use instead of our own; the tests that kill a server always use their own.
+A test that takes `database` or `store` runs on SQLite and on PostgreSQL. TEST_DATABASE_URL and
+TEST_RABBITMQ_URL name servers to use instead of our own; the tests that kill a server always use their own.
 """
 
 import contextlib
@@ -82,7 +82,7 @@ def rabbitmq(_own_rabbitmq):
 
 @pytest.fixture
 def postgres_database(request):
-    """The address of a new, empty PostgreSQL database; in truth a schema, which is made and dropped so much sooner."""
+    """The address of a new, empty PostgreSQL database: in fact a schema, which is made and dropped faster."""
     import psycopg2
     name = f"taskmanager_test_{os.getpid()}_{next(numbers)}"
     server = os.environ.get("TEST_DATABASE_URL") or request.getfixturevalue("_own_postgres").url
@@ -128,7 +128,15 @@ def broker(request):
     return url
 
 
-# As it stands in the document.
+# The table and the producer as they stand in the document.
+DOCUMENT_TABLE = """
+CREATE TABLE tasks (
+    id SERIAL PRIMARY KEY,
+    status VARCHAR(20) DEFAULT 'New',
+    created_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP,
+    updated_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP
+);
+"""
 PRODUCER = """
 import pika
 import json
@@ -175,10 +183,21 @@ class Program:
         clean = {name: value for name, value in os.environ.items() if name not in SETTINGS}
         command = [*wrapper, sys.executable, str(ROOT / script)]
         with self.log_file.open("wb") as output:
-            self.process = subprocess.Popen(command, cwd=ROOT, env=clean | environ,
-                                            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+            self.process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=clean | environ,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         # When pytest is gone without a goodbye, this one's stdin ends, and so does the program.
-        self.guard = subprocess.Popen(["sh", "-c", 'read _; kill -s KILL -- "-$1"', "guard", str(self.process.pid)], stdin=subprocess.PIPE, start_new_session=True)
+        self.guard = subprocess.Popen(
+            ["sh", "-c", 'read _; kill -s KILL -- "-$1"', "guard", str(self.process.pid)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
 
     def log(self):
         return self.log_file.read_text()
@@ -252,10 +271,14 @@ def http(method, url, body=None, **headers):
     """One request; an Answer, whatever its status."""
     if isinstance(body, (dict, list)):
         body = json.dumps(body).encode()
-    headers = ({"Content-Type": "application/json"} if body else {}) | {name.replace("_", "-"): value for name, value in headers.items()}
+    headers = ({"Content-Type": "application/json"} if body else {}) | {
+        name.replace("_", "-"): value for name, value in headers.items()
+    }
     request = urllib.request.Request(url, body, headers, method=method)
     try:
-        with urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
+        with urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({})).open(
+            request, timeout=30
+        ) as answer:
             return Answer(answer.status, answer.headers, answer.read())
     except urllib.error.HTTPError as e:
         return Answer(e.code, e.headers, e.read())
@@ -268,7 +291,11 @@ def serve():
 
     def serve(app, hosts=(), rabbitmq=None, **settings):
         config = taskmanager.Config(port=0, **settings)
-        app = taskmanager.create_app(app, config, hosts, rabbitmq) if isinstance(app, taskmanager.Store) else app
+        app = (
+            taskmanager.create_app(app, config, hosts, rabbitmq)
+            if isinstance(app, taskmanager.Store)
+            else app
+        )
         server = taskmanager.make_server(app, config)
         threading.Thread(target=server.run, daemon=True).start()
         servers.append(server)

@@ -32,7 +32,12 @@ def obey(task):
         task.progress(order["progress"])
         time.sleep(0.5)
     if "raise" in order:
-        raise {"ValueError": ValueError, "Failed": taskmanager.Failed, "exit": SystemExit, "Retry": taskmanager.Retry}[order["raise"]](order.get("say", "as told"))
+        raise {
+            "ValueError": ValueError,
+            "Failed": taskmanager.Failed,
+            "exit": SystemExit,
+            "Retry": taskmanager.Retry,
+        }[order["raise"]](order.get("say", "as told"))
     if "until" in order and task.attempt < order["until"]:
         raise RuntimeError(f"attempt {task.attempt} is too early")
     return order.get("return")

@@ -1,7 +1,7 @@
 """PostgreSQL, PgBouncer and RabbitMQ for the tests: our own, from the installed binaries.
 
-Each lives in a temporary folder, listens on a free port of 127.0.0.1 and has nothing to do with the machine's own
-services, so a test may stop, kill, freeze and restart it.
+Each lives in a temporary folder, listens on a free port of 127.0.0.1 and has nothing to do with the machine's
+own services, so a test may stop, kill, freeze and restart it.
 """
 
 import atexit
@@ -33,8 +33,8 @@ class Missing(Exception):
         super().__init__(f"{what}: {how}")
 
 
-# Below the ports that the system gives to clients (32768 and up). Among those, a client that keeps dialling a stopped
-# server is one day given that very port, and connects to itself.
+# Below the ports that the system gives to clients (32768 and up). Among those, a client that keeps dialling a
+# stopped server is one day given that very port, and connects to itself.
 ports = itertools.count(random.SystemRandom().randrange(20000, 30000))
 
 
@@ -47,7 +47,9 @@ def free_port() -> int:
 
 def living() -> dict[int, int]:
     """The parent of every process. A zombie does not count: in a container there may be nobody to reap it."""
-    table = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,stat="], capture_output=True, text=True, check=True).stdout
+    table = subprocess.run(
+        ["ps", "-A", "-o", "pid=,ppid=,stat="], capture_output=True, text=True, check=True
+    ).stdout
     rows = [line.split() for line in table.splitlines()]
     return {int(pid): int(parent) for pid, parent, state, *_ in rows if not state.startswith("Z")}
 
@@ -74,14 +76,31 @@ class Server:
         if self.process:
             return self.thaw()
         with self.log.open("a") as log:
-            # A session of its own: Ctrl-C is meant for pytest, which still needs the server to finish its test.
+            # A session of its own: Ctrl-C is meant for pytest, which needs the server to finish its test.
             self.process = subprocess.Popen(
-                self.command, env=self.environment, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True, **self.account)
+                self.command,
+                env=self.environment,
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                **self.account,
+            )
         # When pytest is gone without a goodbye (SIGKILL), this one's stdin ends, and so do server and folder.
         self.guard = subprocess.Popen(
-            ["sh", "-c", 'read _; kill -s "$2" "$1"; kill -s CONT "$1"; sleep 5; rm -rf "$3"', "guard", str(self.pid),
-             self.stop_signal.name.removeprefix("SIG"), self.folder], stdin=subprocess.PIPE, start_new_session=True)
+            [
+                "sh",
+                "-c",
+                'read _; kill -s "$2" "$1"; kill -s CONT "$1"; sleep 5; rm -rf "$3"',
+                "guard",
+                str(self.pid),
+                self.stop_signal.name.removeprefix("SIG"),
+                self.folder,
+            ],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
         deadline = time.monotonic() + DEADLINE
         while not self.answers():
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -91,7 +110,7 @@ class Server:
             time.sleep(0.05)
 
     def family(self) -> set[int]:
-        """The process and all that descend from it; nobody once it has ended, when its number may be another's."""
+        """The ids of the process and its descendants; none once it has ended: its id may be another's."""
         found = {self.pid} if self.process.poll() is None else set()
         parents = living()
         while more := {child for child, parent in parents.items() if parent in found} - found:
@@ -157,16 +176,40 @@ class Postgres(Server):
             user = users.get("postgres") or users["nobody"]
             self.account = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
             os.chown(self.folder, user.pw_uid, user.pw_gid)
-        made = subprocess.run([binaries / "initdb", "--pgdata", self.data, "--username=postgres", "--auth=trust",
-                               "--encoding=UTF8", "--locale=C", "--no-sync"], env=self.environment, cwd=self.folder,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **self.account)
+        made = subprocess.run(
+            [
+                binaries / "initdb",
+                "--pgdata",
+                self.data,
+                "--username=postgres",
+                "--auth=trust",
+                "--encoding=UTF8",
+                "--locale=C",
+                "--no-sync",
+            ],
+            env=self.environment,
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            **self.account,
+        )
         if made.returncode:
             raise RuntimeError(f"initdb failed:\n{made.stdout}")
         self.command = [
-            binaries / "postgres", "-D", self.data, "-p", str(self.port), "--listen_addresses=127.0.0.1",
-            "--unix_socket_directories=", "--max_connections=200", "--shared_buffers=16MB",
-            "--fsync=off",  # only processes are killed here, never the machine: what they wrote, the kernel has
-            "--dynamic_shared_memory_type=mmap",  # in our folder: /dev/shm is small in containers, and not ours to tidy
+            binaries / "postgres",
+            "-D",
+            self.data,
+            "-p",
+            str(self.port),
+            "--listen_addresses=127.0.0.1",
+            "--unix_socket_directories=",
+            "--max_connections=200",
+            "--shared_buffers=16MB",
+            # Only processes are killed here, never the machine: what they wrote, the kernel has.
+            "--fsync=off",
+            # In our folder: /dev/shm is small in containers, and not ours to tidy.
+            "--dynamic_shared_memory_type=mmap",
         ]
 
     def answers(self) -> bool:
@@ -225,7 +268,9 @@ class PgBouncer(Server):
             f"[databases]\n* = host=127.0.0.1 port={postgres.port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
             f"listen_port = {self.port}\nunix_socket_dir =\nauth_type = any\npool_mode = transaction\n")
         # auth_type any knows no user, so the database's line names it.
-        settings.write_text(settings.read_text().replace(f"port={postgres.port}", f"port={postgres.port} user=postgres"))
+        settings.write_text(
+            settings.read_text().replace(f"port={postgres.port}", f"port={postgres.port} user=postgres")
+        )
         if os.getuid() == 0:  # which PgBouncer refuses to run as
             user = pwd.getpwnam("nobody")
             self.account = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
@@ -254,8 +299,8 @@ class RabbitMQ(Server):
         program = rabbitmq_program()
         super().__init__()
         self.url = f"amqp://guest:guest@127.0.0.1:{self.port}"
-        # In Erlang's own form, which starts half a second sooner than rabbitmq.conf. The limits are such that no alarm
-        # stops the publishers on a small machine.
+        # In Erlang's own form, which starts half a second sooner than rabbitmq.conf. The limits are such that
+        # no alarm stops the publishers on a small machine.
         (self.folder / "rabbitmq.config").write_text(
             f'[{{rabbit, [{{tcp_listeners, [{{"127.0.0.1", {self.port}}}]}}, {{disk_free_limit, 1000000}},'
             ' {vm_memory_high_watermark, {absolute, 1000000000}}]}].')
@@ -267,7 +312,8 @@ class RabbitMQ(Server):
             "PATH": os.pathsep.join([os.environ["PATH"], "/opt/homebrew/bin", "/usr/local/bin", *erlang]),
             "HOME": str(self.folder),  # for Erlang's cookie
             "LANG": "C.UTF-8",
-            "RUNNING_UNDER_SYSTEMD": "true",  # the start script then becomes the server instead of waiting for it
+            # The start script then becomes the server instead of waiting for it.
+            "RUNNING_UNDER_SYSTEMD": "true",
             "RABBITMQ_NODENAME": "tmtest@localhost",
             "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq.config"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "enabled_plugins"),
@@ -275,25 +321,30 @@ class RabbitMQ(Server):
             "RABBITMQ_LOG_BASE": str(self.folder),
             "RABBITMQ_LOGS": "-",
             # What would be read from /etc/rabbitmq.
-            "RABBITMQ_CONF_ENV_FILE": none, "RABBITMQ_CONFIG_FILES": none, "RABBITMQ_ADVANCED_CONFIG_FILE": none,
-            # One node needs no other: it has a name, but listens for no node and is registered nowhere. That saves a
-            # second at each start, and epmd, a daemon that would outlive us. Port 1 is nobody's.
+            "RABBITMQ_CONF_ENV_FILE": none,
+            "RABBITMQ_CONFIG_FILES": none,
+            "RABBITMQ_ADVANCED_CONFIG_FILE": none,
+            # One node needs no other: it has a name, but listens for no node and is registered nowhere. That
+            # saves a second at each start, and epmd, a daemon that would outlive us. Port 1 is nobody's.
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-sname tmtest@localhost",
             "ERL_FLAGS": "-start_epmd false -dist_listen false -erl_epmd_port 1",
             "ERL_EPMD_PORT": "1",
         }
-        # macOS allows 256 open files, too few; some containers a thousand million, which Erlang closes one by one.
+        # macOS allows 256 open files, too few; some containers a billion, which Erlang closes one by one.
         self.command = ["sh", "-c", 'ulimit -n 4096; exec "$0"', program]
 
     def answers(self) -> bool:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=5) as client:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection(("127.0.0.1", self.port), timeout=5) as client,
+        ):
             client.sendall(b"AMQP\0\0\x09\x01")
             return client.recv(1) == b"\x01"  # a method frame: the server's connection.start
         return False
 
 
 def rabbitmq_program() -> str:
-    """The server itself: what Debian and others put on the PATH first changes the user, so that comes last."""
+    """The server itself; what Debian and others put on the PATH first changes the user, so it comes last."""
     folders = ["usr/lib/rabbitmq/bin", "usr/lib/rabbitmq/lib/*/sbin", "opt/homebrew/sbin", "usr/local/sbin"]
     found = [str(path) for folder in folders for path in Path("/").glob(f"{folder}/rabbitmq-server")]
     for program in [*found, shutil.which("rabbitmq-server")]:
@@ -320,18 +371,29 @@ def install() -> None:
         policy.write_text("#!/bin/sh\nexit 101\n")
         policy.chmod(0o755)
     try:
-        for arguments in ("update", "install -y --no-install-recommends --no-upgrade postgresql pgbouncer rabbitmq-server"):
-            done = subprocess.run(["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=120", *arguments.split()],
-                                  env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"}, stdin=subprocess.DEVNULL,
-                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for arguments in (
+            "update",
+            "install -y --no-install-recommends --no-upgrade postgresql pgbouncer rabbitmq-server",
+        ):
+            done = subprocess.run(
+                ["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=120", *arguments.split()],
+                env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
             if done.returncode:
-                raise Missing(f"apt-get {arguments.split()[0]} failed ({' '.join(done.stdout.split())[-300:]})")
+                raise Missing(
+                    f"apt-get {arguments.split()[0]} failed ({' '.join(done.stdout.split())[-300:]})"
+                )
     finally:
         if ours:
             policy.unlink()
 
 
-if __name__ == "__main__":      # `make test` begins with this, so that what is installed, or missing, is said in the open
+# `make test` begins with this, so that what is installed, or missing, is said in the open
+if __name__ == "__main__":
     try:
         install()
     except Missing as missing:

@@ -17,11 +17,24 @@ CLOCK = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d"
 
 # The document, to the letter
 
-@pytest.mark.parametrize("headers", [{}, {"Content-Type": "application/json"}, {"Content-Type": "text/plain"}, {"Content-Type": "nonsense"},
-                                     {"Content-Type": "application/x-www-form-urlencoded"}], ids=lambda headers: headers.get("Content-Type", "none"))
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Content-Type": "application/json"},
+        {"Content-Type": "text/plain"},
+        {"Content-Type": "nonsense"},
+        {"Content-Type": "application/x-www-form-urlencoded"},
+    ],
+    ids=lambda headers: headers.get("Content-Type", "none"),
+)
 def test_post_with_an_empty_body_creates_a_task(api, headers):
     answer = http("POST", f"{api}/tasks", b"", **headers)
-    assert (answer.status, answer.body, answer.headers["Content-Type"]) == (201, b'{"id": 1}', "application/json")
+    assert (answer.status, answer.body, answer.headers["Content-Type"]) == (
+        201,
+        b'{"id": 1}',
+        "application/json",
+    )
 
 
 def test_post_without_any_header_about_a_body(api):
@@ -32,14 +45,21 @@ def test_get_of_a_task(api):
     http("POST", f"{api}/tasks")
     answer = http("GET", f"{api}/tasks/1")
     assert answer.status == 200 and answer.headers["Content-Type"] == "application/json"
-    assert re.fullmatch(rf'{{"id": 1, "status": "New", "created_at": "{CLOCK}", "updated_at": "{CLOCK}"}}', answer.body.decode())
+    assert re.fullmatch(
+        rf'{{"id": 1, "status": "New", "created_at": "{CLOCK}", "updated_at": "{CLOCK}"}}',
+        answer.body.decode(),
+    )
 
 
 def test_get_of_all_tasks_and_of_those_with_a_status(api, store):
     assert http("GET", f"{api}/tasks").body == b"[]"
     store.create([NewTask()] * 3)
     store.claim(1, 30)
-    assert [(task["id"], task["status"]) for task in http("GET", f"{api}/tasks").json] == [(1, "In Progress"), (2, "New"), (3, "New")]
+    assert [(task["id"], task["status"]) for task in http("GET", f"{api}/tasks").json] == [
+        (1, "In Progress"),
+        (2, "New"),
+        (3, "New"),
+    ]
     for status, ids in {"New": [2, 3], "In Progress": [1], "Completed": [], "Failed": []}.items():
         for written in (quote(status), status.replace(" ", "+")):
             answer = http("GET", f"{api}/tasks?status={written}")
@@ -48,10 +68,32 @@ def test_get_of_all_tasks_and_of_those_with_a_status(api, store):
 
 # Bad input gets a clear answer
 
-@pytest.mark.parametrize("method, path", [("GET", ""), ("POST", "/cancel"), ("POST", "/retry")], ids=["read", "cancel", "retry"])
+@pytest.mark.parametrize(
+    "method, path", [("GET", ""), ("POST", "/cancel"), ("POST", "/retry")], ids=["read", "cancel", "retry"]
+)
 def test_an_id_that_is_none(api, store, method, path):
     store.create()
-    for id in ("0", "2", "-1", "abc", "1.0", "007", "1e3", "9" * 30, str(2**63), str(2**63 - 1), "%D9%A1", "%EF%BC%91", "1%00", "%FF", "%FF1", "1%FF", "1%2F2", "null", "1;drop"):
+    for id in (
+        "0",
+        "2",
+        "-1",
+        "abc",
+        "1.0",
+        "007",
+        "1e3",
+        "9" * 30,
+        str(2**63),
+        str(2**63 - 1),
+        "%D9%A1",
+        "%EF%BC%91",
+        "1%00",
+        "%FF",
+        "%FF1",
+        "1%FF",
+        "1%2F2",
+        "null",
+        "1;drop",
+    ):
         is_problem(http(method, f"{api}/tasks/{id}{path}"), 404)
 
 
@@ -60,11 +102,29 @@ def test_an_unknown_status_is_told_the_four(api):
     assert "'Done'" in detail and "New, In Progress, Completed, Failed" in detail
 
 
-@pytest.mark.parametrize("query, said", [
-    ("status=", "status: ''"), ("status=new", "status: 'new'"), ("status=%FF", "expected UTF-8"), ("limit=1&limit=2", "limit: expected once"), ("order=up", "order: 'up': expected asc or desc"), ("order=", "order"),
-    ("limit=0", "limit: '0': expected a whole number from 1 to 1000"), ("limit=1001", "limit"), ("limit=-1", "limit"), ("limit=ten", "limit"), ("limit=%D9%A1", "limit"),
-    ("after=-1", "after"), ("after=" + "9" * 30, "after"), ("after=9223372036854775808", "after"), ("after=", "after"), ("statos=New", "statos: unknown; expected"), ("%C3%A9=1", "é: unknown; expected"),
-], ids=lambda value: value[:20])
+@pytest.mark.parametrize(
+    "query, said",
+    [
+        ("status=", "status: ''"),
+        ("status=new", "status: 'new'"),
+        ("status=%FF", "expected UTF-8"),
+        ("limit=1&limit=2", "limit: expected once"),
+        ("order=up", "order: 'up': expected asc or desc"),
+        ("order=", "order"),
+        ("limit=0", "limit: '0': expected a whole number from 1 to 1000"),
+        ("limit=1001", "limit"),
+        ("limit=-1", "limit"),
+        ("limit=ten", "limit"),
+        ("limit=%D9%A1", "limit"),
+        ("after=-1", "after"),
+        ("after=" + "9" * 30, "after"),
+        ("after=9223372036854775808", "after"),
+        ("after=", "after"),
+        ("statos=New", "statos: unknown; expected"),
+        ("%C3%A9=1", "é: unknown; expected"),
+    ],
+    ids=lambda value: value[:20],
+)
 def test_a_query_that_is_wrong(api, query, said):
     assert said in is_problem(http("GET", f"{api}/tasks?{query}"), 400)
 
@@ -83,7 +143,10 @@ def test_all_that_is_wrong_in_a_query_is_named_at_once(api):
     answer = http("GET", f"{api}/tasks?limit=0&after=x&status=Done&status=New&colour=red")
     is_problem(answer, 400)
     assert [error["parameter"] for error in answer.json["errors"]] == ["limit", "after", "status", "colour"]
-    assert len(http("GET", f"{api}/tasks?" + "&".join(f"p{n}" for n in range(1000))).json["errors"]) == taskmanager.MAX_ERRORS
+    assert (
+        len(http("GET", f"{api}/tasks?" + "&".join(f"p{n}" for n in range(1000))).json["errors"])
+        == taskmanager.MAX_ERRORS
+    )
 
 
 def test_a_field_in_the_query_is_not_overlooked(api, store):
@@ -92,39 +155,91 @@ def test_a_field_in_the_query_is_not_overlooked(api, store):
 
 
 def test_a_body_that_is_too_large(api, store):
-    for announced, sent in ((b"Content-Length: 1048577", 1_048_577), (b"Content-Length: 5000000", 5_000_000), (b"Content-Length: 99999999999", 0)):
-        head, _, body = raw(api, b"POST /tasks HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + announced + b"\r\n\r\n" + b" " * sent).partition(b"\r\n\r\n")
-        assert b" 413 " in head and b"application/problem+json" in head and "1048576" in json.loads(body)["detail"]
+    for announced, sent in (
+        (b"Content-Length: 1048577", 1_048_577),
+        (b"Content-Length: 5000000", 5_000_000),
+        (b"Content-Length: 99999999999", 0),
+    ):
+        head, _, body = raw(
+            api,
+            b"POST /tasks HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+            + announced
+            + b"\r\n\r\n"
+            + b" " * sent,
+        ).partition(b"\r\n\r\n")
+        assert b" 413 " in head
+        assert b"application/problem+json" in head
+        assert "1048576" in json.loads(body)["detail"]
     chunk = b"10000\r\n" + b" " * 65536 + b"\r\n"
-    assert b" 413 " in raw(api, b"POST /tasks HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk * 16 + b"1\r\n \r\n0\r\n\r\n").split(b"\r\n")[0]
+    assert (
+        b" 413 "
+        in raw(
+            api,
+            b"POST /tasks HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+            + chunk * 16
+            + b"1\r\n \r\n0\r\n\r\n",
+        ).split(b"\r\n")[0]
+    )
     assert store.list_tasks() == []
     assert http("POST", f"{api}/tasks", b" " * 1_048_576).status == 201
 
 
 def test_numbers_that_grow_when_they_are_written_out_have_a_limit_too(api, store):
-    assert "when written out" in is_problem(http("POST", f"{api}/tasks", b'{"payload": [' + b"1e15," * 150_000 + b"1]}"), 400)
+    assert "when written out" in is_problem(
+        http("POST", f"{api}/tasks", b'{"payload": [' + b"1e15," * 150_000 + b"1]}"), 400
+    )
     assert http("POST", f"{api}/tasks", b'{"payload": [' + b"1," * 500_000 + b"1]}").status == 201
 
 
 def test_a_body_in_chunks(api, store):
-    assert b" 201 " in raw(api, b'POST /tasks HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n4\r\n{"pa\r\nd\r\nyload": "ab"}\r\n0\r\n\r\n')
+    head = b"POST /tasks HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert b" 201 " in raw(api, head + b'4\r\n{"pa\r\nd\r\nyload": "ab"}\r\n0\r\n\r\n')
     assert store.read(1).payload == '"ab"'
 
 
-@pytest.mark.parametrize("method, path, status", [
-    ("GET", "/nothing", 404), ("GET", "/tasks/", 404), ("GET", "/tasks/1/2", 404), ("POST", "/nothing", 404), ("GET", "/swagger/../taskmanager.py", 404),
-    ("GET", "/swagger/%2e%2e%2fschema.sql", 404), ("GET", "/swagger/nothing.js", 404), ("GET", "/static/%2e%2e%2ftaskmanager.py", 404), ("GET", "/static/swagger", 404), ("POST", "/", 405), ("GET", "/a/../b", 404), ("GET", "//x", 404), ("GET", "/http://[x", 404), ("DELETE", "/tasks", 405), ("PUT", "/tasks/1", 405), ("GET", "/tasks/1/cancel", 405),
-], ids=str)
+@pytest.mark.parametrize(
+    "method, path, status",
+    [
+        ("GET", "/nothing", 404),
+        ("GET", "/tasks/", 404),
+        ("GET", "/tasks/1/2", 404),
+        ("POST", "/nothing", 404),
+        ("GET", "/swagger/../taskmanager.py", 404),
+        ("GET", "/swagger/%2e%2e%2fschema.sql", 404),
+        ("GET", "/swagger/nothing.js", 404),
+        ("GET", "/static/%2e%2e%2ftaskmanager.py", 404),
+        ("GET", "/static/swagger", 404),
+        ("POST", "/", 405),
+        ("GET", "/a/../b", 404),
+        ("GET", "//x", 404),
+        ("GET", "/http://[x", 404),
+        ("DELETE", "/tasks", 405),
+        ("PUT", "/tasks/1", 405),
+        ("GET", "/tasks/1/cancel", 405),
+    ],
+    ids=str,
+)
 def test_what_there_is_not_is_json_too(api, method, path, status):
-    head, _, body = raw(api, f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()).partition(b"\r\n\r\n")
-    assert f" {status} ".encode() in head and b"application/problem+json" in head and json.loads(body)["status"] == status
+    head, _, body = raw(
+        api, f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+    ).partition(b"\r\n\r\n")
+    assert f" {status} ".encode() in head
+    assert b"application/problem+json" in head
+    assert json.loads(body)["status"] == status
     assert status == 404 or b"\r\nAllow: " in head
 
 
-@pytest.mark.parametrize("request_, status", [
-    (b"nonsense\r\n\r\n", 400), (b"GET /tasks HTTP/1.1\r\nHost: x\r\nContent-Length: abc\r\n\r\n", 400), (b"GET /tasks HTTP/1.1\r\nbroken\r\n\r\n", 400),
-    (b"GET /tasks HTTP/1.1\r\nX: " + b"x" * 65_600 + b"\r\n\r\n", 431), (b"POST /tasks HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
-], ids=["no request", "length", "header", "large header", "encoding"])
+@pytest.mark.parametrize(
+    "request_, status",
+    [
+        (b"nonsense\r\n\r\n", 400),
+        (b"GET /tasks HTTP/1.1\r\nHost: x\r\nContent-Length: abc\r\n\r\n", 400),
+        (b"GET /tasks HTTP/1.1\r\nbroken\r\n\r\n", 400),
+        (b"GET /tasks HTTP/1.1\r\nX: " + b"x" * 65_600 + b"\r\n\r\n", 431),
+        (b"POST /tasks HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
+    ],
+    ids=["no request", "length", "header", "large header", "encoding"],
+)
 def test_what_the_server_itself_refuses_is_json_too(api, request_, status):
     head, _, body = raw(api, request_).partition(b"\r\n\r\n")
     assert f" {status} ".encode() in head and b"application/problem+json" in head
@@ -142,12 +257,28 @@ def test_an_error_in_the_program_says_nothing_of_its_inside(store, serve, monkey
 # More than the document
 
 def test_post_takes_a_task(api):
-    answer = http("POST", f"{api}/tasks", {"payload": {"to": "дом"}, "priority": 9, "run_at": "2999-01-01T00:00:00Z", "max_attempts": 5, "timeout": 60, "status": "New"})
+    answer = http(
+        "POST",
+        f"{api}/tasks",
+        {
+            "payload": {"to": "дом"},
+            "priority": 9,
+            "run_at": "2999-01-01T00:00:00Z",
+            "max_attempts": 5,
+            "timeout": 60,
+            "status": "New",
+        },
+    )
     assert (answer.status, answer.body, answer.headers["Location"]) == (201, b'{"id": 1}', "/tasks/1")
     answer = http("GET", f"{api}/tasks/1")
     assert "дом" in answer.body.decode()
     assert {name: answer.json[name] for name in list(answer.json)[4:]} == {
-        "payload": {"to": "дом"}, "max_attempts": 5, "priority": 9, "run_at": "2999-01-01T00:00:00", "timeout": 60.0}
+        "payload": {"to": "дом"},
+        "max_attempts": 5,
+        "priority": 9,
+        "run_at": "2999-01-01T00:00:00",
+        "timeout": 60.0,
+    }
 
 
 def test_a_payload_that_plain_sql_made_strange_is_still_json(api, store):
@@ -165,21 +296,32 @@ def test_lists_come_in_pages(api, store):
     assert seen == [1000, 1]
     answer = http("GET", f"{api}/tasks?limit=2&status=New&after=7")
     assert [task["id"] for task in answer.json] == [8, 9]
-    assert answer.headers["Link"] == '</tasks?status=New&limit=2>; rel="first", </tasks?status=New&limit=2&after=9>; rel="next"'
+    assert (
+        answer.headers["Link"]
+        == '</tasks?status=New&limit=2>; rel="first", </tasks?status=New&limit=2&after=9>; rel="next"'
+    )
 
 
 def links(answer):
     """The addresses in the header Link, by their relation."""
-    return {relation: address for address, relation in re.findall(r'<([^>]+)>; rel="(\w+)"', answer.headers["Link"])}
+    return {
+        relation: address
+        for address, relation in re.findall(r'<([^>]+)>; rel="(\w+)"', answer.headers["Link"])
+    }
 
 
 def test_lists_in_pages_of_several_statuses_in_either_order(api, store):
     ids = store.create([NewTask()] * 9)
     for row in store.claim(3, 30):
         store.fail([(row.id, row.attempt, "why")])
-    store.claim(3, 30)      # so: three Failed, three In Progress, three New
-    for query, expected in {"": ids, "order=asc&status=New": ids[6:], "order=desc": ids[::-1], "status=New&status=Failed": ids[:3] + ids[6:],
-                            "order=desc&status=Failed&status=New&status=New": (ids[:3] + ids[6:])[::-1]}.items():
+    store.claim(3, 30)  # so: three Failed, three In Progress, three New
+    for query, expected in {
+        "": ids,
+        "order=asc&status=New": ids[6:],
+        "order=desc": ids[::-1],
+        "status=New&status=Failed": ids[:3] + ids[6:],
+        "order=desc&status=Failed&status=New&status=New": (ids[:3] + ids[6:])[::-1],
+    }.items():
         for limit in (1, 2, 5, 9, 1000):
             seen, url = [], f"{api}/tasks?{query}&limit={limit}"
             first = links(http("GET", url))["first"]
@@ -209,25 +351,53 @@ def test_an_array_creates_all_or_none(api, store):
     assert len(store.list_tasks()) == 700
 
 
-@pytest.mark.parametrize("said", [None, {}, {"payload": [1, {"b": 2, "a": None}], "delay": 60}, [{}, {"payload": 1}]], ids=["nothing", "bare", "payload", "array"])
+@pytest.mark.parametrize(
+    "said",
+    [None, {}, {"payload": [1, {"b": 2, "a": None}], "delay": 60}, [{}, {"payload": 1}]],
+    ids=["nothing", "bare", "payload", "array"],
+)
 def test_a_replay_answers_as_the_first_time(api, store, said):
     first = http("POST", f"{api}/tasks", said, Idempotency_Key='"key"')
     again = http("POST", f"{api}/tasks", said, Idempotency_Key="key")
-    assert (first.status, first.body, first.headers["Location"]) == (again.status, again.body, again.headers["Location"]) == (201, again.body, again.headers["Location"])
+    assert (
+        (first.status, first.body, first.headers["Location"])
+        == (again.status, again.body, again.headers["Location"])
+        == (201, again.body, again.headers["Location"])
+    )
     for other in ({"payload": 0}, [{"payload": 0}], [{}]):
         answer = http("POST", f"{api}/tasks", other, Idempotency_Key="key")
         is_problem(answer, 422)
-        assert answer.json["errors"] == [{"header": "Idempotency-Key", "code": "key-reused", "detail": "was used before, with another body"}]
+        assert answer.json["errors"] == [
+            {
+                "header": "Idempotency-Key",
+                "code": "key-reused",
+                "detail": "was used before, with another body",
+            }
+        ]
     assert len(store.list_tasks()) == (len(said) if isinstance(said, list) else 1)
 
 
-@pytest.mark.parametrize("header, key", [("a", "a"), ('"a"', "a"), ('"a \\"b\\" \\\\"', 'a "b" \\'), ("x" * 255, "x" * 255), ("ключ".encode().decode("latin-1"), "ключ"), ("a, b;c", "a, b;c"), ('a"b', 'a"b')], ids=str)
+@pytest.mark.parametrize(
+    "header, key",
+    [
+        ("a", "a"),
+        ('"a"', "a"),
+        ('"a \\"b\\" \\\\"', 'a "b" \\'),
+        ("x" * 255, "x" * 255),
+        ("ключ".encode().decode("latin-1"), "ключ"),
+        ("a, b;c", "a, b;c"),
+        ('a"b', 'a"b'),
+    ],
+    ids=str,
+)
 def test_the_idempotency_key_may_be_bare_or_quoted(api, header, key):
     http("POST", f"{api}/tasks", Idempotency_Key=header)
     assert http("GET", f"{api}/tasks/1").json["idempotency_key"] == key
 
 
-@pytest.mark.parametrize("header", ["", '""', '"a', '"a"b"', '"a\\x"', "x" * 256, f'"{"x" * 256}"', "a\tb", "\xff"], ids=repr)
+@pytest.mark.parametrize(
+    "header", ["", '""', '"a', '"a"b"', '"a\\x"', "x" * 256, f'"{"x" * 256}"', "a\tb", "\xff"], ids=repr
+)
 def test_an_idempotency_key_that_is_wrong(api, store, header):
     answer = http("POST", f"{api}/tasks", Idempotency_Key=header)
     is_problem(answer, 400)
@@ -242,7 +412,8 @@ def test_etags(api, store):
         assert re.fullmatch('"[0-9a-f]+"', tag) and http("HEAD", api + path).headers["ETag"] == tag
         for known in (tag, f"W/{tag}", f'"x", {tag}', "*"):
             same = http("GET", api + path, If_None_Match=known)
-            assert (same.status, same.body, same.headers["ETag"]) == (304, b"", tag) and same.headers["Link"] == answer.headers["Link"]
+            assert (same.status, same.body, same.headers["ETag"]) == (304, b"", tag)
+            assert same.headers["Link"] == answer.headers["Link"]
         assert http("GET", api + path, If_None_Match='"x"').status == 200
         store.cancel(1) if path == "/tasks/1" else store.create()
         assert path.endswith("limit=1") or http("GET", api + path, If_None_Match=tag).status == 200
@@ -250,10 +421,30 @@ def test_etags(api, store):
 
 def test_head_and_options(api, store):
     store.create()
-    for path in ("/tasks", "/tasks/1", "/tasks/7", "/livez", "/readyz", "/metrics", "/swagger", "/openapi.yaml", "/nothing"):
+    for path in (
+        "/tasks",
+        "/tasks/1",
+        "/tasks/7",
+        "/livez",
+        "/readyz",
+        "/metrics",
+        "/swagger",
+        "/openapi.yaml",
+        "/nothing",
+    ):
         head, get = http("HEAD", api + path), http("GET", api + path)
-        assert (head.status, head.body, head.headers["Content-Type"]) == (get.status, b"", get.headers["Content-Type"])
-    for path, allow in {"/tasks": "GET, HEAD, OPTIONS, POST", "/tasks/1": "DELETE, GET, HEAD, OPTIONS", "/tasks/1/cancel": "OPTIONS, POST", "/livez": "GET, HEAD, OPTIONS", "/tasks/claim": "OPTIONS, POST"}.items():
+        assert (head.status, head.body, head.headers["Content-Type"]) == (
+            get.status,
+            b"",
+            get.headers["Content-Type"],
+        )
+    for path, allow in {
+        "/tasks": "GET, HEAD, OPTIONS, POST",
+        "/tasks/1": "DELETE, GET, HEAD, OPTIONS",
+        "/tasks/1/cancel": "OPTIONS, POST",
+        "/livez": "GET, HEAD, OPTIONS",
+        "/tasks/claim": "OPTIONS, POST",
+    }.items():
         answer = http("OPTIONS", api + path)
         assert (answer.status, answer.body, answer.headers["Allow"]) == (204, b"", allow)
         assert http("PATCH", api + path).headers["Allow"] == allow
@@ -283,7 +474,11 @@ def test_cancel_and_retry(api, store):
     assert (answer.status, answer.json["status"], answer.json["error"]) == (200, "Failed", "canceled")
     assert http("POST", f"{api}/tasks/2/cancel").status == 200
     answer = http("POST", f"{api}/tasks/2/retry")
-    assert (answer.status, list(answer.json), answer.json["status"]) == (200, ["id", "status", "created_at", "updated_at"], "New")
+    assert (answer.status, list(answer.json), answer.json["status"]) == (
+        200,
+        ["id", "status", "created_at", "updated_at"],
+        "New",
+    )
     assert "New" in is_problem(http("POST", f"{api}/tasks/2/retry"), 409)
     [claim] = store.claim(1, 30)
     answer = http("POST", f"{api}/tasks/1/cancel")
@@ -297,7 +492,18 @@ def test_the_last_moment_there_is(api):
     assert http("GET", f"{api}/tasks/1").json["run_at"] == "9999-12-31T23:59:59"
 
 
-@pytest.mark.parametrize("column, value", [("timeout", "'NaN'"), ("timeout", "9e999"), ("timeout", "-1"), ("progress", "2"), ("max_attempts", "0"), ("payload", "'{'"), ("status", "'Done'")])
+@pytest.mark.parametrize(
+    "column, value",
+    [
+        ("timeout", "'NaN'"),
+        ("timeout", "9e999"),
+        ("timeout", "-1"),
+        ("progress", "2"),
+        ("max_attempts", "0"),
+        ("payload", "'{'"),
+        ("status", "'Done'"),
+    ],
+)
 def test_plain_sql_can_not_make_a_task_that_is_no_json(store, column, value):
     with pytest.raises(taskmanager.Invalid):
         store._execute(f"insert into tasks ({column}) values ({value}) returning id")
@@ -307,7 +513,9 @@ def test_requests_side_by_side(api, store):
     with concurrent.futures.ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(lambda n: http("POST", f"{api}/tasks", {"payload": n}), range(200)))
     assert [answer.status for answer in answers] == [201] * 200
-    assert {answer.json["id"]: n for n, answer in enumerate(answers)} == {row.id: int(row.payload) for row in store.list_tasks()}
+    assert {answer.json["id"]: n for n, answer in enumerate(answers)} == {
+        row.id: int(row.payload) for row in store.list_tasks()
+    }
 
 
 def test_a_token_is_needed_where_one_is_set(store, serve):
@@ -315,13 +523,26 @@ def test_a_token_is_needed_where_one_is_set(store, serve):
     wrong = ["Bearer wrong", "Basic s3cret", "s3cret", "Bearer пароль".encode().decode("latin-1")]
     wrong += [f"Bearer {token}" for token in ("", "s", "s3cre", "s3cret1", "S3CRET", "s3cret s3cret")]
     for headers in ({}, *({"Authorization": each} for each in wrong)):
-        for method, path in [("POST", "/tasks"), ("GET", "/tasks"), ("GET", "/tasks/1"), ("POST", "/tasks/1/cancel")]:
+        for method, path in [
+            ("POST", "/tasks"),
+            ("GET", "/tasks"),
+            ("GET", "/tasks/1"),
+            ("POST", "/tasks/1/cancel"),
+        ]:
             answer = http(method, api + path, **headers)
             is_problem(answer, 401)
             assert answer.headers["WWW-Authenticate"] == 'Bearer realm="Task Manager"'
     assert store.list_tasks() == []
     assert http("POST", f"{api}/tasks", Authorization="Bearer s3cret").status == 201
-    for path in ("/livez", "/readyz", "/", "/static/page.js", "/swagger", "/openapi.yaml", "/swagger/swagger-ui.css"):
+    for path in (
+        "/livez",
+        "/readyz",
+        "/",
+        "/static/page.js",
+        "/swagger",
+        "/openapi.yaml",
+        "/swagger/swagger-ui.css",
+    ):
         assert http("GET", api + path).status == 200
 
 
@@ -342,19 +563,25 @@ def test_health(api, store, monkeypatch):
 
 def test_the_page_is_served_from_here_alone(api):
     page = http("GET", f"{api}/")
-    assert page.status == 200 and page.headers["Content-Type"].startswith("text/html") and "script-src 'self'" in page.headers["Content-Security-Policy"]
+    assert page.status == 200
+    assert page.headers["Content-Type"].startswith("text/html")
+    assert "script-src 'self'" in page.headers["Content-Security-Policy"]
     html = page.body.decode()
     assert not re.search(r"""<style|style=|<script(?![^>]*src)|\son\w+=|(src|href)=["']?(https?:|/)""", html)
     files = [name for name in re.findall(r'(?:src|href)="(static/[^"]+)"', html)]
     assert len(set(files)) == 3
     for name in files:
         assert http("GET", f"{api}/{name}").status == 200
-    assert re.search("(text|application)/javascript", http("GET", f"{api}/static/page.js").headers["Content-Type"])
+    assert re.search(
+        "(text|application)/javascript", http("GET", f"{api}/static/page.js").headers["Content-Type"]
+    )
 
 
 def test_swagger_ui_is_served_from_here_alone(api):
     page = http("GET", f"{api}/swagger")
-    assert page.status == 200 and "text/html" in page.headers["Content-Type"] and "script-src 'self'" in page.headers["Content-Security-Policy"]
+    assert page.status == 200
+    assert "text/html" in page.headers["Content-Type"]
+    assert "script-src 'self'" in page.headers["Content-Security-Policy"]
     files = re.findall(r'(?:src|href)="([^"]+)"', page.body.decode())
     assert len(files) >= 3 and not re.search(rb"<script>|<style|\sstyle=|\son\w+=", page.body)
     for file in files:
@@ -365,7 +592,9 @@ def test_swagger_ui_is_served_from_here_alone(api):
 
 def test_openapi_yaml_is_served(api):
     answer = http("GET", f"{api}/openapi.yaml")
-    assert answer.status == 200 and answer.headers["Content-Type"].startswith("application/yaml") and b"\nopenapi: 3.1" in answer.body
+    assert answer.status == 200
+    assert answer.headers["Content-Type"].startswith("application/yaml")
+    assert b"\nopenapi: 3.1" in answer.body
 
 
 def test_under_a_prefix(store, serve):
@@ -376,7 +605,10 @@ def test_under_a_prefix(store, serve):
     answer = http("POST", f"{url}/jobs/tasks")
     assert (answer.status, answer.headers["Location"]) == (201, "/jobs/tasks/1")
     http("POST", f"{url}/jobs/tasks")
-    assert links(http("GET", f"{url}/jobs/tasks?limit=1")) == {"first": "/jobs/tasks?limit=1", "next": "/jobs/tasks?limit=1&after=1"}
+    assert links(http("GET", f"{url}/jobs/tasks?limit=1")) == {
+        "first": "/jobs/tasks?limit=1",
+        "next": "/jobs/tasks?limit=1&after=1",
+    }
     assert http("GET", f"{url}/jobs/tasks/7").json["instance"] == "/jobs/tasks/7"
     assert http("GET", f"{url}/jobs/swagger").status == 200
     assert http("GET", f"{url}/jobs/").status == http("GET", f"{url}/jobs/static/page.js").status == 200

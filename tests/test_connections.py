@@ -1,4 +1,4 @@
-"""The connections to PostgreSQL: forks, poolers, frozen servers, settings of session and environment, encodings, sequences."""
+"""The connections to PostgreSQL: forks, poolers, frozen servers, sessions' settings, encodings, sequences."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ import pytest
 
 import servers
 import taskmanager
-from conftest import eventually, http, own
+from conftest import DOCUMENT_TABLE, eventually, http, own
 from taskmanager import BadSetting, Config, Invalid, NewTask, Unavailable, Worker, new_task
 from test_store import sql
 
@@ -61,7 +61,12 @@ def test_processes_that_were_forked_do_not_share_connections(request, kind):
                 with store._own.pool.connection() as (_, used):
                     assert not used
                 rows = [store.read(id) for id in ids * 5]
-                status = 0 if [(row.id, row.payload) for row in rows] == [(id, str(n)) for n, id in enumerate(ids)] * 5 else 2
+                status = (
+                    0
+                    if [(row.id, row.payload) for row in rows]
+                    == [(id, str(n)) for n, id in enumerate(ids)] * 5
+                    else 2
+                )
             finally:
                 os._exit(status)
         children.append(pid)
@@ -132,14 +137,18 @@ def test_options_of_the_operator_are_kept(empty_database, monkeypatch, tmp_path)
     monkeypatch.setenv("PGOPTIONS", "-c search_path=one -c statement_timeout=7s")
     monkeypatch.setenv("PGAPPNAME", "mine")
     store = taskmanager.open_store(url)
-    assert store._execute("select cast(to_regclass('one.tasks') as text), current_setting('application_name'), "
-                          "current_setting('statement_timeout')") == [("tasks", "mine", "7s")]
+    assert store._execute(
+        "select cast(to_regclass('one.tasks') as text), current_setting('application_name'), "
+        "current_setting('statement_timeout')"
+    ) == [("tasks", "mine", "7s")]
     store.close()
     monkeypatch.delenv("PGOPTIONS")
     (tmp_path / "services").write_text("[jobs]\noptions=-c search_path=two\n")
     monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
     store = taskmanager.open_store(url + "?service=jobs")
-    assert store._execute("select to_regclass('two.tasks') is not null, current_setting('statement_timeout')") == [(True, "20s")]
+    assert store._execute(
+        "select to_regclass('two.tasks') is not null, current_setting('statement_timeout')"
+    ) == [(True, "20s")]
     store.close()
 
 
@@ -159,7 +168,10 @@ def test_the_service_works_through_pgbouncer_in_transaction_mode(pgbouncer, empt
         stores = list(pool.map(lambda _: taskmanager.open_store(url), range(4)))
     store = stores[0]
     api = serve(store)
-    workers = [Worker(each, Config(poll_seconds=0.1, lease_seconds=2), handler=lambda task: task.payload) for each in stores[1:]]
+    workers = [
+        Worker(each, Config(poll_seconds=0.1, lease_seconds=2), handler=lambda task: task.payload)
+        for each in stores[1:]
+    ]
     for worker in workers:
         worker.start()
 
@@ -169,7 +181,9 @@ def test_the_service_works_through_pgbouncer_in_transaction_mode(pgbouncer, empt
         ids = list(pool.map(create, range(300)))
     assert len(set(ids)) == 300
     eventually(lambda: store.count("Completed") == 300 or store._own.figures.clear())
-    assert {row.id: json.loads(row.result) for row in store.list_tasks()} == {id: n for n, id in enumerate(ids)}
+    assert {row.id: json.loads(row.result) for row in store.list_tasks()} == {
+        id: n for n, id in enumerate(ids)
+    }
     # What the session of one client was told must not reach another's.
     assert {limit for limit, in query(url, "select current_setting('statement_timeout')")} == {"0"}
     for worker in workers:
@@ -203,7 +217,8 @@ def test_what_the_encoding_of_the_database_lacks_is_kept_escaped(empty_database,
 
     [one, two] = store.create([NewTask(), NewTask()])
     claims = store.claim(2, 30)
-    assert store.fail([(claims[0].id, 1, "дом 日本")]) == {one} and store.retry([(claims[1].id, 1, "größe 日本", 60)]) == {two}
+    assert store.fail([(claims[0].id, 1, "дом 日本")]) == {one}
+    assert store.retry([(claims[1].id, 1, "größe 日本", 60)]) == {two}
     errors = store.read(one).error, store.read(two).error
     unescaped = [re.sub(r"\\u([0-9a-f]{4})", lambda match: chr(int(match[1], 16)), error) for error in errors]
     assert unescaped == ["дом 日本", "größe 日本"]
@@ -224,9 +239,17 @@ def test_a_result_that_the_database_refuses_fails_its_task_at_once_and_alone(pos
     ids = store.create([NewTask(payload=str(n)) for n in range(10, 16)])
     worker = Worker(store, Config(poll_seconds=0.1), handler=lambda task: task.payload)
     worker.start()
-    rows = eventually(lambda: [row for row in store.list_tasks("Completed", "Failed")] if len(store.list_tasks("New", "In Progress")) == 0 else None)
+    rows = eventually(
+        lambda: (
+            [row for row in store.list_tasks("Completed", "Failed")]
+            if len(store.list_tasks("New", "In Progress")) == 0
+            else None
+        )
+    )
     worker.stop()
-    assert {row.id: row.status for row in rows} == {id: "Failed" if n == 3 else "Completed" for n, id in enumerate(ids)}
+    assert {row.id: row.status for row in rows} == {
+        id: "Failed" if n == 3 else "Completed" for n, id in enumerate(ids)
+    }
     assert "database refuses" in rows[3].error and rows[3].attempts == 1
     store.close()
 
@@ -244,7 +267,9 @@ def test_a_row_that_holds_no_text_in_any_encoding_keeps_nobody_from_anything(emp
     [last] = store.create([NewTask(payload='"жук"')])
     rows = store.claim(10, 30)
     assert [row.id for row in rows] == [key, key + 1, last] and "\ufffd" in json.loads(rows[1].payload)
-    assert json.loads(rows[2].payload) == "жук" and rows[0].idempotency_key == "ключ" and store.list_tasks() == rows
+    assert json.loads(rows[2].payload) == "жук"
+    assert rows[0].idempotency_key == "ключ"
+    assert store.list_tasks() == rows
     assert len(store.complete([(row.id, row.attempt, row.payload) for row in rows])) == 3
     store.close()
 
@@ -298,7 +323,8 @@ def test_a_sequence_that_stands_behind_the_ids_is_mended(postgres_database, capl
     """A restored dump, a logical replica, rows that were inserted with ids."""
     store = taskmanager.open_store(postgres_database)
     sql(store, "insert into tasks (id) select generate_series(1, 500)")
-    sql(store, "insert into tasks (id) values (9007199254740991)")       # which must not use up all that are left
+    # which must not use up all that are left
+    sql(store, "insert into tasks (id) values (9007199254740991)")
     caplog.clear()
     with ThreadPoolExecutor(8) as pool:
         ids = [id for made in pool.map(lambda _: store.create([NewTask()] * 3), range(8)) for id in made]
@@ -313,7 +339,9 @@ def backends(url, name):
     return query(url, f"select pid, state from pg_stat_activity where application_name = '{name}'")
 
 
-def test_a_process_opens_no_more_connections_than_it_may_and_closes_what_is_idle(empty_database, serve, monkeypatch):
+def test_a_process_opens_no_more_connections_than_it_may_and_closes_what_is_idle(
+    empty_database, serve, monkeypatch
+):
     url = empty_database()
     store = taskmanager.open_store(url + "?application_name=few", connections=3)
     [id] = store.create()
@@ -387,14 +415,18 @@ def readable(store, id):
 def test_an_upgrade_waits_for_a_reader_and_lets_others_read_meanwhile(empty_database, start):
     """A backup reads the documented table for hours while the new version starts."""
     url = empty_database()
-    query(url, "create table tasks (id serial primary key, status varchar(20) default 'New', created_at timestamp default "
-               "current_timestamp, updated_at timestamp default current_timestamp)", "insert into tasks default values")
+    query(
+        url,
+        DOCUMENT_TABLE,
+        "insert into tasks default values",
+    )
     reader = psycopg2.connect(url)
     reader.cursor().execute("select * from tasks")
     api = start("taskmanager.py", DATABASE_URL=url)
     api.logged("waiting for the lock of the table tasks")
     for _ in range(20):
-        query(url + "?options=-cstatement_timeout%3D3s", "select * from tasks")     # at most as long as the start waits once
+        # at most as long as the start waits once
+        query(url + "?options=-cstatement_timeout%3D3s", "select * from tasks")
     reader.close()
     assert http("GET", api.url + "/tasks/1").json["status"] == "New"
     assert api.log().count("the lock of the table") == 2        # when it began to wait, and when it was there
@@ -402,8 +434,10 @@ def test_an_upgrade_waits_for_a_reader_and_lets_others_read_meanwhile(empty_data
 
 FOREIGN = {
     "other columns": "create table tasks (id serial primary key, title text, done boolean)",
-    "more columns": "create table tasks (id serial, status text, created_at timestamp, updated_at timestamp, owner text)",
-    "a view": "create view tasks as select 1 as id, 'New' as status, now() as created_at, now() as updated_at",
+    "more columns": "create table tasks"
+    " (id serial, status text, created_at timestamp, updated_at timestamp, owner text)",
+    "a view": "create view tasks as"
+    " select 1 as id, 'New' as status, now() as created_at, now() as updated_at",
 }
 
 
@@ -524,7 +558,9 @@ def test_a_user_who_may_not_make_the_table_is_told_so(empty_database):
 
 def test_a_program_that_waits_for_a_frozen_database_can_be_stopped(start, empty_database):
     with socket.create_server(("127.0.0.1", 0)) as frozen:
-        program = start("worker.py", DATABASE_URL=f"postgresql://postgres@127.0.0.1:{frozen.getsockname()[1]}/x")
+        program = start(
+            "worker.py", DATABASE_URL=f"postgresql://postgres@127.0.0.1:{frozen.getsockname()[1]}/x"
+        )
         frozen.accept()
         begun = time.monotonic()
         program.stop()

@@ -148,13 +148,19 @@ def test_every_task_that_a_killed_api_accepted_is_there(start, store, database):
 
 # The database
 
-def test_a_database_that_is_killed_loses_nothing_and_everything_comes_back(start, postgres, rabbitmq, tmp_path):
+def test_a_database_that_is_killed_loses_nothing_and_everything_comes_back(
+    start, postgres, rabbitmq, tmp_path
+):
     database, broker = postgres.create_database("killed"), rabbitmq.url
     settings = OBEY | dict(DATABASE_URL=database, RABBITMQ_URL=broker, LEASE_SECONDS=30)
     api, worker = start("taskmanager.py", **settings), start("worker.py", **settings)
     worker.logged("started intake")
     ids = [http("POST", f"{api.url}/tasks").json["id"] for _ in range(20)]
-    running = http("POST", f"{api.url}/tasks", {"payload": {"sleep": 3, "return": "done", "file": str(tmp_path / "trace")}}).json["id"]
+    running = http(
+        "POST",
+        f"{api.url}/tasks",
+        {"payload": {"sleep": 3, "return": "done", "file": str(tmp_path / "trace")}},
+    ).json["id"]
     eventually((tmp_path / "trace").exists)
     postgres.kill()
     answer = http("POST", f"{api.url}/tasks")
@@ -162,7 +168,8 @@ def test_a_database_that_is_killed_loses_nothing_and_everything_comes_back(start
     assert http("GET", f"{api.url}/readyz").status == 503 and http("GET", f"{api.url}/livez").status == 200
     worker.logged("lost database")
     postgres.start()
-    answers = [http("POST", f"{api.url}/tasks") for _ in range(20)]      # no connection of the old time is used
+    # no connection of the old time is used
+    answers = [http("POST", f"{api.url}/tasks") for _ in range(20)]
     assert [answer.status for answer in answers] == [201] * 20
     store = taskmanager.open_store(database)
     for id in ids + [answer.json["id"] for answer in answers] + [running]:
@@ -212,7 +219,9 @@ def test_a_program_that_waits_for_its_database_can_be_stopped(start, postgres):
 
 # RabbitMQ
 
-def test_rabbitmq_away_neither_fails_nor_slows_a_request_and_loses_no_task(start, postgres_database, rabbitmq, document_producer):
+def test_rabbitmq_away_neither_fails_nor_slows_a_request_and_loses_no_task(
+    start, postgres_database, rabbitmq, document_producer
+):
     settings = OBEY | dict(DATABASE_URL=postgres_database, RABBITMQ_URL=rabbitmq.url)
     api, worker = start("taskmanager.py", **settings), start("worker.py", **settings)
     worker.logged("started intake")
@@ -236,7 +245,9 @@ def test_rabbitmq_away_neither_fails_nor_slows_a_request_and_loses_no_task(start
         assert re.search("(lost|waiting for) RabbitMQ", program.log()) and "Traceback" not in program.log()
 
 
-def test_messages_in_a_durable_queue_outlive_the_broker_and_killed_workers(start, postgres_database, rabbitmq, broker):
+def test_messages_in_a_durable_queue_outlive_the_broker_and_killed_workers(
+    start, postgres_database, rabbitmq, broker
+):
     import pika
     many = 1500
     with pika.BlockingConnection(pika.URLParameters(rabbitmq.url)) as connection:
@@ -245,8 +256,14 @@ def test_messages_in_a_durable_queue_outlive_the_broker_and_killed_workers(start
         channel.queue_declare("task_queue", durable=True, arguments={"x-queue-type": "quorum"})
         channel.confirm_delivery()
         for n in range(many):
-            channel.basic_publish("", "task_queue", b'{"payload": %d}' % n, pika.BasicProperties(delivery_mode=2, message_id=f"m{n}"))
-    time.sleep(1)       # a quorum queue of RabbitMQ 3.10 that is killed sooner after it was made finds no leader any more
+            channel.basic_publish(
+                "",
+                "task_queue",
+                b'{"payload": %d}' % n,
+                pika.BasicProperties(delivery_mode=2, message_id=f"m{n}"),
+            )
+    # a quorum queue of RabbitMQ 3.10 that is killed sooner after it was made finds no leader any more
+    time.sleep(1)
     rabbitmq.kill()
     rabbitmq.start()
     settings = dict(DATABASE_URL=postgres_database, RABBITMQ_URL=rabbitmq.url)
@@ -264,7 +281,9 @@ def test_messages_in_a_durable_queue_outlive_the_broker_and_killed_workers(start
 
 # Everything at once
 
-def test_nothing_is_lost_or_done_twice_at_the_same_time_while_everything_is_killed(start, postgres, rabbitmq, tmp_path):
+def test_nothing_is_lost_or_done_twice_at_the_same_time_while_everything_is_killed(
+    start, postgres, rabbitmq, tmp_path
+):
     database, trace = postgres.create_database("chaos"), tmp_path / "trace"
     settings = OBEY | dict(DATABASE_URL=database, RABBITMQ_URL=rabbitmq.url, MAX_ATTEMPTS=1000)
     api, workers = start("taskmanager.py", **settings), [start("worker.py", **settings) for _ in range(3)]
@@ -273,7 +292,11 @@ def test_nothing_is_lost_or_done_twice_at_the_same_time_while_everything_is_kill
     def post():
         while not stop.is_set():
             try:
-                answer = http("POST", f"{api.url}/tasks", {"payload": {"file": str(trace), "sleep": random.random() / 5}})
+                answer = http(
+                    "POST",
+                    f"{api.url}/tasks",
+                    {"payload": {"file": str(trace), "sleep": random.random() / 5}},
+                )
                 if answer.status == 201:
                     accepted.append(answer.json["id"])
                 assert answer.status in (201, 503), answer.body

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 
 import taskmanager
-from conftest import ROOT, eventually, http
+from conftest import DOCUMENT_TABLE, ROOT, eventually, http
 from servers import free_port
 from taskmanager import Config
 
@@ -25,7 +25,9 @@ OPENAPI = (ROOT / "openapi.yaml").read_text(encoding="utf-8")
 def section(title):
     """A section of README, down to the next title of its level."""
     level = title.split(" ")[0]
-    return re.search(rf"^{re.escape(title)}$(.*?)(?=^#{{1,{len(level)}}} |\Z)", README, re.MULTILINE | re.DOTALL)[1]
+    return re.search(
+        rf"^{re.escape(title)}$(.*?)(?=^#{{1,{len(level)}}} |\Z)", README, re.MULTILINE | re.DOTALL
+    )[1]
 
 
 @pytest.mark.parametrize("name", ["README.md", "README.ru.md"])
@@ -41,7 +43,9 @@ def test_readme_says_a_thing_once(name):
 # Configuration
 
 def test_readme_has_every_variable_with_its_default_and_meaning():
-    rows = re.findall(r"^\| `(\w+)` \| (?:`(.+?)`|\*\(none\)\*) \| (.+) \|$", section("## Configuration"), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(\w+)` \| (?:`(.+?)`|\*\(none\)\*) \| (.+) \|$", section("## Configuration"), re.MULTILINE
+    )
     assert rows == list(Config.table())
 
 
@@ -61,25 +65,67 @@ def test_compose_hands_on_every_variable():
     assert [name for name, *_ in Config.table() if not re.search(rf"^ +{name}: ", text, re.MULTILINE)] == []
 
 
-@pytest.mark.parametrize("name, value", [
-    ("DATABASE_URL", "mysql://host/name"), ("DATABASE_URL", "sqlite://"), ("DATABASE_URL", "sqlite:///:memory:"), ("DATABASE_URL", "sqlite:///tasks.db?x=1"), ("DATABASE_URL", "postgresql://user:s3cret@host:port/name"), ("RABBITMQ_URL", "rabbitmq"), ("RABBITMQ_URL", "amqp://user:s3cret@host:port"), ("RABBITMQ_URL", "amqp://host?heartbeat=soon"),
-    ("PORT", "http"), ("PORT", "65536"), ("PORT", "-1"), ("THREADS", "0"), ("THREADS", "1.5"), ("WORKER", "yes"), ("CONCURRENCY", "many"), ("MAX_ATTEMPTS", "0"),
-    ("RETRY_SECONDS", "-1"), ("RETRY_SECONDS", "nan"), ("LEASE_SECONDS", "inf"), ("POLL_SECONDS", "0"), ("GRACE_SECONDS", "soon"), ("RETENTION_DAYS", "-1"), ("TASK_TIMEOUT", "0"),
-    ("TASK_QUEUE", "amq.queue"), ("TASK_QUEUE", "a b"), ("LOG_LEVEL", "LOUD"), ("LOG_FILE", "/no/such/folder/log"), ("API_TOKEN", "two words"), ("HANDLER", "nonsense"),
-    ("HOST", "no.such.host.invalid"), ("DATABASE_URL", "sqlite:////no/such/folder/tasks.db"), ("DATABASE_URL", "sqlite:///README.md"),
-], ids=lambda value: value[:25])
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("DATABASE_URL", "mysql://host/name"),
+        ("DATABASE_URL", "sqlite://"),
+        ("DATABASE_URL", "sqlite:///:memory:"),
+        ("DATABASE_URL", "sqlite:///tasks.db?x=1"),
+        ("DATABASE_URL", "postgresql://user:s3cret@host:port/name"),
+        ("RABBITMQ_URL", "rabbitmq"),
+        ("RABBITMQ_URL", "amqp://user:s3cret@host:port"),
+        ("RABBITMQ_URL", "amqp://host?heartbeat=soon"),
+        ("PORT", "http"),
+        ("PORT", "65536"),
+        ("PORT", "-1"),
+        ("THREADS", "0"),
+        ("THREADS", "1.5"),
+        ("WORKER", "yes"),
+        ("CONCURRENCY", "many"),
+        ("MAX_ATTEMPTS", "0"),
+        ("RETRY_SECONDS", "-1"),
+        ("RETRY_SECONDS", "nan"),
+        ("LEASE_SECONDS", "inf"),
+        ("POLL_SECONDS", "0"),
+        ("GRACE_SECONDS", "soon"),
+        ("RETENTION_DAYS", "-1"),
+        ("TASK_TIMEOUT", "0"),
+        ("TASK_QUEUE", "amq.queue"),
+        ("TASK_QUEUE", "a b"),
+        ("LOG_LEVEL", "LOUD"),
+        ("LOG_FILE", "/no/such/folder/log"),
+        ("API_TOKEN", "two words"),
+        ("HANDLER", "nonsense"),
+        ("HOST", "no.such.host.invalid"),
+        ("DATABASE_URL", "sqlite:////no/such/folder/tasks.db"),
+        ("DATABASE_URL", "sqlite:///README.md"),
+    ],
+    ids=lambda value: value[:25],
+)
 def test_a_value_that_can_not_be_used_stops_the_start_with_one_line(start, sqlite_database, name, value):
     program = start("taskmanager.py", **{"DATABASE_URL": sqlite_database, name: value})
     assert program.process.wait(20) == 1
     *_, line = program.log().splitlines()
     assert line.startswith("taskmanager.py: ") and f"{name}=" in line and "can't be used" in line
-    assert "Traceback" not in program.log() and "s3cret" not in program.log() and "two words" not in program.log()
+    assert "Traceback" not in program.log()
+    assert "s3cret" not in program.log()
+    assert "two words" not in program.log()
 
 
-@pytest.mark.parametrize("text", [
-    "postgresql://user:s3cret@host/name", "postgresql://user:s3#cret@host/name", "postgresql://user:s3?cret@host/name", "postgresql://user:s3/cret@host/name",
-    "postgresql://host/name?user=u&password=s3cret", "amqp://user:s3@cret@host", "https://host/path?token=s3cret", "no answer from http://u:s3cret@host: refused",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "postgresql://user:s3cret@host/name",
+        "postgresql://user:s3#cret@host/name",
+        "postgresql://user:s3?cret@host/name",
+        "postgresql://user:s3/cret@host/name",
+        "postgresql://host/name?user=u&password=s3cret",
+        "amqp://user:s3@cret@host",
+        "https://host/path?token=s3cret",
+        "no answer from http://u:s3cret@host: refused",
+    ],
+)
 def test_a_password_is_not_shown(text):
     shown = taskmanager.redact(text)
     assert "s3" not in shown and "cret" not in shown and ("host" in shown or "?cret" in text)
@@ -91,7 +137,12 @@ def test_an_empty_variable_counts_as_not_set():
 
 @pytest.mark.parametrize("script", ["taskmanager.py", "worker.py"])
 def test_help_tells_every_variable(script):
-    done = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, env=os.environ | {"COLUMNS": "80"})
+    done = subprocess.run(
+        [sys.executable, ROOT / script, "--help"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"COLUMNS": "80"},
+    )
     assert done.returncode == 0
     for name, default, meaning in Config.table():
         assert f"{name} {default or '-'} {meaning.replace('`', '')}" in " ".join(done.stdout.split())
@@ -128,13 +179,24 @@ def operations():
 def test_openapi_has_the_operations_of_the_application(sqlite_database):
     app = taskmanager.create_app(taskmanager.open_store(sqlite_database))
     routes = [(route.method, route.rule.replace("<", "{").replace(">", "}")) for route in app.routes]
-    assert list(operations()) == [(method, path) for method, path in routes if not re.match(r"/($|static|swagger|openapi|asyncapi)", path)]
+    assert list(operations()) == [
+        (method, path)
+        for method, path in routes
+        if not re.match(r"/($|static|swagger|openapi|asyncapi)", path)
+    ]
 
 
 def call(app, method, path, body=b"", **environ):
     """The status of one request, without a server."""
     path, _, query = path.partition("?")
-    environ = {"REQUEST_METHOD": method, "PATH_INFO": path, "QUERY_STRING": query, "wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body)), **environ}
+    environ = {
+        "REQUEST_METHOD": method,
+        "PATH_INFO": path,
+        "QUERY_STRING": query,
+        "wsgi.input": io.BytesIO(body),
+        "CONTENT_LENGTH": str(len(body)),
+        **environ,
+    }
     wsgiref.util.setup_testing_defaults(environ)
     said = []
     b"".join(app(environ, lambda status, headers, exc_info=None: said.append(status)))
@@ -158,7 +220,9 @@ def test_openapi_has_the_statuses_that_the_application_answers(sqlite_database, 
         requests = [(path, body, headers) for path, (body, headers) in requests]
         first_path, first_body, first_headers = requests[0]
         answers[method, path] = {call(app, method, path, body, **headers) for path, body, headers in requests}
-        answers[method, path] |= {call(other, method, first_path, first_body, **first_headers) for other in (locked, named)}
+        answers[method, path] |= {
+            call(other, method, first_path, first_body, **first_headers) for other in (locked, named)
+        }
         for error in (taskmanager.Unavailable("away"), ZeroDivisionError()):
             with monkeypatch.context() as patch:
                 patch.setattr(store, "_execute", raising(error))
@@ -166,25 +230,94 @@ def test_openapi_has_the_statuses_that_the_application_answers(sqlite_database, 
                 answers[method, path].add(call(app, method, first_path, first_body, **first_headers))
 
     key = {"HTTP_IDEMPOTENCY_KEY": "key"}
-    ask("POST", "/tasks", ("/tasks", none), ("/tasks", (b"nonsense", json_)), ("/tasks", huge), ("/tasks", text), ("/tasks", (b"{}", key)), ("/tasks", (b'{"payload": 1}', key)))
-    ask("GET", "/tasks", ("/tasks", none), ("/tasks?status=Done", none), ("/tasks", (b"", {"HTTP_IF_NONE_MATCH": "*"})))
-    ask("POST", "/tasks/claim", ("/tasks/claim", none), ("/tasks/claim", (b'{"limit": 0}', json_)), ("/tasks/claim", huge), ("/tasks/claim", text))
-    ask("GET", "/tasks/{id}", ("/tasks/1", none), ("/tasks/99", none), ("/tasks/1?x=1", none), ("/tasks/1", (b"", {"HTTP_IF_NONE_MATCH": "*"})))
-    for verb, (body, *more) in {"extend": ("",), "progress": ('"progress": 0.5',), "complete": ("",), "fail": ('"error": "why"',), "release": ("",)}.items():
+    ask(
+        "POST",
+        "/tasks",
+        ("/tasks", none),
+        ("/tasks", (b"nonsense", json_)),
+        ("/tasks", huge),
+        ("/tasks", text),
+        ("/tasks", (b"{}", key)),
+        ("/tasks", (b'{"payload": 1}', key)),
+    )
+    ask(
+        "GET",
+        "/tasks",
+        ("/tasks", none),
+        ("/tasks?status=Done", none),
+        ("/tasks", (b"", {"HTTP_IF_NONE_MATCH": "*"})),
+    )
+    ask(
+        "POST",
+        "/tasks/claim",
+        ("/tasks/claim", none),
+        ("/tasks/claim", (b'{"limit": 0}', json_)),
+        ("/tasks/claim", huge),
+        ("/tasks/claim", text),
+    )
+    ask(
+        "GET",
+        "/tasks/{id}",
+        ("/tasks/1", none),
+        ("/tasks/99", none),
+        ("/tasks/1?x=1", none),
+        ("/tasks/1", (b"", {"HTTP_IF_NONE_MATCH": "*"})),
+    )
+    for verb, (body, *more) in {
+        "extend": ("",),
+        "progress": ('"progress": 0.5',),
+        "complete": ("",),
+        "fail": ('"error": "why"',),
+        "release": ("",),
+    }.items():
         id = list(("extend", "progress", "complete", "fail", "release")).index(verb) + 5
         good, bad = ("{" + ", ".join(filter(None, ('"attempt": 1', body))) + "}").encode(), b'{"attempt": 0}'
         stale = good.replace(b"1", b"7", 1)
         path = f"/tasks/{id}/{verb}"
-        ask("POST", "/tasks/{id}/" + verb, (path, (good, json_)), (path, (bad, json_)), (path, (stale, json_)), (f"/tasks/99/{verb}", (good, json_)), (path, huge), (path, text))
-    ask("DELETE", "/tasks/{id}", ("/tasks/2", none), ("/tasks/3", none), ("/tasks/2", none), ("/tasks/2?x=1", none),
-        ("/tasks/3", other))
-    ask("POST", "/tasks/{id}/cancel", ("/tasks/13/cancel", none), ("/tasks/3/cancel", none), ("/tasks/7/cancel", none), ("/tasks/99/cancel", none), ("/tasks/13/cancel?x=1", none),
-        ("/tasks/3/cancel", other))
-    ask("POST", "/tasks/{id}/retry", ("/tasks/1/retry", none), ("/tasks/7/retry", none), ("/tasks/99/retry", none), ("/tasks/1/retry?x=1", none),
-        ("/tasks/3/retry", other))
+        ask(
+            "POST",
+            "/tasks/{id}/" + verb,
+            (path, (good, json_)),
+            (path, (bad, json_)),
+            (path, (stale, json_)),
+            (f"/tasks/99/{verb}", (good, json_)),
+            (path, huge),
+            (path, text),
+        )
+    ask(
+        "DELETE",
+        "/tasks/{id}",
+        ("/tasks/2", none),
+        ("/tasks/3", none),
+        ("/tasks/2", none),
+        ("/tasks/2?x=1", none),
+        ("/tasks/3", other),
+    )
+    ask(
+        "POST",
+        "/tasks/{id}/cancel",
+        ("/tasks/13/cancel", none),
+        ("/tasks/3/cancel", none),
+        ("/tasks/7/cancel", none),
+        ("/tasks/99/cancel", none),
+        ("/tasks/13/cancel?x=1", none),
+        ("/tasks/3/cancel", other),
+    )
+    ask(
+        "POST",
+        "/tasks/{id}/retry",
+        ("/tasks/1/retry", none),
+        ("/tasks/7/retry", none),
+        ("/tasks/99/retry", none),
+        ("/tasks/1/retry?x=1", none),
+        ("/tasks/3/retry", other),
+    )
     for path in ("/livez", "/readyz", "/metrics"):
         ask("GET", path, (path, none))
-    documented = {key: set(map(int, re.findall(r"^        '(\d{3})':", text, re.MULTILINE))) for key, text in operations().items()}
+    documented = {
+        key: set(map(int, re.findall(r"^        '(\d{3})':", text, re.MULTILINE)))
+        for key, text in operations().items()
+    }
     assert documented == answers
 
 
@@ -196,7 +329,8 @@ def raising(error):
 
 def test_openapi_says_of_each_operation_what_is_needed():
     for operation in operations().values():
-        assert re.search(r"^      operationId: \w+$", operation, re.MULTILINE) and "      summary: " in operation
+        assert re.search(r"^      operationId: \w+$", operation, re.MULTILINE)
+        assert "      summary: " in operation
         assert "example" in operation or "$ref: '#/components/responses/" in operation
 
 
@@ -205,7 +339,11 @@ def test_openapi_has_the_fields_and_statuses_of_the_program():
 
     def properties(schema):
         block = re.search(rf"^    {schema}:\n(.*?)(?=^    \w|\Z)", OPENAPI, re.MULTILINE | re.DOTALL)[1]
-        return re.findall(r"^        (\w+):", block[block.index("      properties:"):].split("\n      required:")[0], re.MULTILINE)
+        return re.findall(
+            r"^        (\w+):",
+            block[block.index("      properties:") :].split("\n      required:")[0],
+            re.MULTILINE,
+        )
 
     assert properties("NewTask") == list(taskmanager.NEW_TASK)
     assert properties("Task") == [name for name in taskmanager.Row._fields if name not in ("size", "alone")]
@@ -251,7 +389,10 @@ def curl(command, api, tags={}):
     answer = http(method or ("POST" if body else "GET"), url, body, **headers)
     tags[tag] = answer.headers["ETag"]
     lines = [f"{name}: {value}" for name, value in answer.headers.items() if heads]
-    lines += [*answer.body.decode().splitlines(), *([write_out.replace("%{http_code}", str(answer.status))] if write_out else [])]
+    lines += [
+        *answer.body.decode().splitlines(),
+        *([write_out.replace("%{http_code}", str(answer.status))] if write_out else []),
+    ]
     return "\n".join(line for line in lines if re.search(pattern, line))
 
 
@@ -262,8 +403,15 @@ def same(said, got):
     return still(said) == still(got)
 
 
-@pytest.mark.parametrize("title, settings", [
-    (None, {}), ("### A worker in any language", {"CONCURRENCY": 0}), ("### A function", {"HANDLER": "examples.report:summarize"})], ids=["API", "worker", "function"])
+@pytest.mark.parametrize(
+    "title, settings",
+    [
+        (None, {}),
+        ("### A worker in any language", {"CONCURRENCY": 0}),
+        ("### A function", {"HANDLER": "examples.report:summarize"}),
+    ],
+    ids=["API", "worker", "function"],
+)
 def test_readmes_commands_print_what_it_says(start, sqlite_database, title, settings):
     text = section(title) if title else README[:README.index("### A worker in any language")]
     api = start("taskmanager.py", DATABASE_URL=sqlite_database, **settings).url
@@ -286,7 +434,12 @@ def test_readmes_worker_works(start, sqlite_database, tmp_path):
     (tmp_path / "remote.py").write_text(code.replace("http://localhost:5000", api.url))
     with subprocess.Popen([sys.executable, tmp_path / "remote.py"]) as worker:
         try:
-            done, failed = eventually(lambda: [task for task in http("GET", f"{api.url}/tasks?status=Completed&status=Failed").json][1:] and http("GET", f"{api.url}/tasks").json)
+            done, failed = eventually(
+                lambda: (
+                    [task for task in http("GET", f"{api.url}/tasks?status=Completed&status=Failed").json][1:]
+                    and http("GET", f"{api.url}/tasks").json
+                )
+            )
         finally:
             worker.kill()
     assert done["result"] == 6 and failed["error"].startswith("TypeError")
@@ -303,7 +456,14 @@ def test_make_demo_has_life_in_it(start, sqlite_database):
 def test_readmes_embedding_example_runs(tmp_path):
     [code] = re.findall(r"```python\n(.*?)```", section("## Embedding"), re.DOTALL)
     (tmp_path / "application.py").write_text(code)
-    done = subprocess.run([sys.executable, "application.py"], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [sys.executable, "application.py"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
     assert (done.stdout, done.returncode) == ("Hello, Ann\n", 0), done.stderr
 
 
@@ -327,32 +487,38 @@ assert threading.active_count() == 1
 
 # The table of the document
 
-DOCUMENT_TABLE = """
-CREATE TABLE tasks (
-    id SERIAL PRIMARY KEY,
-    status VARCHAR(20) DEFAULT 'New',
-    created_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP,
-    updated_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP
-);
-"""
-
 
 def test_the_documents_own_table_is_upgraded_in_place(postgres_database, start):
     import psycopg2
     with psycopg2.connect(postgres_database) as connection, connection.cursor() as cursor:
-        cursor.execute(DOCUMENT_TABLE + """
+        cursor.execute(DOCUMENT_TABLE)
+        cursor.execute("""
             insert into tasks (status, created_at, updated_at) values
-                ('New', '2024-12-17 10:00:00', '2024-12-17 10:00:00'), ('In Progress', '2024-12-17 10:05:00', '2024-12-17 10:06:00'),
-                ('Completed', '2024-12-17 10:07:00', '2024-12-17 10:08:00'), (null, null, null), ('Paused', '2024-12-17 10:07:00', '2024-12-17 10:08:00');
-            insert into tasks default values""")
+                ('New', '2024-12-17 10:00:00', '2024-12-17 10:00:00'),
+                ('In Progress', '2024-12-17 10:05:00', '2024-12-17 10:06:00'),
+                ('Completed', '2024-12-17 10:07:00', '2024-12-17 10:08:00'),
+                (null, null, null),
+                ('Paused', '2024-12-17 10:07:00', '2024-12-17 10:08:00')""")
+        cursor.execute("insert into tasks default values")
     connection.close()
     api = start("taskmanager.py", DATABASE_URL=postgres_database)
     before = http("GET", f"{api.url}/tasks").json
     assert [task["status"] for task in before] == ["New", "In Progress", "Completed", "New", "Paused", "New"]
-    assert before[1] == {"id": 2, "status": "In Progress", "created_at": "2024-12-17T10:05:00", "updated_at": "2024-12-17T10:06:00"}
+    assert before[1] == {
+        "id": 2,
+        "status": "In Progress",
+        "created_at": "2024-12-17T10:05:00",
+        "updated_at": "2024-12-17T10:06:00",
+    }
     assert http("POST", f"{api.url}/tasks", {"payload": 1}).json == {"id": 7}
     start("worker.py", DATABASE_URL=postgres_database, POLL_SECONDS=0.1)
-    after = eventually(lambda: (now := http("GET", f"{api.url}/tasks").json) and all(task["status"] in ("Completed", "Paused") for task in now) and now)
+    after = eventually(
+        lambda: (
+            (now := http("GET", f"{api.url}/tasks").json)
+            and all(task["status"] in ("Completed", "Paused") for task in now)
+            and now
+        )
+    )
     assert after[2] == before[2] and after[4] == before[4]
     assert {tuple(task)[:4] for task in after} == {("id", "status", "created_at", "updated_at")}
 
@@ -387,8 +553,12 @@ def test_an_older_program_leaves_a_newer_schema_alone(postgres_database):
 
 
 def test_the_databases_own_options_are_kept(postgres_database):
-    store = taskmanager.PostgresStore(postgres_database.partition("?")[0] + "?application_name=mine&options=-csearch_path%3Dpg_catalog")
-    assert store._execute("select current_setting('application_name'), current_setting('search_path')") == [("mine", "pg_catalog")]
+    store = taskmanager.PostgresStore(
+        postgres_database.partition("?")[0] + "?application_name=mine&options=-csearch_path%3Dpg_catalog"
+    )
+    assert store._execute("select current_setting('application_name'), current_setting('search_path')") == [
+        ("mine", "pg_catalog")
+    ]
 
 
 def test_schema_is_not_touched_when_it_is_current(postgres_database):

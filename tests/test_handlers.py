@@ -57,15 +57,34 @@ def python(code):
 
 
 def test_a_program_gets_the_payload_on_stdin_and_its_output_is_the_result(run, store):
-    code = "import sys, os, json; print(json.dumps([json.load(sys.stdin), os.environ['TASK_ID'], os.environ['TASK_ATTEMPT'], sys.argv[1:]]))"
+    code = """
+import json, os, sys
+print(json.dumps([json.load(sys.stdin), os.environ["TASK_ID"], os.environ["TASK_ATTEMPT"], sys.argv[1:]]))
+"""
     id = run(python(code) + " 'two words' $HOME ';' '*'", payload={"имя": "☃"})
-    assert json.loads(finished(store, id).result) == [{"имя": "☃"}, str(id), "1", ["two words", "$HOME", ";", "*"]]      # no shell
+    # no shell
+    assert json.loads(finished(store, id).result) == [
+        {"имя": "☃"},
+        str(id),
+        "1",
+        ["two words", "$HOME", ";", "*"],
+    ]
 
 
-@pytest.mark.parametrize("printed, result", [
-    ("b'done\\n'", '"done"'), ("b''", None), ("b' \\n'", None), ("b'null'", None), ("b'[1, 2]\\n'", "[1, 2]"), ("b'NaN'", '"NaN"'),
-    ("b'\\xff\\0'", '"\ufffd\ufffd"'), ("b'x' * 3_000_000", "fails"),
-], ids=["text", "nothing", "blank", "null", "JSON", "not quite JSON", "bytes", "too much"])
+@pytest.mark.parametrize(
+    "printed, result",
+    [
+        ("b'done\\n'", '"done"'),
+        ("b''", None),
+        ("b' \\n'", None),
+        ("b'null'", None),
+        ("b'[1, 2]\\n'", "[1, 2]"),
+        ("b'NaN'", '"NaN"'),
+        ("b'\\xff\\0'", '"\ufffd\ufffd"'),
+        ("b'x' * 3_000_000", "fails"),
+    ],
+    ids=["text", "nothing", "blank", "null", "JSON", "not quite JSON", "bytes", "too much"],
+)
 def test_what_a_program_prints(run, store, printed, result):
     row = finished(store, run(python(f"import sys; sys.stdout.buffer.write({printed})")))
     if result == "fails":
@@ -83,9 +102,17 @@ def test_a_program_that_never_reads_does_not_mind_a_large_payload(run, store):
 
 
 def test_the_end_of_stderr_is_the_error(run, store):
-    row = finished(store, run(python("import sys; print('x' * 5000, 'no such file', file=sys.stderr); sys.exit(7)"), max_attempts=2))
+    row = finished(
+        store,
+        run(
+            python("import sys; print('x' * 5000, 'no such file', file=sys.stderr); sys.exit(7)"),
+            max_attempts=2,
+        ),
+    )
     assert (row.status, row.attempts) == ("Failed", 2)
-    assert row.error.startswith("exit status 7: xxx") and row.error.endswith("no such file") and len(row.error) <= taskmanager.MAX_ERROR
+    assert row.error.startswith("exit status 7: xxx")
+    assert row.error.endswith("no such file")
+    assert len(row.error) <= taskmanager.MAX_ERROR
 
 
 def test_a_program_that_was_killed_says_so(run, store):
@@ -94,7 +121,10 @@ def test_a_program_that_was_killed_says_so(run, store):
 
 
 def group(tmp_path, listens):
-    """A program that starts a child and waits; both write their ids to a file. They end at SIGTERM, or only by force."""
+    """A program that starts a child and waits; both write their ids to a file.
+
+    They end at SIGTERM, or only at SIGKILL where `listens` is false.
+    """
     code = f"""
 import os, signal, time
 {'' if listens else 'signal.signal(signal.SIGTERM, signal.SIG_IGN)'}
@@ -105,7 +135,13 @@ time.sleep(60)"""
 
 
 def pids(tmp_path):
-    return eventually(lambda: (tmp_path / "pids").exists() and len(lines := (tmp_path / "pids").read_text().split()) == 2 and list(map(int, lines)))
+    return eventually(
+        lambda: (
+            (tmp_path / "pids").exists()
+            and len(lines := (tmp_path / "pids").read_text().split()) == 2
+            and list(map(int, lines))
+        )
+    )
 
 
 def gone(pid):
@@ -162,7 +198,9 @@ class Receiver(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.requests.append((self.path, self.headers, body))
-        status, headers, answer = self.server.answers.pop(0) if len(self.server.answers) > 1 else self.server.answers[0]
+        status, headers, answer = (
+            self.server.answers.pop(0) if len(self.server.answers) > 1 else self.server.answers[0]
+        )
         if callable(answer):
             answer = answer(self)
         self.send_response(status)
@@ -179,7 +217,11 @@ class Receiver(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def receiver():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
-    server.requests, server.answers, server.url = [], [(200, {}, b"")], f"http://127.0.0.1:{server.server_port}"
+    server.requests, server.answers, server.url = (
+        [],
+        [(200, {}, b"")],
+        f"http://127.0.0.1:{server.server_port}",
+    )
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield server
     server.shutdown()
@@ -203,10 +245,18 @@ def test_a_login_in_the_address_is_sent_as_a_header(run, store, receiver):
     assert receiver.requests[0][1]["Authorization"] == "Basic dXMgZXI6cGFzczp3b3Jk"
 
 
-@pytest.mark.parametrize("status, headers, body, result", [
-    (200, {}, b"", None), (204, {}, b"", None), (202, {"Content-Type": "text/plain"}, b"fine", None), (200, JSON, b"[1]", "[1]"),
-    (200, {"Content-Type": "application/problem+json"}, b"{}", "{}"), (200, {"Content-Type": "Application/JSON"}, b"7", "7"),
-], ids=["empty", "no content", "text", "JSON", "+json", "capitals"])
+@pytest.mark.parametrize(
+    "status, headers, body, result",
+    [
+        (200, {}, b"", None),
+        (204, {}, b"", None),
+        (202, {"Content-Type": "text/plain"}, b"fine", None),
+        (200, JSON, b"[1]", "[1]"),
+        (200, {"Content-Type": "application/problem+json"}, b"{}", "{}"),
+        (200, {"Content-Type": "Application/JSON"}, b"7", "7"),
+    ],
+    ids=["empty", "no content", "text", "JSON", "+json", "capitals"],
+)
 def test_a_2xx_completes(run, store, receiver, status, headers, body, result):
     receiver.answers = [(status, headers, body)]
     row = finished(store, run(receiver.url))
@@ -223,8 +273,16 @@ def test_a_passing_fault_is_tried_again_with_the_same_idempotency_key(run, store
     assert [json.loads(body)["attempt"] for _, _, body in receiver.requests] == [1, 2]
 
 
-@pytest.mark.parametrize("status, headers, body", [(400, {}, b"no such customer"), (404, {}, b""), (302, {"Location": "/elsewhere"}, b""), (200, JSON, b" " * 1_100_000)],
-                         ids=["bad request", "not found", "redirect", "too large"])
+@pytest.mark.parametrize(
+    "status, headers, body",
+    [
+        (400, {}, b"no such customer"),
+        (404, {}, b""),
+        (302, {"Location": "/elsewhere"}, b""),
+        (200, JSON, b" " * 1_100_000),
+    ],
+    ids=["bad request", "not found", "redirect", "too large"],
+)
 def test_what_would_not_change_is_final(run, store, receiver, status, headers, body):
     receiver.answers = [(status, headers, body)]
     row = finished(store, run(receiver.url))
@@ -232,13 +290,18 @@ def test_what_would_not_change_is_final(run, store, receiver, status, headers, b
     assert str(status) in row.error and (len(body) > 100 or body.decode() in row.error)
 
 
-@pytest.mark.parametrize("value, low, high", [("7200", 7200, 7200), (None, 1, 2), ("soon", 1, 2), ("99999999", 86400, 86400), ("date", 3500, 3600)])
+@pytest.mark.parametrize(
+    "value, low, high",
+    [("7200", 7200, 7200), (None, 1, 2), ("soon", 1, 2), ("99999999", 86400, 86400), ("date", 3500, 3600)],
+)
 def test_retry_after_is_honoured(run, store, receiver, value, low, high):
     value = formatdate(time.time() + 3600, usegmt=True) if value == "date" else value
     receiver.answers = [(503, {"Retry-After": value} if value else {}, b"")]
     id = run(receiver.url, settings={"retry_seconds": 2})
     row = eventually(lambda: (row := store.read(id)).run_at and row)
-    wait = (taskmanager.datetime.fromisoformat(row.run_at) - taskmanager.datetime.fromisoformat(row.updated_at)).total_seconds()
+    wait = (
+        taskmanager.datetime.fromisoformat(row.run_at) - taskmanager.datetime.fromisoformat(row.updated_at)
+    ).total_seconds()
     assert low - 1 <= wait <= high + 1
 
 
@@ -294,7 +357,8 @@ def test_an_answer_that_is_not_the_last_word_is_tried_again(run, store, receiver
 
 
 def test_an_address_of_ipv6_has_the_port_of_its_scheme():
-    assert taskmanager.HttpHandler("http://[::1]/x").port == 80 and taskmanager.HttpHandler("https://[::1]/x").port == 443
+    assert taskmanager.HttpHandler("http://[::1]/x").port == 80
+    assert taskmanager.HttpHandler("https://[::1]/x").port == 443
 
 
 @pytest.mark.parametrize("headers", [{}, {"Connection": "close"}], ids=["kept open", "closed"])

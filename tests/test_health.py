@@ -117,10 +117,16 @@ def test_a_read_only_database_is_not_ready(postgres_database, serve):
     assert http("GET", f"{url}/tasks").status == 200
 
 
-@pytest.mark.parametrize("granted, said", [
-    ("select on tasks", "insert"), ("select, insert on tasks", "update"), ("all on tasks", "sequence"),
-    ("all on tasks; usage on sequence tasks_id_seq", None),
-], ids=["no insert", "no update", "no sequence", "all"])
+@pytest.mark.parametrize(
+    "granted, said",
+    [
+        ("select on tasks", "insert"),
+        ("select, insert on tasks", "update"),
+        ("all on tasks", "sequence"),
+        ("all on tasks; usage on sequence tasks_id_seq", None),
+    ],
+    ids=["no insert", "no update", "no sequence", "all"],
+)
 def test_a_role_that_may_not_write_is_not_ready(postgres_database, serve, granted, said):
     # somebody made the table as another role, and granted too little
     owner = taskmanager.open_store(postgres_database)

@@ -1,5 +1,8 @@
-"""Clients that want to stop the service for the others: requests that are slow to read, that never end or that mean
-two things, bodies and answers that fill memory and disk, crowds of connections."""
+"""Clients that want to stop the service for the others.
+
+Requests that are slow to read, that never end or that mean two things, bodies and answers that fill memory
+and disk, crowds of connections.
+"""
 
 import contextlib
 import http.client
@@ -58,7 +61,7 @@ def connect(port, sent=b"", buffer=None):
 
 
 def first_line(url, request):
-    """Send bytes, and leave the connection open; the first line that comes back, at once and not at a timeout."""
+    """Send bytes and leave the connection open; the first line that comes back at once, not at a timeout."""
     with connect(urlsplit(url).port, request) as connection:
         return connection.recv(65536).split(b"\r\n")[0].decode()
 

@@ -110,11 +110,18 @@ def test_a_message_id_in_another_encoding_is_rejected_alone(intake, store, chann
     eventually(lambda: payloads(store) == [0, 2])
 
 
-@pytest.mark.parametrize("encoded, decoded", [
-    (b"", None), (b"\x20\x00", None), (b"\xff\xfe", None), (b"\x80", None),
-    (b"\x20\x00\x00\x00\xff\xff", pika.BasicProperties()),
-    (b"\x80\x00\x09abc", pika.BasicProperties("abc")),
-], ids=repr)
+@pytest.mark.parametrize(
+    "encoded, decoded",
+    [
+        (b"", None),
+        (b"\x20\x00", None),
+        (b"\xff\xfe", None),
+        (b"\x80", None),
+        (b"\x20\x00\x00\x00\xff\xff", pika.BasicProperties()),
+        (b"\x80\x00\x09abc", pika.BasicProperties("abc")),
+    ],
+    ids=repr,
+)
 def test_of_properties_that_are_cut_off_at_most_the_beginning_is_known(encoded, decoded):
     assert worker.decode_properties(encoded) == decoded
 

@@ -1,4 +1,4 @@
-"""A worker in any language: claim, extend, progress, complete, fail and release over HTTP, on both databases."""
+"""Workers in any language: claim, extend, progress, complete, fail, release over HTTP, on both databases."""
 
 import json
 import threading
@@ -13,7 +13,13 @@ from conftest import eventually, http, is_problem
 from taskmanager import Config, NewTask, Worker, new_task
 from test_store import expire, sql
 
-VERBS = {"extend": {"lease": 60}, "progress": {"progress": 0.5}, "complete": {"result": {"sum": 6}}, "fail": {"error": "why"}, "release": {}}
+VERBS = {
+    "extend": {"lease": 60},
+    "progress": {"progress": 0.5},
+    "complete": {"result": {"sum": 6}},
+    "fail": {"error": "why"},
+    "release": {},
+}
 ENDS = ("complete", "fail", "release")
 
 
@@ -41,7 +47,10 @@ def lease(store, id):
 
 
 def hours_until_run(task):
-    return round((datetime.fromisoformat(task["run_at"]) - datetime.fromisoformat(task["updated_at"])).total_seconds() / 3600)
+    return round(
+        (datetime.fromisoformat(task["run_at"]) - datetime.fromisoformat(task["updated_at"])).total_seconds()
+        / 3600
+    )
 
 
 # A life
@@ -49,13 +58,21 @@ def hours_until_run(task):
 def test_the_whole_life_of_a_task(api, store):
     http("POST", f"{api}/tasks", {"payload": {"n": 3}, "priority": 2})
     [task] = claim(api)
-    assert (list(task)[-1], task["attempt"], task["status"], task["payload"], task["priority"]) == ("attempt", 1, "In Progress", {"n": 3}, 2)
+    assert (list(task)[-1], task["attempt"], task["status"], task["payload"], task["priority"]) == (
+        "attempt",
+        1,
+        "In Progress",
+        {"n": 3},
+        2,
+    )
     assert claim(api) == []
     answer = tell(api, 1, "progress", 1, progress=0.25)
-    assert (answer.status, answer.json["progress"], answer.json["status"]) == (200, 0.25, "In Progress") and "attempt" not in answer.json
+    assert (answer.status, answer.json["progress"], answer.json["status"]) == (200, 0.25, "In Progress")
+    assert "attempt" not in answer.json
     assert tell(api, 1, "extend", 1).json["progress"] == 0.25
     answer = tell(api, 1, "complete", 1, result=[9, "☃"])
-    assert (answer.status, answer.json["status"], answer.json["result"]) == (200, "Completed", [9, "☃"]) and "progress" not in answer.json
+    assert (answer.status, answer.json["status"], answer.json["result"]) == (200, "Completed", [9, "☃"])
+    assert "progress" not in answer.json
     assert http("GET", f"{api}/tasks/1").json == answer.json
     assert claim(api) == []
 
@@ -72,15 +89,31 @@ def test_a_claim_leaves_what_is_scheduled(api, store):
 
 
 def test_a_result_is_any_json_or_none(api, store):
-    for said in ('{"result": null}', '{"result": false}', '{"result": 0}', '{"result": ""}', '{"result": []}', '{"result": {}}', '{"result": 123456789012345678901234567890}',
-                 '{"result": {"é": ["\\u2028", 1e300, -0.0]}}', "{}"):
+    for said in (
+        '{"result": null}',
+        '{"result": false}',
+        '{"result": 0}',
+        '{"result": ""}',
+        '{"result": []}',
+        '{"result": {}}',
+        '{"result": 123456789012345678901234567890}',
+        '{"result": {"é": ["\\u2028", 1e300, -0.0]}}',
+        "{}",
+    ):
         id, attempt = claimed(api, store)
         answer = http("POST", f"{api}/tasks/{id}/complete", {"attempt": attempt, **json.loads(said)})
-        assert answer.status == 200 and {name: value for name, value in answer.json.items() if name == "result"} == json.loads(said)
+        assert answer.status == 200
+        assert {name: value for name, value in answer.json.items() if name == "result"} == json.loads(said)
 
 
 def test_an_error_is_kept_as_far_as_it_can_be(api, store):
-    for error, kept in (("x" * 1990 + "the end, at last", "x" * 1984 + "the end, at last"), ("a\0b", "a\ufffdb"), ("a\ud800b", "a?b"), ("\n", "\n"), ("é☃😀", "é☃😀")):
+    for error, kept in (
+        ("x" * 1990 + "the end, at last", "x" * 1984 + "the end, at last"),
+        ("a\0b", "a\ufffdb"),
+        ("a\ud800b", "a?b"),
+        ("\n", "\n"),
+        ("é☃😀", "é☃😀"),
+    ):
         id, attempt = claimed(api, store)
         for _ in ("once", "again"):
             answer = tell(api, id, "fail", attempt, error=error, final=True)
@@ -93,7 +126,13 @@ def refused(api, store, id, attempt, **other):
     """Whatever the holder of this attempt says is a conflict, and changes nothing."""
     before, until = store.read(id), lease(store, id)
     for verb in VERBS:
-        said = {"result": other["content"]} if other and verb == "complete" else {"error": other["content"]} if other and verb == "fail" else {}
+        said = (
+            {"result": other["content"]}
+            if other and verb == "complete"
+            else {"error": other["content"]}
+            if other and verb == "fail"
+            else {}
+        )
         assert is_problem(tell(api, id, verb, attempt, **said), 409), verb
     assert (store.read(id), lease(store, id)) == (before, until)
 
@@ -142,26 +181,42 @@ def test_a_task_that_is_not_there(api, store):
 
 # An answer may be lost
 
-@pytest.mark.parametrize("verb, said, status", [
-    ("complete", [{"result": {"sum": 6, "names": ["ж", 1.5]}}, {"result": None}, {"result": []}], "Completed"), ("fail", [{"error": "why"}, {"error": "why", "delay": 0}, {"error": "x" * 5000}], "New"),
-    ("fail", [{"error": "why", "final": True}], "Failed")], ids=["complete", "fail", "fail for good"])
+@pytest.mark.parametrize(
+    "verb, said, status",
+    [
+        (
+            "complete",
+            [{"result": {"sum": 6, "names": ["ж", 1.5]}}, {"result": None}, {"result": []}],
+            "Completed",
+        ),
+        ("fail", [{"error": "why"}, {"error": "why", "delay": 0}, {"error": "x" * 5000}], "New"),
+        ("fail", [{"error": "why", "final": True}], "Failed"),
+    ],
+    ids=["complete", "fail", "fail for good"],
+)
 def test_a_repeat_of_what_took_effect_is_answered_alike(api, store, verb, said, status):
     for each in said:
         id, attempt = claimed(api, store)
         first = tell(api, id, verb, attempt, **each)
         before = store.read(id)
         again = tell(api, id, verb, attempt, **each)
-        assert (first.status, first.json["status"]) == (200, status) and (again.status, again.json) == (200, first.json)
+        assert (first.status, first.json["status"]) == (200, status)
+        assert (again.status, again.json) == (200, first.json)
         assert store.read(id) == before
 
 
 def test_a_repeat_of_a_complete_without_a_result(api, store):
     id, attempt = claimed(api, store)
-    assert [http("POST", f"{api}/tasks/{id}/complete", {"attempt": attempt}).status for _ in range(2)] == [200, 200]
+    assert [http("POST", f"{api}/tasks/{id}/complete", {"attempt": attempt}).status for _ in range(2)] == [
+        200,
+        200,
+    ]
     is_problem(tell(api, id, "complete", attempt, result=None), 409)        # which is another content
 
 
-@pytest.mark.parametrize("verb, other", [("complete", {"result": {"sum": 7}}), ("fail", {"error": "another"})])
+@pytest.mark.parametrize(
+    "verb, other", [("complete", {"result": {"sum": 7}}), ("fail", {"error": "another"})]
+)
 def test_a_repeat_with_another_content_is_none(api, store, verb, other):
     id, attempt = claimed(api, store)
     tell(api, id, verb, attempt)
@@ -196,9 +251,18 @@ def test_a_cancellation_is_seen_with_the_next_sign_of_life_and_ends_the_task(api
         assert http("POST", f"{api}/tasks/{id}/cancel").status == 202
         for sign in ("extend", "progress"):
             answer = tell(api, id, sign, attempt)
-            assert (answer.status, answer.json["canceled"], answer.json["status"]) == (200, True, "In Progress")
+            assert (answer.status, answer.json["canceled"], answer.json["status"]) == (
+                200,
+                True,
+                "In Progress",
+            )
         answer = tell(api, id, end, attempt)
-        assert (answer.status, answer.json["status"], answer.json["error"], answer.json["canceled"]) == (200, "Failed", "canceled", True)
+        assert (answer.status, answer.json["status"], answer.json["error"], answer.json["canceled"]) == (
+            200,
+            "Failed",
+            "canceled",
+            True,
+        )
         assert "result" not in answer.json and "run_at" not in answer.json and claim(api) == []
 
 
@@ -232,9 +296,16 @@ def test_a_final_failure_is_not_tried_again(api, store):
     assert tell(api, id, "fail", attempt, error="busy", final=False).json["status"] == "New"
 
 
-@pytest.mark.parametrize("fields, settings, statuses", [
-    ({"max_attempts": 1}, {}, ["Failed"]), ({"max_attempts": 2}, {"max_attempts": 1}, ["New", "Failed"]), ({}, {"max_attempts": 1}, ["Failed"]), ({}, {}, ["New", "New", "Failed"]),
-], ids=str)
+@pytest.mark.parametrize(
+    "fields, settings, statuses",
+    [
+        ({"max_attempts": 1}, {}, ["Failed"]),
+        ({"max_attempts": 2}, {"max_attempts": 1}, ["New", "Failed"]),
+        ({}, {"max_attempts": 1}, ["Failed"]),
+        ({}, {}, ["New", "New", "Failed"]),
+    ],
+    ids=str,
+)
 def test_attempts_have_an_end(store, serve, fields, settings, statuses):
     api = serve(store, **settings)
     [id] = store.create([new_task(fields)])
@@ -298,17 +369,42 @@ on_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 ANY = (None, True, "1", [], {}, -1, 0.5, 1e300)
 
 WRONG = {
-    "claim": {"limit": (*ANY, 0, 1001), "lease": (None, False, "60", [], {}, 0, 0.999, -1, 86401, 1e300), "attempt": (1,), "Limit": (1,)},
-    "extend": {"attempt": (*ANY, 0, 2**31, 2**63, 10**40), "lease": (None, True, "60", 0, 86401), "progress": (0.5,)},
-    "progress": {"attempt": (*ANY, 0), "progress": (None, True, "0.5", [0.5], -0.001, 1.001, 50), "lease": (60,)},
-    "complete": {"attempt": (*ANY, 0), "result": ("\0", {"\0": 1}, "\ud800", json.loads("[" * 101 + "]" * 101)), "error": ("why",)},
-    "fail": {"attempt": (*ANY, 0), "error": (None, "", 0, False, {}, ["why"]), "final": (None, 0, 1, "true"), "delay": (None, True, "1", -1, 315360001), "retry": (1,)},
+    "claim": {
+        "limit": (*ANY, 0, 1001),
+        "lease": (None, False, "60", [], {}, 0, 0.999, -1, 86401, 1e300),
+        "attempt": (1,),
+        "Limit": (1,),
+    },
+    "extend": {
+        "attempt": (*ANY, 0, 2**31, 2**63, 10**40),
+        "lease": (None, True, "60", 0, 86401),
+        "progress": (0.5,),
+    },
+    "progress": {
+        "attempt": (*ANY, 0),
+        "progress": (None, True, "0.5", [0.5], -0.001, 1.001, 50),
+        "lease": (60,),
+    },
+    "complete": {
+        "attempt": (*ANY, 0),
+        "result": ("\0", {"\0": 1}, "\ud800", json.loads("[" * 101 + "]" * 101)),
+        "error": ("why",),
+    },
+    "fail": {
+        "attempt": (*ANY, 0),
+        "error": (None, "", 0, False, {}, ["why"]),
+        "final": (None, 0, 1, "true"),
+        "delay": (None, True, "1", -1, 315360001),
+        "retry": (1,),
+    },
     "release": {"attempt": (*ANY, 0), "delay": (0,)},
 }
 
 
 @on_sqlite
-@pytest.mark.parametrize("verb, name", [(verb, name) for verb, names in WRONG.items() for name in names], ids=lambda value: value)
+@pytest.mark.parametrize(
+    "verb, name", [(verb, name) for verb, names in WRONG.items() for name in names], ids=lambda value: value
+)
 def test_a_wrong_field_is_named_and_changes_nothing(api, store, verb, name):
     if verb == "claim":
         store.create()
@@ -320,17 +416,36 @@ def test_a_wrong_field_is_named_and_changes_nothing(api, store, verb, name):
     for value in WRONG[verb][name]:
         answer = http("POST", url, {**right, name: value})
         is_problem(answer, 400)
-        assert [error["pointer"] for error in answer.json["errors"]] == [f"/{name}"] and answer.json["errors"][0]["detail"], value
+        assert [error["pointer"] for error in answer.json["errors"]] == [f"/{name}"], value
+        assert answer.json["errors"][0]["detail"], value
     assert (store.read(1), lease(store, 1)) == (before, until)
 
 
 @on_sqlite
-@pytest.mark.parametrize("verb, said, pointers", [
-    ("extend", {}, ["/attempt"]), ("extend", {"lease": 0}, ["/attempt", "/lease"]), ("progress", {}, ["/attempt", "/progress"]), ("progress", {"attempt": 1}, ["/progress"]),
-    ("complete", {}, ["/attempt"]), ("complete", {"result": 1, "a/b~": 1}, ["/a~1b~0", "/attempt"]), ("fail", {}, ["/attempt", "/error"]), ("fail", {"attempt": 0, "final": 1}, ["/attempt", "/error", "/final"]),
-    ("release", {}, ["/attempt"]), ("release", [], [""]), ("complete", [{"attempt": 1}], [""]), ("fail", b'"why"', [""]), ("fail", b"null", [""]), ("fail", b"nonsense", [""]), ("release", None, ["/attempt"]),
-    ("extend", b'{"attempt": 1, "attempt": 2}', [""]), ("progress", b'{"attempt": 1, "progress": NaN}', [""]), ("progress", b'{"attempt": 1, "progress": 1e999}', ["/progress"]),
-], ids=str)
+@pytest.mark.parametrize(
+    "verb, said, pointers",
+    [
+        ("extend", {}, ["/attempt"]),
+        ("extend", {"lease": 0}, ["/attempt", "/lease"]),
+        ("progress", {}, ["/attempt", "/progress"]),
+        ("progress", {"attempt": 1}, ["/progress"]),
+        ("complete", {}, ["/attempt"]),
+        ("complete", {"result": 1, "a/b~": 1}, ["/a~1b~0", "/attempt"]),
+        ("fail", {}, ["/attempt", "/error"]),
+        ("fail", {"attempt": 0, "final": 1}, ["/attempt", "/error", "/final"]),
+        ("release", {}, ["/attempt"]),
+        ("release", [], [""]),
+        ("complete", [{"attempt": 1}], [""]),
+        ("fail", b'"why"', [""]),
+        ("fail", b"null", [""]),
+        ("fail", b"nonsense", [""]),
+        ("release", None, ["/attempt"]),
+        ("extend", b'{"attempt": 1, "attempt": 2}', [""]),
+        ("progress", b'{"attempt": 1, "progress": NaN}', [""]),
+        ("progress", b'{"attempt": 1, "progress": 1e999}', ["/progress"]),
+    ],
+    ids=str,
+)
 def test_all_that_is_wrong_or_missing_is_named_at_once(api, store, verb, said, pointers):
     claimed(api, store)
     answer = http("POST", f"{api}/tasks/1/{verb}", said)
@@ -342,7 +457,12 @@ def test_all_that_is_wrong_or_missing_is_named_at_once(api, store, verb, said, p
 @on_sqlite
 def test_a_claim_that_is_wrong_claims_nothing(api, store):
     store.create()
-    for said, pointers in (({"limit": 0, "lease": 0, "queue": "a"}, ["/lease", "/limit", "/queue"]), ([], [""]), ([{"limit": 1}], [""]), (b"1", [""])):
+    for said, pointers in (
+        ({"limit": 0, "lease": 0, "queue": "a"}, ["/lease", "/limit", "/queue"]),
+        ([], [""]),
+        ([{"limit": 1}], [""]),
+        (b"1", [""]),
+    ):
         answer = http("POST", f"{api}/tasks/claim", said)
         is_problem(answer, 400)
         assert sorted(error["pointer"] for error in answer.json["errors"]) == sorted(pointers)
@@ -360,7 +480,9 @@ def test_what_is_too_large_or_no_json_changes_nothing(api, store, verb):
     id, attempt = claimed(api, store)
     body = json.dumps({"attempt": attempt, **VERBS[verb]}).encode()
     is_problem(http("POST", f"{api}/tasks/{id}/{verb}", body + b" " * 1_048_576), 413)
-    is_problem(http("POST", f"{api}/tasks/{id}/{verb}", body, Content_Type="application/x-www-form-urlencoded"), 415)
+    is_problem(
+        http("POST", f"{api}/tasks/{id}/{verb}", body, Content_Type="application/x-www-form-urlencoded"), 415
+    )
     is_problem(http("POST", f"{api}/tasks/{id}/{verb}?attempt=1", body), 400)
     assert (store.read(id).status, store.read(id).progress) == ("In Progress", None)
 
@@ -387,7 +509,9 @@ def test_workers_need_the_token_too(store, serve):
 def work(url):
     """A worker, as README shows it."""
     def post(path, **said):
-        request = urllib.request.Request(url + path, json.dumps(said).encode(), {"Content-Type": "application/json", "Prefer": "wait=1"})
+        request = urllib.request.Request(
+            url + path, json.dumps(said).encode(), {"Content-Type": "application/json", "Prefer": "wait=1"}
+        )
         with urllib.request.urlopen(request, timeout=90) as answer:
             return json.load(answer)
 
@@ -413,7 +537,9 @@ def test_a_worker_of_fifteen_lines_works_off_all_there_is(store, serve, monkeypa
         worker.join(30)
     failed, *completed = store.list_tasks()
     assert (failed.status, failed.error) == ("Failed", "ZeroDivisionError('division by zero')")
-    assert [(row.status, row.result, row.attempts) for row in completed] == [("Completed", json.dumps(100 / n), 1) for n in range(1, 20)]
+    assert [(row.status, row.result, row.attempts) for row in completed] == [
+        ("Completed", json.dumps(100 / n), 1) for n in range(1, 20)
+    ]
 
 
 @pytest.mark.parametrize("handler", [None, lambda task: "ours"], ids=["no handler", "a handler"])
@@ -421,7 +547,8 @@ def test_with_a_concurrency_of_0_our_worker_only_minds_the_clock(api, store, han
     ready, lost, due = store.create([NewTask()] * 3)
     assert claim(api)[0]["id"] == ready
     tell(api, ready, "release", 1)
-    sql(store, "update tasks set status = 'In Progress', attempt = 1 where id = %(id)s", id=lost)       # of whom nothing is heard
+    # of whom nothing is heard
+    sql(store, "update tasks set status = 'In Progress', attempt = 1 where id = %(id)s", id=lost)
     schedule = "update tasks set run_at = created_at where id = %(id)s"
     sql(store, schedule, id=due)
     worker = Worker(store, Config(concurrency=0, poll_seconds=0.02), handler)
@@ -432,7 +559,11 @@ def test_with_a_concurrency_of_0_our_worker_only_minds_the_clock(api, store, han
             sql(store, schedule, id=id)
             worker.wake()
             eventually(lambda: store.read(id).run_at is None)
-        assert [(row.status, row.attempt) for row in store.list_tasks()] == [("New", 1), ("New", 1), ("New", 0)]
+        assert [(row.status, row.attempt) for row in store.list_tasks()] == [
+            ("New", 1),
+            ("New", 1),
+            ("New", 0),
+        ]
         assert sorted(task["id"] for task in claim(api, limit=9)) == [ready, lost, due]
     finally:
         worker.stop(0)

@@ -12,21 +12,45 @@ def nested(levels):
     return b'{"payload": ' + b"[" * levels + b"]" * levels + b"}"
 
 
-@pytest.mark.parametrize("body", [b"", b" \r\n", b"{}", b'{"status": "New"}'], ids=["nothing", "white space", "empty object", "the document's message"])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b" \r\n", b"{}", b'{"status": "New"}'],
+    ids=["nothing", "white space", "empty object", "the document's message"],
+)
 def test_a_bare_task(body):
     assert parse_task(body) == NewTask()
 
 
-@pytest.mark.parametrize("payload", [
-    None, True, 0, -1.5, "", "naïve ☃ 𝄞", [], {}, [[[1]]], {"a": {"b": [1, "two", None]}}, "\\u0000", "a\\\\u0000", 10**300, {"": 0},
-], ids=repr)
+@pytest.mark.parametrize(
+    "payload",
+    [
+        None,
+        True,
+        0,
+        -1.5,
+        "",
+        "naïve ☃ 𝄞",
+        [],
+        {},
+        [[[1]]],
+        {"a": {"b": [1, "two", None]}},
+        "\\u0000",
+        "a\\\\u0000",
+        10**300,
+        {"": 0},
+    ],
+    ids=repr,
+)
 def test_any_json_is_a_payload(payload):
     task = parse_task(json.dumps({"payload": payload}).encode())
     assert json.loads(task.payload) == payload
 
 
 def test_all_fields():
-    task = parse_task(b'{"payload": {"a": 1}, "priority": -5, "run_at": "2999-01-02T03:04:05+02:00", "max_attempts": 7, "timeout": 0.5}')
+    task = parse_task(
+        b'{"payload": {"a": 1}, "priority": -5, "run_at": "2999-01-02T03:04:05+02:00",'
+        b' "max_attempts": 7, "timeout": 0.5}'
+    )
     assert task == ('{"a": 1}', -5, datetime(2999, 1, 2, 1, 4, 5), 7, 0.5, None, None, None)
 
 
@@ -34,8 +58,16 @@ def test_a_whole_number_may_be_written_with_a_point():
     assert parse_task(b'{"priority": 3.0, "max_attempts": 1e1}')[1:4:2] == (3, 10)
 
 
-@pytest.mark.parametrize("text", ["2999-01-31T12:00:00", "2999-01-31T12:00:00Z", "2999-01-31t12:00:00z", "2999-01-31T14:00:00+02:00",
-                                  "2999-01-31T12:00:00.000000000Z"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2999-01-31T12:00:00",
+        "2999-01-31T12:00:00Z",
+        "2999-01-31t12:00:00z",
+        "2999-01-31T14:00:00+02:00",
+        "2999-01-31T12:00:00.000000000Z",
+    ],
+)
 def test_run_at_is_utc(text):
     assert new_task({"run_at": text}).run_at == datetime(2999, 1, 31, 12)
 
@@ -105,7 +137,11 @@ def test_every_wrong_field_is_named_at_once():
 
 def test_an_answer_to_nonsense_stays_short():
     with pytest.raises(Invalid) as error:
-        parse_task(json.dumps({"x" * 50_000 + str(n): n for n in range(9)} | {str(n): n for n in range(20_000)}).encode())
+        parse_task(
+            json.dumps(
+                {"x" * 50_000 + str(n): n for n in range(9)} | {str(n): n for n in range(20_000)}
+            ).encode()
+        )
     assert len(error.value.errors) == 20 and len(str(error.value)) < 5_000
 
 
@@ -127,7 +163,9 @@ def test_an_idempotency_key_is_short_and_printable(key):
         parse_task(b"", key)
 
 
-@pytest.mark.parametrize("value", [{1, 2}, object(), float("nan"), b"bytes"], ids=["set", "object", "NaN", "bytes"])
+@pytest.mark.parametrize(
+    "value", [{1, 2}, object(), float("nan"), b"bytes"], ids=["set", "object", "NaN", "bytes"]
+)
 def test_what_json_cannot_say_is_refused(value):
     with pytest.raises(Invalid, match="can't be written as JSON"):
         encode_json(value)

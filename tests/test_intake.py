@@ -81,8 +81,16 @@ def test_the_documents_producer_creates_tasks(document_producer, intake, store, 
     assert ready(channel) == 0
 
 
-@pytest.mark.parametrize("declaration", [{}, {"durable": True}, {"durable": True, "arguments": {"x-queue-type": "quorum"}}, {"arguments": {"x-max-length": 9}}],
-                         ids=["transient", "durable", "quorum", "with arguments"])
+@pytest.mark.parametrize(
+    "declaration",
+    [
+        {},
+        {"durable": True},
+        {"durable": True, "arguments": {"x-queue-type": "quorum"}},
+        {"arguments": {"x-max-length": 9}},
+    ],
+    ids=["transient", "durable", "quorum", "with arguments"],
+)
 def test_intake_attaches_to_the_queue_as_it_finds_it(intake, store, channel, declaration):
     channel.queue_declare("task_queue", **declaration)
     publish(channel, b"")
@@ -130,7 +138,11 @@ def test_a_message_id_of_another_task_is_rejected(intake, store, channel):
         publish(channel, body, message_id=message_id)
     intake()
     properties, kept = rejected(channel)
-    assert (kept, properties.message_id, properties.headers["reason"]) == (b'{"payload": 2}', "a", "message_id: was used before, with another body")
+    assert (kept, properties.message_id, properties.headers["reason"]) == (
+        b'{"payload": 2}',
+        "a",
+        "message_id: was used before, with another body",
+    )
     eventually(lambda: [row.idempotency_key for row in store.list_tasks()] == ["a", "b", "c"])
     publish(channel, b'{"payload":  1}', message_id="a")
     publish(channel, b'[]', message_id="a")
@@ -139,10 +151,19 @@ def test_a_message_id_of_another_task_is_rejected(intake, store, channel):
     assert len(store.list_tasks()) == 3
 
 
-@pytest.mark.parametrize("body, reason", [
-    (b"nonsense", "not JSON"), (b'{"status": "Completed"}', '/status: expected "New"'), (b"\xff", "not UTF-8"), (b"[" * 100_000, "nested deeper"),
-    (b'{"payload": "\\u0000"}', "NUL"), (b'{"handler": "exec:reboot"}', "/handler: unknown"), (b" " * 1_048_577, "expected at most 1048576"),
-], ids=lambda value: str(value)[:20])
+@pytest.mark.parametrize(
+    "body, reason",
+    [
+        (b"nonsense", "not JSON"),
+        (b'{"status": "Completed"}', '/status: expected "New"'),
+        (b"\xff", "not UTF-8"),
+        (b"[" * 100_000, "nested deeper"),
+        (b'{"payload": "\\u0000"}', "NUL"),
+        (b'{"handler": "exec:reboot"}', "/handler: unknown"),
+        (b" " * 1_048_577, "expected at most 1048576"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
 def test_what_is_no_task_is_kept_with_the_reason(intake, store, channel, body, reason):
     channel.queue_declare("task_queue")
     publish(channel, body, message_id="m1", content_type="text/x")
@@ -165,7 +186,9 @@ def test_a_message_id_that_is_too_long_is_rejected(intake, store, channel):
 def test_what_a_sender_set_does_not_lose_a_rejected_message(intake, store, channel):
     channel.queue_declare("task_queue")
     channel.queue_declare("copy", exclusive=True)
-    publish(channel, b"nonsense", expiration="60000", user_id="guest", reply_to="x", headers={"CC": [], "own": 1})
+    publish(
+        channel, b"nonsense", expiration="60000", user_id="guest", reply_to="x", headers={"CC": [], "own": 1}
+    )
     intake()
     properties, _ = rejected(channel)
     assert list(properties.headers) == ["reason"] and properties.expiration is properties.user_id is None
@@ -196,7 +219,9 @@ def test_what_came_is_held_and_not_returned_while_the_database_is_away(intake, s
             raise Unavailable("the database can't be reached")
         return create(tasks, via)
     monkeypatch.setattr(store, "create", away_for_a_while)
-    channel.queue_declare("task_queue", durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 1})
+    channel.queue_declare(
+        "task_queue", durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 1}
+    )
     publish(channel, b'{"payload": 1}')
     intake()
     eventually(lambda: len(store.list_tasks()) == 1)
@@ -249,7 +274,9 @@ def test_two_intakes_share_a_queue(intake, store, channel):
 
 
 def test_the_doorbell_wakes_a_worker_in_another_process(start, postgres_database, broker):
-    settings = dict(DATABASE_URL=postgres_database, RABBITMQ_URL=broker, POLL_SECONDS=3600, LEASE_SECONDS=86400)
+    settings = dict(
+        DATABASE_URL=postgres_database, RABBITMQ_URL=broker, POLL_SECONDS=3600, LEASE_SECONDS=86400
+    )
     api, worker = start("taskmanager.py", **settings), start("worker.py", **settings)
     worker.logged("started intake")
     time.sleep(0.3)     # the notifier's connection
@@ -258,10 +285,17 @@ def test_the_doorbell_wakes_a_worker_in_another_process(start, postgres_database
         eventually(lambda: http("GET", f"{api.url}/tasks/{id}").json["status"] == "Completed", seconds=5)
 
 
-def test_the_log_shows_the_life_of_a_task_and_no_password(start, postgres_database, broker, document_producer, tmp_path):
+def test_the_log_shows_the_life_of_a_task_and_no_password(
+    start, postgres_database, broker, document_producer, tmp_path
+):
     log_file = tmp_path / "worker.log"
     url = re.sub(r"//(guest:guest@)?", "//guest:guest@", broker)
-    worker = start("worker.py", DATABASE_URL=postgres_database.replace("postgres@", "postgres:s3cret@"), RABBITMQ_URL=url, LOG_FILE=log_file)
+    worker = start(
+        "worker.py",
+        DATABASE_URL=postgres_database.replace("postgres@", "postgres:s3cret@"),
+        RABBITMQ_URL=url,
+        LOG_FILE=log_file,
+    )
     worker.logged("started intake")
     document_producer()
     worker.logged(r"completed task=1 attempt=1")

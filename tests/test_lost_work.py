@@ -1,4 +1,7 @@
-"""What must not cost work: rows of plain SQL, dying neighbours, lateness, lost answers, wrong clocks, rows that can't be deleted."""
+"""What must not cost work.
+
+Rows of plain SQL, neighbours that die, lateness, lost answers, wrong clocks, rows that can't be deleted.
+"""
 
 import contextlib
 import ctypes
@@ -12,7 +15,7 @@ import time
 import pytest
 
 import taskmanager
-from conftest import eventually, http
+from conftest import DOCUMENT_TABLE, eventually, http
 from taskmanager import Config, Invalid, NewTask, Unavailable, Worker, new_task
 from test_store import LEASE, expire, sql
 from test_worker import QUICK, finished, order, work  # noqa: F401 (a fixture)
@@ -28,20 +31,86 @@ def column(store, name, id):
 # One row by plain SQL
 
 TIMES = ("created_at", "updated_at", "run_at", "lease_until", "ready_at")
-WHOLE = ("-2147483649", "-2147483648", "-1", "0", "1", "2147483646", "2147483647", "2147483648", "9223372036854775807")
+WHOLE = (
+    "-2147483649",
+    "-2147483648",
+    "-1",
+    "0",
+    "1",
+    "2147483646",
+    "2147483647",
+    "2147483648",
+    "9223372036854775807",
+)
 NUMBERS = ("'NaN'", "'Infinity'", "'-Infinity'", "-1", "0", "1e-300", "1e98", "1e300")
 ALIKE = {
-    "id": ("-9223372036854775808", "-1", "0", "1000000000000000", "9007199254740992", "9223372036854775807"), "attempt": WHOLE, "max_attempts": WHOLE, "timeout": NUMBERS, "progress": NUMBERS,
-    "priority": ("-32769", "-32768", "32767", "32768"), "idempotency_key": ("''", "'\"'", "'\n'"), "worker": ("''", "'somebody'"), "canceled": ("true",), "alone": ("true",)}
+    "id": ("-9223372036854775808", "-1", "0", "1000000000000000", "9007199254740992", "9223372036854775807"),
+    "attempt": WHOLE,
+    "max_attempts": WHOLE,
+    "timeout": NUMBERS,
+    "progress": NUMBERS,
+    "priority": ("-32769", "-32768", "32767", "32768"),
+    "idempotency_key": ("''", "'\"'", "'\n'"),
+    "worker": ("''", "'somebody'"),
+    "canceled": ("true",),
+    "alone": ("true",),
+}
 EXTREMES = {
-    "postgres": ALIKE | dict.fromkeys(TIMES, ("'infinity'", "'-infinity'", "'294276-12-31 23:59:59.999999'", "'4714-11-24 BC'", "'0001-01-01'", "'9999-12-31 23:59:59.999999'")) | {
-        "payload": ("'\"\\u0000\"'", "'\"\\ud800\"'", "repeat('[', 5000)::json", "(repeat('[', 900) || repeat(']', 900))::json", "to_json(repeat('x', 34000000))"),
-        "error": ("repeat('x', 34000000)", "''"), "result": ("'1e999'",)},
-    "sqlite": ALIKE | dict.fromkeys(TIMES, ("1e300", "-1e300", "9e999", "-9e999", "'soon'", "x'ff'", "-62135596800", "253402300799")) | {
-        "payload": ("'NaN'", "cast(x'22ff22' as text)", "x'2222'", "'\"\\ud800\"'", "'\"' || hex(zeroblob(17000000)) || '\"'"), "result": ("x'31'", "'1e999'", "1e300"),
-        "error": ("x'ff'", "cast(x'ff00ff' as text)", "hex(zeroblob(17000000))", "1e300"), "fingerprint": ("x'ff'",), "idempotency_key": ("cast(x'ff' as text)", "x'ff'", "1"),
-        "worker": ("x'ff'", "cast(x'ff' as text)"), "status": ("x'ff'", "null"),
-        **{name: ("'many'", "1.5", "x'ff'", "1e300", *ALIKE[name]) for name in ("attempt", "max_attempts", "priority", "canceled", "alone", "timeout", "progress", "id")}},
+    "postgres": ALIKE
+    | dict.fromkeys(
+        TIMES,
+        (
+            "'infinity'",
+            "'-infinity'",
+            "'294276-12-31 23:59:59.999999'",
+            "'4714-11-24 BC'",
+            "'0001-01-01'",
+            "'9999-12-31 23:59:59.999999'",
+        ),
+    )
+    | {
+        "payload": (
+            "'\"\\u0000\"'",
+            "'\"\\ud800\"'",
+            "repeat('[', 5000)::json",
+            "(repeat('[', 900) || repeat(']', 900))::json",
+            "to_json(repeat('x', 34000000))",
+        ),
+        "error": ("repeat('x', 34000000)", "''"),
+        "result": ("'1e999'",),
+    },
+    "sqlite": ALIKE
+    | dict.fromkeys(
+        TIMES, ("1e300", "-1e300", "9e999", "-9e999", "'soon'", "x'ff'", "-62135596800", "253402300799")
+    )
+    | {
+        "payload": (
+            "'NaN'",
+            "cast(x'22ff22' as text)",
+            "x'2222'",
+            "'\"\\ud800\"'",
+            "'\"' || hex(zeroblob(17000000)) || '\"'",
+        ),
+        "result": ("x'31'", "'1e999'", "1e300"),
+        "error": ("x'ff'", "cast(x'ff00ff' as text)", "hex(zeroblob(17000000))", "1e300"),
+        "fingerprint": ("x'ff'",),
+        "idempotency_key": ("cast(x'ff' as text)", "x'ff'", "1"),
+        "worker": ("x'ff'", "cast(x'ff' as text)"),
+        "status": ("x'ff'", "null"),
+        **{
+            name: ("'many'", "1.5", "x'ff'", "1e300", *ALIKE[name])
+            for name in (
+                "attempt",
+                "max_attempts",
+                "priority",
+                "canceled",
+                "alone",
+                "timeout",
+                "progress",
+                "id",
+            )
+        },
+    },
 }
 
 
@@ -53,27 +122,48 @@ def strict(text):
 
 
 def test_no_row_that_the_table_accepts_keeps_the_others_from_anything(api, store, database):
-    """A script of somebody's, a restored dump, a bug of another program: whatever it wrote stands in the table."""
+    """Somebody's script, a restored dump, another program's bug: whatever it wrote stands in the table."""
     kind = "sqlite" if database.startswith("sqlite") else "postgres"
     accepted = []
     for name, values in EXTREMES[kind].items():
-        for value, status in itertools.product(values, taskmanager.STATUSES[:1] if name in ("payload", "result", "error") else taskmanager.STATUSES):
+        for value, status in itertools.product(
+            values,
+            taskmanager.STATUSES[:1] if name in ("payload", "result", "error") else taskmanager.STATUSES,
+        ):
             names, row = (f"status, {name}", f"'{status}', {value}") if name != "status" else (name, value)
             with contextlib.suppress(Invalid, Unavailable):
                 accepted.append((*sql(store, f"insert into tasks ({names}) values ({row})")[0], name, value))
-    assert {name for _, name, _ in accepted} >= {"id", *TIMES, "attempt", "max_attempts", "priority", "timeout", "payload", "idempotency_key", "alone"}
+    assert {name for _, name, _ in accepted} >= {
+        "id",
+        *TIMES,
+        "attempt",
+        "max_attempts",
+        "priority",
+        "timeout",
+        "payload",
+        "idempotency_key",
+        "alone",
+    }
     with contextlib.suppress(Unavailable):      # PostgreSQL: an id was taken
         store.create()
     [id] = store.create([NewTask(priority=-32768)])
 
-    for query in ("", "?order=desc", *(f"?status={status.replace(' ', '%20')}" for status in taskmanager.STATUSES)):
+    for query in (
+        "",
+        "?order=desc",
+        *(f"?status={status.replace(' ', '%20')}" for status in taskmanager.STATUSES),
+    ):
         answer = http("GET", f"{api}/tasks{query}")
         assert answer.status == 200
         for task in strict(answer.body):
             for moment in ("created_at", "updated_at", "run_at"):
-                assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", task.get(moment, "2000-01-01T00:00:00")), task
+                assert re.fullmatch(
+                    r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", task.get(moment, "2000-01-01T00:00:00")
+                ), task
     metrics = http("GET", f"{api}/metrics").body.decode()
-    assert metrics.count("taskmanager_tasks{") == 4 and "taskmanager_oldest_ready_seconds" in metrics and "taskmanager_database_up 1" in metrics
+    assert metrics.count("taskmanager_tasks{") == 4
+    assert "taskmanager_oldest_ready_seconds" in metrics
+    assert "taskmanager_database_up 1" in metrics
 
     seen, nobody = set(), [(0, 0)]
     for _ in range(100):
@@ -103,13 +193,16 @@ def test_a_table_of_others_is_upgraded_with_all_that_stands_in_it(postgres_datab
     """The documented table, in which a script wrote for years what it liked."""
     import psycopg2
     with contextlib.closing(psycopg2.connect(postgres_database)) as connection:
+        connection.cursor().execute(DOCUMENT_TABLE)
         connection.cursor().execute("""
-            create table tasks (id serial primary key, status varchar(20) default 'New', created_at timestamp default current_timestamp, updated_at timestamp default current_timestamp);
-            insert into tasks (created_at) values ('infinity'), ('-infinity'), ('4713-01-01 BC'), (null), ('294276-12-31');
+            insert into tasks (created_at) values
+                ('infinity'), ('-infinity'), ('4713-01-01 BC'), (null), ('294276-12-31');
             insert into tasks (updated_at) values ('infinity'), ('-infinity'), (null);
             insert into tasks (id) values (-5), (0);
-            insert into tasks (status, updated_at) values ('Done', 'infinity'), ('In Progress', '-infinity'), ('Completed', '-infinity');
-            alter table tasks add constraint tasks_status_check check (status in ('New', 'In Progress', 'Completed', 'Failed')) not valid""")
+            insert into tasks (status, updated_at) values
+                ('Done', 'infinity'), ('In Progress', '-infinity'), ('Completed', '-infinity');
+            alter table tasks add constraint tasks_status_check
+                check (status in ('New', 'In Progress', 'Completed', 'Failed')) not valid""")
         connection.commit()
     store = taskmanager.open_store(postgres_database)
     rows = store.list_tasks()
@@ -143,8 +236,11 @@ def test_only_a_task_that_ran_alone_fails_by_the_death_of_its_worker(store, most
             die(store, *[row.id for row in rows])
         else:
             store.complete([(row.id, row.attempt, None) for row in rows])
-    assert died == deaths and store.read(killer).error == f"the worker died or was cut off during attempt {most} of {most}"
-    assert {row.id: row.status for row in store.list_tasks()} == {id: "Failed" if id == killer else "Completed" for id in ids}
+    assert died == deaths
+    assert store.read(killer).error == f"the worker died or was cut off during attempt {most} of {most}"
+    assert {row.id: row.status for row in store.list_tasks()} == {
+        id: "Failed" if id == killer else "Completed" for id in ids
+    }
     assert all(row.attempts <= most for row in store.list_tasks())
 
 
@@ -169,10 +265,12 @@ def test_a_task_that_runs_alone_waits_for_a_worker_without_others_but_not_for_ev
     before, alone, behind = store.create([NewTask()] * 3)
     sql(store, "update tasks set alone = true, ready_at = now() where id = %(id)s", id=alone)
     assert [row.id for row in store.claim(8, LEASE)] == [before]
-    assert [row.id for row in store.claim(8, LEASE, busy=60.0)] == [behind]         # beside what began before the task was ready
+    # beside what began before the task was ready
+    assert [row.id for row in store.claim(8, LEASE, busy=60.0)] == [behind]
     [last] = store.create()
     time.sleep(0.05)
-    assert store.claim(8, LEASE, busy=0.01) == []                                  # beside what began since: it has been overtaken
+    # beside what began since: it has been overtaken
+    assert store.claim(8, LEASE, busy=0.01) == []
     assert [row.id for row in store.claim(8, LEASE)] == [alone]
     assert [row.id for row in store.claim(8, LEASE)] == [last]
 
@@ -208,22 +306,36 @@ def test_a_busy_worker_comes_to_run_what_must_run_alone(store, work):
     assert beside == [1, 1]
 
 
-@pytest.mark.parametrize("database, workers, concurrency, most", [("sqlite", 1, 8, 2), ("postgres", 2, 4, 1), ("postgres", 1, 1, 1)], indirect=["database"])
-def test_a_killer_fails_alone_and_its_neighbours_are_completed(start, store, database, workers, concurrency, most):
-    """Seven sleep innocently beside a task that ends its process, or makes the system end it; a supervisor starts it again."""
-    ids = [order(store, max_attempts=most, **({"sleep": 0.1, "die": 9} if n == 2 else {"sleep": 0.3})) for n in range(8)]
+@pytest.mark.parametrize(
+    "database, workers, concurrency, most",
+    [("sqlite", 1, 8, 2), ("postgres", 2, 4, 1), ("postgres", 1, 1, 1)],
+    indirect=["database"],
+)
+def test_a_killer_fails_alone_and_its_neighbours_are_completed(
+    start, store, database, workers, concurrency, most
+):
+    """Seven sleep innocently beside a task that ends its process; a supervisor starts it again."""
+    ids = [
+        order(store, max_attempts=most, **({"sleep": 0.1, "die": 9} if n == 2 else {"sleep": 0.3}))
+        for n in range(8)
+    ]
     programs, deadline = [], time.monotonic() + 60
     while store.list_tasks("New", "In Progress") and time.monotonic() < deadline:
         programs = [program for program in programs if program.process.poll() is None]
-        programs += [start("worker.py", DATABASE_URL=database, **SLEEPERS, CONCURRENCY=concurrency) for _ in range(workers - len(programs))]
+        programs += [
+            start("worker.py", DATABASE_URL=database, **SLEEPERS, CONCURRENCY=concurrency)
+            for _ in range(workers - len(programs))
+        ]
         time.sleep(0.05)
-    assert [(row.id, row.status) for row in store.list_tasks()] == [(id, "Failed" if n == 2 else "Completed") for n, id in enumerate(ids)]
+    assert [(row.id, row.status) for row in store.list_tasks()] == [
+        (id, "Failed" if n == 2 else "Completed") for n, id in enumerate(ids)
+    ]
 
 
 # Late, but still the holder
 
 def test_finished_work_counts_however_late_when_nobody_took_over(start, store, database, tmp_path):
-    """A suspended laptop, a paused container; and a handler that holds the interpreter (one regular expression)."""
+    """A suspended laptop, a paused container; a handler that holds the interpreter (a regular expression)."""
     trace = tmp_path / "trace"
     worker = start("worker.py", DATABASE_URL=database, **SLEEPERS)
     id = order(store, max_attempts=1, file=str(trace), sleep=0.3, **{"return": "done"})
@@ -232,7 +344,8 @@ def test_finished_work_counts_however_late_when_nobody_took_over(start, store, d
     time.sleep(1.5)
     worker.send(signal.SIGCONT)
     row = finished(store, id)
-    assert (row.status, row.result, row.attempts) == ("Completed", '"done"', 1) and "lost task" not in worker.log()
+    assert (row.status, row.result, row.attempts) == ("Completed", '"done"', 1)
+    assert "lost task" not in worker.log()
 
 
 def test_a_handler_that_keeps_the_interpreter_busy_for_longer_than_the_lease_keeps_its_task(store, work):
@@ -276,7 +389,8 @@ def test_workers_keep_their_tasks_while_the_database_is_away(database, store, mo
     rows = [finished(store, id) for id in ids]
     for worker in workers:
         worker.stop(0)
-    assert {(row.status, row.result, row.attempts) for row in rows} == {("Completed", '"done"', 1)} and told == [False] * 4
+    assert {(row.status, row.result, row.attempts) for row in rows} == {("Completed", '"done"', 1)}
+    assert told == [False] * 4
 
 
 def test_a_worker_that_waited_for_the_database_takes_nothing_from_others_at_once(
@@ -328,8 +442,10 @@ def test_a_worker_takes_back_nothing_of_its_own(store):
 # The answer to a claim is lost
 
 @pytest.mark.parametrize("late", [False, True], ids=["at once", "when it was no longer waited for"])
-def test_what_was_claimed_without_an_answer_is_given_back_at_once_and_does_not_count(store, work, monkeypatch, late):
-    """The connection breaks after the commit; a synchronous standby is missing, and the commit comes minutes later."""
+def test_what_was_claimed_without_an_answer_is_given_back_at_once_and_does_not_count(
+    store, work, monkeypatch, late
+):
+    """The connection breaks after the commit; or a synchronous standby is missing: the commit comes late."""
     execute, lost, waiting = store._execute, [], []
 
     def lose(sql, params=None, repeat=True):
@@ -354,7 +470,7 @@ def test_what_was_claimed_without_an_answer_is_given_back_at_once_and_does_not_c
 
 
 def test_the_table_says_whose_an_attempt_is(store, api, work):
-    """Two workers in one process, a child of a fork, and another machine's process with the same number: no two are alike."""
+    """Two workers in one process, a forked child, another machine's process with the same id: all differ."""
     names = {Worker(store, Config(), print).name for _ in range(2)}
     assert len(names) == 2
     worker = work()
@@ -369,9 +485,18 @@ def test_the_table_says_whose_an_attempt_is(store, api, work):
 
 def test_delay_and_run_at_are_counted_by_the_database(store):
     """The API's clock is wrong, or its machine was asleep."""
-    ids = store.create([new_task({"delay": 60.5}), new_task({"delay": 0}), new_task({"run_at": "2001-01-01T00:00:00Z"}), new_task({"run_at": "9999-12-31T23:59:59.999999Z"}),
-                        new_task({"run_at": "0001-01-01T00:00:00Z"})])
-    spans = store._execute("select date_part('epoch', run_at - created_at) from tasks where id = %(id)s", {"id": ids[0]})
+    ids = store.create(
+        [
+            new_task({"delay": 60.5}),
+            new_task({"delay": 0}),
+            new_task({"run_at": "2001-01-01T00:00:00Z"}),
+            new_task({"run_at": "9999-12-31T23:59:59.999999Z"}),
+            new_task({"run_at": "0001-01-01T00:00:00Z"}),
+        ]
+    )
+    spans = store._execute(
+        "select date_part('epoch', run_at - created_at) from tasks where id = %(id)s", {"id": ids[0]}
+    )
     assert round(spans[0][0], 3) == 60.5
     assert [column(store, "run_at", id) is None for id in ids] == [False, True, True, False, True]
 
@@ -380,7 +505,13 @@ def test_delay_and_run_at_are_counted_by_the_database(store):
 
 def old(store, many):
     ids = store.create([NewTask()] * many)
-    sql(store, "update tasks set status = 'Completed', updated_at = now() - %(age)s * interval '1 second' where id >= %(first)s", first=ids[0], age=864000)
+    sql(
+        store,
+        "update tasks set status = 'Completed', updated_at = now() - %(age)s * interval '1 second'"
+        " where id >= %(first)s",
+        first=ids[0],
+        age=864000,
+    )
     return ids
 
 
@@ -402,7 +533,8 @@ def test_a_row_that_another_table_refers_to_keeps_no_other_from_being_deleted(po
     worker.start()
     eventually(lambda: [row.id for row in store.list_tasks()] == kept)
     for _ in range(2):
-        eventually(lambda: 0 < worker._next_delete < time.monotonic() + 3600)      # until it is over; and then once more
+        # until it is over; and then once more
+        eventually(lambda: 0 < worker._next_delete < time.monotonic() + 3600)
         worker._next_delete = 0
     assert finished(store, order(store)).status == "Completed"
     worker.stop(0)

@@ -17,7 +17,9 @@ from conftest import eventually, http, is_problem
 from taskmanager import Config, NewTask, Worker, new_task
 from test_store import expire, sql
 
-SAMPLE = re.compile(r'([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{((?:[a-zA-Z_]\w*="(?:[^"\\\n]|\\["\\n])*",?)+)\})? (\S+)')
+SAMPLE = re.compile(
+    r'([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{((?:[a-zA-Z_]\w*="(?:[^"\\\n]|\\["\\n])*",?)+)\})? (\S+)'
+)
 LABEL = re.compile(r'([a-zA-Z_]\w*)="((?:[^"\\\n]|\\["\\n])*)"')
 on_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 
@@ -30,7 +32,11 @@ class Metrics(dict):
 
     def by(self, name, label):
         """The values of a name that has this label alone, by the value of the label."""
-        return {dict(labels)[label]: value for (each, labels), value in self.items() if each == name and [*dict(labels)] == [label]}
+        return {
+            dict(labels)[label]: value
+            for (each, labels), value in self.items()
+            if each == name and [*dict(labels)] == [label]
+        }
 
     def labels(self, name):
         return [dict(labels) for each, labels in self if each == name]
@@ -55,22 +61,31 @@ def parse(text):
         name, text, value = found[1], found[2] or "", float(found[3])
         labels = dict(LABEL.findall(text))
         assert ",".join(f'{label}="{each}"' for label, each in labels.items()) == text, line
-        assert name.removeprefix(families[-1]) in (("_bucket", "_sum", "_count") if kind == "histogram" else ("",)), line
-        assert math.isfinite(value) and value >= 0 and (kind == "gauge" or name.endswith("_sum") or value == int(value)), line
+        assert name.removeprefix(families[-1]) in (
+            ("_bucket", "_sum", "_count") if kind == "histogram" else ("",)
+        ), line
+        assert math.isfinite(value), line
+        assert value >= 0, line
+        assert (kind == "gauge" or name.endswith("_sum") or value == int(value)), line
         assert metrics.of(name, **labels) is None, f"twice: {line}"
         metrics[name, frozenset(labels.items())] = value
         if kind == "histogram" and name.endswith("_bucket"):
             buckets.setdefault(families[-1], []).append((float(labels["le"]), value))
     for name, each in buckets.items():
         limits, values = zip(*each)
-        assert limits[-1] == math.inf and list(limits) == sorted(set(limits)) and list(values) == sorted(values)
+        assert limits[-1] == math.inf
+        assert list(limits) == sorted(set(limits))
+        assert list(values) == sorted(values)
         assert values[-1] == metrics.of(f"{name}_count") and metrics.of(f"{name}_sum") is not None
     return metrics
 
 
 def scrape(api, **headers):
     answer = http("GET", f"{api}/metrics", **headers)
-    assert (answer.status, answer.headers["Content-Type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
+    assert (answer.status, answer.headers["Content-Type"]) == (
+        200,
+        "text/plain; version=0.0.4; charset=utf-8",
+    )
     return parse(answer.body.decode())
 
 
@@ -80,11 +95,20 @@ def statuses(api):
 
 def events(api):
     """What happened at all, and how often."""
-    return {event: number for event, number in scrape(api).by("taskmanager_task_events_total", "event").items() if number}
+    return {
+        event: number
+        for event, number in scrape(api).by("taskmanager_task_events_total", "event").items()
+        if number
+    }
 
 
 def ago(store, column, id, **span):
-    sql(store, f"update tasks set {column} = now() - %(span)s * interval '1 second' where id = %(id)s", id=id, span=timedelta(**span))
+    sql(
+        store,
+        f"update tasks set {column} = now() - %(span)s * interval '1 second' where id = %(id)s",
+        id=id,
+        span=timedelta(**span),
+    )
 
 
 @pytest.fixture
@@ -103,11 +127,39 @@ def work(store):
 
 # The form
 
-@pytest.mark.parametrize("text, broken", [
-    ('# HELP a_total b\n# TYPE a_total counter\na_total{x="1"} 1\n', False), ("a 1\n", True), ("# HELP a b\na 1\n", True), ("# HELP a b\n# TYPE a gauge\na 1\na 2\n", True),
-    ('# HELP a b\n# TYPE a gauge\na{x="1",y="2"} 1\na{y="2",x="1"} 2\n', True), ("# HELP a b\n# TYPE a gauge\na 1", True), ("# HELP a b\n# TYPE a gauge\na NaN\n", True), ('# HELP a b\n# TYPE a gauge\na{x="\n"} 1\n', True),
-    ('# HELP a b\n# TYPE a histogram\na_bucket{le="1"} 2\na_bucket{le="+Inf"} 1\na_sum 1\na_count 1\n', True), ('# HELP a b\n# TYPE a histogram\na_bucket{le="1"} 1\na_bucket{le="+Inf"} 1\na_sum 1\na_count 2\n', True),
-], ids=["right", "no type", "no type but help", "twice", "twice in another order", "no end", "no number", "newline in a label", "not cumulative", "another count"])
+@pytest.mark.parametrize(
+    "text, broken",
+    [
+        ('# HELP a_total b\n# TYPE a_total counter\na_total{x="1"} 1\n', False),
+        ("a 1\n", True),
+        ("# HELP a b\na 1\n", True),
+        ("# HELP a b\n# TYPE a gauge\na 1\na 2\n", True),
+        ('# HELP a b\n# TYPE a gauge\na{x="1",y="2"} 1\na{y="2",x="1"} 2\n', True),
+        ("# HELP a b\n# TYPE a gauge\na 1", True),
+        ("# HELP a b\n# TYPE a gauge\na NaN\n", True),
+        ('# HELP a b\n# TYPE a gauge\na{x="\n"} 1\n', True),
+        (
+            '# HELP a b\n# TYPE a histogram\na_bucket{le="1"} 2\na_bucket{le="+Inf"} 1\na_sum 1\na_count 1\n',
+            True,
+        ),
+        (
+            '# HELP a b\n# TYPE a histogram\na_bucket{le="1"} 1\na_bucket{le="+Inf"} 1\na_sum 1\na_count 2\n',
+            True,
+        ),
+    ],
+    ids=[
+        "right",
+        "no type",
+        "no type but help",
+        "twice",
+        "twice in another order",
+        "no end",
+        "no number",
+        "newline in a label",
+        "not cumulative",
+        "another count",
+    ],
+)
 def test_the_parser_of_these_tests_is_strict(text, broken):
     with pytest.raises((AssertionError, ValueError, IndexError)) if broken else contextlib.nullcontext():
         parse(text)
@@ -115,17 +167,52 @@ def test_the_parser_of_these_tests_is_strict(text, broken):
 
 def test_the_metrics_of_a_service_that_has_done_nothing(api):
     metrics = scrape(api)
-    assert metrics.by("taskmanager_tasks", "status") == {"New": 0, "In Progress": 0, "Completed": 0, "Failed": 0}
-    assert set(metrics.by("taskmanager_task_events_total", "event")) == {"created", "claimed", "completed", "failed", "retried", "released", "reclaimed", "canceled", "deleted"}
-    assert {name: metrics.of(name) for name in ("taskmanager_oldest_ready_seconds", "taskmanager_messages_rejected_total", "taskmanager_wait_seconds_count", "taskmanager_run_seconds_count")} == {
-        "taskmanager_oldest_ready_seconds": 0, "taskmanager_messages_rejected_total": 0, "taskmanager_wait_seconds_count": 0, "taskmanager_run_seconds_count": 0}
-    assert metrics.of("taskmanager_info", version=taskmanager.__version__) == metrics.of("taskmanager_database_up") == 1
+    assert metrics.by("taskmanager_tasks", "status") == {
+        "New": 0,
+        "In Progress": 0,
+        "Completed": 0,
+        "Failed": 0,
+    }
+    assert set(metrics.by("taskmanager_task_events_total", "event")) == {
+        "created",
+        "claimed",
+        "completed",
+        "failed",
+        "retried",
+        "released",
+        "reclaimed",
+        "canceled",
+        "deleted",
+    }
+    assert {
+        name: metrics.of(name)
+        for name in (
+            "taskmanager_oldest_ready_seconds",
+            "taskmanager_messages_rejected_total",
+            "taskmanager_wait_seconds_count",
+            "taskmanager_run_seconds_count",
+        )
+    } == {
+        "taskmanager_oldest_ready_seconds": 0,
+        "taskmanager_messages_rejected_total": 0,
+        "taskmanager_wait_seconds_count": 0,
+        "taskmanager_run_seconds_count": 0,
+    }
+    assert (
+        metrics.of("taskmanager_info", version=taskmanager.__version__)
+        == metrics.of("taskmanager_database_up")
+        == 1
+    )
     assert metrics.of("taskmanager_rabbitmq_up") is None       # where there should be none
 
 
 def test_head_has_no_body(api):
     answer = http("HEAD", f"{api}/metrics")
-    assert (answer.status, answer.body, answer.headers["Content-Type"]) == (200, b"", "text/plain; version=0.0.4; charset=utf-8")
+    assert (answer.status, answer.body, answer.headers["Content-Type"]) == (
+        200,
+        b"",
+        "text/plain; version=0.0.4; charset=utf-8",
+    )
 
 
 # Tasks
@@ -177,22 +264,46 @@ def test_what_happens_to_tasks_is_counted(api, store):
     tell(2, "fail", error="why", final=True)
     tell(3, "fail", error="why", delay=0)
     tell(4, "release")
-    http("POST", f"{api}/tasks/5/cancel")           # asked, and then done
-    assert events(api) == {"created": 7, "claimed": 6, "completed": 1, "failed": 1, "retried": 1, "released": 1}
+    http("POST", f"{api}/tasks/5/cancel")  # asked, and then done
+    assert events(api) == {
+        "created": 7,
+        "claimed": 6,
+        "completed": 1,
+        "failed": 1,
+        "retried": 1,
+        "released": 1,
+    }
     tell(5, "complete")
     http("POST", f"{api}/tasks/7/cancel")
     http("POST", f"{api}/tasks/7/cancel")           # which it was already
     http("POST", f"{api}/tasks/2/retry")
     http("DELETE", f"{api}/tasks/1")
-    assert events(api) == {"created": 7, "claimed": 6, "completed": 1, "failed": 1, "retried": 2, "released": 1, "canceled": 2, "deleted": 1}
+    assert events(api) == {
+        "created": 7,
+        "claimed": 6,
+        "completed": 1,
+        "failed": 1,
+        "retried": 2,
+        "released": 1,
+        "canceled": 2,
+        "deleted": 1,
+    }
 
 
 def test_what_is_refused_is_no_event(api, store):
     store.create([NewTask()] * 2)
     http("POST", f"{api}/tasks/claim")
     before = events(api)
-    for method, path, said in (("DELETE", "/1", None), ("POST", "/1/retry", None), ("POST", "/1/complete", {"attempt": 2}), ("POST", "/2/fail", {"attempt": 1, "error": "why"}), ("POST", "/2/release", {"attempt": 1}),
-                               ("POST", "/9/cancel", None), ("POST", "", {"priority": "high"}), ("POST", "", [])):
+    for method, path, said in (
+        ("DELETE", "/1", None),
+        ("POST", "/1/retry", None),
+        ("POST", "/1/complete", {"attempt": 2}),
+        ("POST", "/2/fail", {"attempt": 1, "error": "why"}),
+        ("POST", "/2/release", {"attempt": 1}),
+        ("POST", "/9/cancel", None),
+        ("POST", "", {"priority": "high"}),
+        ("POST", "", []),
+    ):
         assert http(method, f"{api}/tasks{path}", said).status in (400, 404, 409)
     assert events(api) == before == {"created": 2, "claimed": 1}
 
@@ -232,8 +343,10 @@ def test_how_long_tasks_ran_that_were_done_over_http(api, store):
     for verb, said in (("extend", {}), ("progress", {"progress": 0.5})):
         http("POST", f"{api}/tasks/1/{verb}", {"attempt": 1, **said})
     assert scrape(api).of("taskmanager_run_seconds_count") == 0     # they still run
-    for _ in range(2):      # the second time says nothing new
-        for id, (verb, said) in enumerate([("complete", {}), ("fail", {"error": "why", "final": True}), ("fail", {"error": "why"})], 1):
+    for _ in range(2):  # the second time says nothing new
+        for id, (verb, said) in enumerate(
+            [("complete", {}), ("fail", {"error": "why", "final": True}), ("fail", {"error": "why"})], 1
+        ):
             http("POST", f"{api}/tasks/{id}/{verb}", {"attempt": 1, **said})
     metrics = scrape(api)
     runs = {float(le): number for le, number in metrics.by("taskmanager_run_seconds_bucket", "le").items()}
@@ -253,21 +366,51 @@ def test_how_long_tasks_ran_in_a_worker_inside(api, store, work):
 
 def requests(api):
     """How many were answered, by route, method and status."""
-    return {tuple(dict(labels)[label] for label in ("route", "method", "status")): number for (name, labels), number in scrape(api).items() if name == "taskmanager_http_requests_total"}
+    return {
+        tuple(dict(labels)[label] for label in ("route", "method", "status")): number
+        for (name, labels), number in scrape(api).items()
+        if name == "taskmanager_http_requests_total"
+    }
 
 
 @on_sqlite
 def test_requests_are_counted_by_route_method_and_status(api, store):
     store.create()
-    for method, path, times in (("GET", "/tasks/1", 3), ("GET", "/tasks/2", 2), ("GET", "/tasks/3", 2), ("HEAD", "/tasks/1", 1), ("POST", "/tasks/1/cancel", 1), ("POST", "/tasks/claim", 2), ("GET", "/tasks?limit=0", 1),
-                                ("DELETE", "/tasks/1", 1), ("GET", "/nothing", 1), ("GET", "/nothing/7", 1), ("PUT", "/tasks/1", 1), ("OPTIONS", "/tasks/1", 1), ("GET", "/livez", 1), ("GET", "/swagger", 1), ("GET", "/swagger/none.js", 1)):
+    for method, path, times in (
+        ("GET", "/tasks/1", 3),
+        ("GET", "/tasks/2", 2),
+        ("GET", "/tasks/3", 2),
+        ("HEAD", "/tasks/1", 1),
+        ("POST", "/tasks/1/cancel", 1),
+        ("POST", "/tasks/claim", 2),
+        ("GET", "/tasks?limit=0", 1),
+        ("DELETE", "/tasks/1", 1),
+        ("GET", "/nothing", 1),
+        ("GET", "/nothing/7", 1),
+        ("PUT", "/tasks/1", 1),
+        ("OPTIONS", "/tasks/1", 1),
+        ("GET", "/livez", 1),
+        ("GET", "/swagger", 1),
+        ("GET", "/swagger/none.js", 1),
+    ):
         for _ in range(times):
             http(method, api + path)
     found = requests(api)
     for (route, method, status), number in {
-            ("/tasks/{id}", "GET", "200"): 3, ("/tasks/{id}", "GET", "404"): 4, ("/tasks/{id}", "HEAD", "200"): 1, ("/tasks/{id}/cancel", "POST", "200"): 1, ("/tasks/claim", "POST", "200"): 2, ("/tasks", "GET", "400"): 1,
-            ("/tasks/{id}", "DELETE", "204"): 1, ("other", "GET", "404"): 2, ("other", "other", "405"): 1, ("other", "OPTIONS", "204"): 1, ("/livez", "GET", "200"): 1, ("/swagger", "GET", "200"): 1,
-            ("/swagger/{name}", "GET", "404"): 1}.items():
+        ("/tasks/{id}", "GET", "200"): 3,
+        ("/tasks/{id}", "GET", "404"): 4,
+        ("/tasks/{id}", "HEAD", "200"): 1,
+        ("/tasks/{id}/cancel", "POST", "200"): 1,
+        ("/tasks/claim", "POST", "200"): 2,
+        ("/tasks", "GET", "400"): 1,
+        ("/tasks/{id}", "DELETE", "204"): 1,
+        ("other", "GET", "404"): 2,
+        ("other", "other", "405"): 1,
+        ("other", "OPTIONS", "204"): 1,
+        ("/livez", "GET", "200"): 1,
+        ("/swagger", "GET", "200"): 1,
+        ("/swagger/{name}", "GET", "404"): 1,
+    }.items():
         assert found[route, method, status] == number, (route, method, status)
     assert requests(api)["/metrics", "GET", "200"] == 1
 
@@ -275,7 +418,19 @@ def test_requests_are_counted_by_route_method_and_status(api, store):
 @on_sqlite
 def test_no_client_can_make_a_new_series(api, store):
     def ask(n, methods):
-        for path in (f"/tasks/{n}", f"/tasks/x{n}", f"/tasks/{n}/cancel", f"/tasks/{n}/complete", f"/tasks/{n}/nothing", f"/nothing/{n}", f"/{n}", f"/swagger/{n}", f"/tasks?a{n}=1", f"/livez?{n}", f"/tasks/%22%7D%20{n}%0A"):
+        for path in (
+            f"/tasks/{n}",
+            f"/tasks/x{n}",
+            f"/tasks/{n}/cancel",
+            f"/tasks/{n}/complete",
+            f"/tasks/{n}/nothing",
+            f"/nothing/{n}",
+            f"/{n}",
+            f"/swagger/{n}",
+            f"/tasks?a{n}=1",
+            f"/livez?{n}",
+            f"/tasks/%22%7D%20{n}%0A",
+        ):
             for method in methods:
                 http(method, api + path, X_Request_Id=f"id-{n}", Host=f"host{n}")
     ask(123, ["GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT"])
@@ -291,7 +446,12 @@ def test_no_client_can_make_a_new_series(api, store):
 def test_a_refused_token_is_counted_too(store, serve):
     api = serve(store, api_token="s3cret")
     http("GET", f"{api}/tasks")
-    assert scrape(api, Authorization="Bearer s3cret").of("taskmanager_http_requests_total", route="/tasks", method="GET", status="401") == 1
+    assert (
+        scrape(api, Authorization="Bearer s3cret").of(
+            "taskmanager_http_requests_total", route="/tasks", method="GET", status="401"
+        )
+        == 1
+    )
 
 
 # The token
@@ -304,7 +464,8 @@ def test_the_token_guards_the_metrics_and_not_the_health(store, serve, path, sta
     answer = http("GET", api + path, **headers)
     if status == 401:
         is_problem(answer, 401)
-        assert answer.headers["WWW-Authenticate"] == 'Bearer realm="Task Manager"' and b"taskmanager_" not in answer.body
+        assert answer.headers["WWW-Authenticate"] == 'Bearer realm="Task Manager"'
+        assert b"taskmanager_" not in answer.body
     assert answer.status == status
     assert http("GET", api + path, Authorization="Bearer s3cret").status == 200
 
@@ -318,8 +479,10 @@ def database_is_away(api, store):
     assert answer.headers["Retry-After"]
     metrics = scrape(api)
     assert metrics.of("taskmanager_database_up") == 0
-    assert not metrics.labels("taskmanager_tasks") and metrics.of("taskmanager_oldest_ready_seconds") is None      # better none than old ones
-    assert metrics.of("taskmanager_task_events_total", event="created") == 2 and metrics.of("taskmanager_wait_seconds_count") == 0
+    # better none than old ones
+    assert not metrics.labels("taskmanager_tasks") and metrics.of("taskmanager_oldest_ready_seconds") is None
+    assert metrics.of("taskmanager_task_events_total", event="created") == 2
+    assert metrics.of("taskmanager_wait_seconds_count") == 0
     return True
 
 
@@ -371,8 +534,18 @@ def test_counts_are_not_asked_for_at_every_scrape_when_that_is_slow(api, store, 
     monkeypatch.setattr(store, "_execute", slow)
     for _ in range(5):
         metrics = scrape(api)
-        assert metrics.by("taskmanager_tasks", "status") == {"New": 3, "In Progress": 0, "Completed": 0, "Failed": 0} and metrics.of("taskmanager_oldest_ready_seconds") > 0
-    assert (asked.count(taskmanager.COUNT), asked.count(taskmanager.FINISHED), asked.count(taskmanager.OLDEST_READY)) == (4, 2, 1)
+        assert metrics.by("taskmanager_tasks", "status") == {
+            "New": 3,
+            "In Progress": 0,
+            "Completed": 0,
+            "Failed": 0,
+        }
+        assert metrics.of("taskmanager_oldest_ready_seconds") > 0
+    assert (
+        asked.count(taskmanager.COUNT),
+        asked.count(taskmanager.FINISHED),
+        asked.count(taskmanager.OLDEST_READY),
+    ) == (4, 2, 1)
     assert len(asked) == 12         # and, each time, whether it answers at all
 
 
@@ -403,10 +576,14 @@ def test_nobody_waits_while_another_one_counts(store, monkeypatch):
 
 
 def test_a_worker_tells_of_itself_on_a_port_of_its_own(start, sqlite_database, broker):
-    worker = start("worker.py", DATABASE_URL=sqlite_database, RABBITMQ_URL=broker, METRICS_PORT=0, API_TOKEN="s3cret")
+    worker = start(
+        "worker.py", DATABASE_URL=sqlite_database, RABBITMQ_URL=broker, METRICS_PORT=0, API_TOKEN="s3cret"
+    )
     url, token = worker_port(worker), {"Authorization": "Bearer s3cret"}
     worker.logged("started intake")
-    eventually(lambda: http("GET", f"{url}/readyz").json == {"status": "ok", "database": "ok", "rabbitmq": "ok"})
+    eventually(
+        lambda: http("GET", f"{url}/readyz").json == {"status": "ok", "database": "ok", "rabbitmq": "ok"}
+    )
     assert http("GET", f"{url}/livez").json == {"status": "ok"}
     is_problem(http("GET", f"{url}/metrics"), 401)
     with pika.BlockingConnection(pika.URLParameters(broker)) as connection:
@@ -418,9 +595,20 @@ def test_a_worker_tells_of_itself_on_a_port_of_its_own(start, sqlite_database, b
     eventually(lambda: count("taskmanager_messages_rejected_total") == 2)
     eventually(lambda: count("taskmanager_task_events_total", event="completed") == 2)
     metrics = scrape(url, **token)
-    assert metrics.of("taskmanager_task_events_total", event="created") == metrics.of("taskmanager_wait_seconds_count") == 2
+    assert (
+        metrics.of("taskmanager_task_events_total", event="created")
+        == metrics.of("taskmanager_wait_seconds_count")
+        == 2
+    )
     assert metrics.of("taskmanager_rabbitmq_up") == metrics.of("taskmanager_database_up") == 1
-    for method, path in (("GET", "/tasks"), ("POST", "/tasks"), ("POST", "/tasks/claim"), ("GET", "/swagger"), ("GET", "/")):      # nothing else is there
+    # nothing else is there
+    for method, path in (
+        ("GET", "/tasks"),
+        ("POST", "/tasks"),
+        ("POST", "/tasks/claim"),
+        ("GET", "/swagger"),
+        ("GET", "/"),
+    ):
         is_problem(http(method, url + path, **token), 404)
     assert len(worker.log().split("started metrics port=")) == 2 and worker.stop() == 0
 
@@ -441,7 +629,10 @@ def test_a_metrics_port_that_is_taken(start, sqlite_database, api):
 
 def test_without_rabbitmq_all_is_degraded_and_goes_on(start, sqlite_database, rabbitmq):
     settings = dict(DATABASE_URL=sqlite_database, RABBITMQ_URL=rabbitmq.url)
-    api, worker = start("taskmanager.py", **settings, WORKER="off"), start("worker.py", **settings, METRICS_PORT=0)
+    api, worker = (
+        start("taskmanager.py", **settings, WORKER="off"),
+        start("worker.py", **settings, METRICS_PORT=0),
+    )
     urls = [api.url, worker_port(worker)]
     worker.logged("started intake")
 
@@ -449,7 +640,9 @@ def test_without_rabbitmq_all_is_degraded_and_goes_on(start, sqlite_database, ra
         for url in urls:
             answer = http("GET", f"{url}/readyz")
             assert answer.status == http("GET", f"{url}/livez").status == 200
-            if answer.json != {"status": status, "database": "ok", "rabbitmq": rabbitmq} or scrape(url).of("taskmanager_rabbitmq_up") != (rabbitmq == "ok"):
+            if answer.json != {"status": status, "database": "ok", "rabbitmq": rabbitmq} or scrape(url).of(
+                "taskmanager_rabbitmq_up"
+            ) != (rabbitmq == "ok"):
                 return False
         return True
     eventually(lambda: say("ok", "ok"))

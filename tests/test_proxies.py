@@ -55,12 +55,28 @@ def test_a_page_of_another_site_reads_nothing_of_the_image(start, sqlite_databas
     assert len(http("GET", f"{url}/tasks").json) == 3
 
 
-@pytest.mark.parametrize("host, status", [
-    ("localhost", 200), ("tasks.localhost", 200), ("192.168.1.5", 200), ("192.168.1.5:5000", 200),
-    ("[fe80::1]:5000", 200), ("api", 200), ("my-machine:5000", 200), ("evil.example", 403),
-    ("evil.example:5000", 403), ("192.168.1.5.evil.example", 403), ("1e.2", 403), ("evil.", 403),
-    ("localhost.evil.example", 403), (".localhost", 403), ("[evil.example]", 403), ("\xff", 403),
-], ids=ascii)
+@pytest.mark.parametrize(
+    "host, status",
+    [
+        ("localhost", 200),
+        ("tasks.localhost", 200),
+        ("192.168.1.5", 200),
+        ("192.168.1.5:5000", 200),
+        ("[fe80::1]:5000", 200),
+        ("api", 200),
+        ("my-machine:5000", 200),
+        ("evil.example", 403),
+        ("evil.example:5000", 403),
+        ("192.168.1.5.evil.example", 403),
+        ("1e.2", 403),
+        ("evil.", 403),
+        ("localhost.evil.example", 403),
+        (".localhost", 403),
+        ("[evil.example]", 403),
+        ("\xff", 403),
+    ],
+    ids=ascii,
+)
 def test_where_nobody_named_it_only_names_that_no_site_can_have_are_answered(api, host, status):
     # an API that is open to the network, or under another WSGI server, with neither a token nor ALLOWED_HOSTS
     answer = http("GET", f"{api()}/tasks", Host=host)
@@ -80,16 +96,56 @@ def test_allowed_hosts(api, value, good, bad):
     assert [http("GET", f"{url}/tasks", Host=host).status for host in bad] == [403] * len(bad)
 
 
-@pytest.mark.parametrize("name, value", [
-    *(("ALLOWED_HOSTS", value) for value in (
-        "https://tasks.example.com", "tasks.example.com:5000", "10.0.0.0/8", "a,,b", "a b",
-        "*.example.com", "999.1.1.1", "5000", "a..b", "tasks.example.com/", "münchen.example")),
-    *(("PUBLIC_URL", value) for value in (
-        "tasks.example.com", "https://", "ftp://x/", "https://x/?a=1", "https://user@x/", "https://x//y",
-        "https://x:70000/", "https://x/#y", "https://x..y/", "https://.x/", "http://256.1.1.1/", "https://x:080/")),
-    *(("ALLOWED_ORIGINS", value) for value in (
-        "*", "null", "app.example.com", "https://x/", "https://x,", "https://*.example.com", "https://x:0")),
-])
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        *(
+            ("ALLOWED_HOSTS", value)
+            for value in (
+                "https://tasks.example.com",
+                "tasks.example.com:5000",
+                "10.0.0.0/8",
+                "a,,b",
+                "a b",
+                "*.example.com",
+                "999.1.1.1",
+                "5000",
+                "a..b",
+                "tasks.example.com/",
+                "münchen.example",
+            )
+        ),
+        *(
+            ("PUBLIC_URL", value)
+            for value in (
+                "tasks.example.com",
+                "https://",
+                "ftp://x/",
+                "https://x/?a=1",
+                "https://user@x/",
+                "https://x//y",
+                "https://x:70000/",
+                "https://x/#y",
+                "https://x..y/",
+                "https://.x/",
+                "http://256.1.1.1/",
+                "https://x:080/",
+            )
+        ),
+        *(
+            ("ALLOWED_ORIGINS", value)
+            for value in (
+                "*",
+                "null",
+                "app.example.com",
+                "https://x/",
+                "https://x,",
+                "https://*.example.com",
+                "https://x:0",
+            )
+        ),
+    ],
+)
 def test_what_can_never_match_is_refused_at_the_start(name, value):
     with pytest.raises(BadSetting, match=f"{name}=.*expected"):
         setting(name, value)
@@ -125,11 +181,15 @@ def test_a_page_behind_a_proxy_may_act_and_every_address_leads_there(api, host, 
         is_problem(http("POST", f"{url}/tasks", Host=host, Origin=origin), 403)
 
 
-@pytest.mark.parametrize("value, kept", [
-    ("https://tasks.example.com", "https://tasks.example.com/"),
-    ("HTTPS://Tasks.Example.com:443/jobs", PUBLIC),
-    ("http://10.0.0.7:8080/B%20c/", "http://10.0.0.7:8080/B%20c/"), ("http://[::1]:80", "http://[::1]/"),
-])
+@pytest.mark.parametrize(
+    "value, kept",
+    [
+        ("https://tasks.example.com", "https://tasks.example.com/"),
+        ("HTTPS://Tasks.Example.com:443/jobs", PUBLIC),
+        ("http://10.0.0.7:8080/B%20c/", "http://10.0.0.7:8080/B%20c/"),
+        ("http://[::1]:80", "http://[::1]/"),
+    ],
+)
 def test_a_public_url_is_what_a_browser_makes_of_it(value, kept):
     assert setting("PUBLIC_URL", value) == kept
 
@@ -153,10 +213,15 @@ def test_a_page_opened_without_the_slash_is_led_to_the_one_with_it(serve, sqlite
         assert http("GET", f"{url}/jobs?task=1").headers["Location"] == "/jobs/?task=1"
 
 
-@pytest.mark.parametrize("prefix, query, leads", [
-    ("/jobs", "", "/jobs/"), ("/jobs", "status=New&after=5", "/jobs/?status=New&after=5"),
-    ("/a/b c", "", "/a/b%20c/"), ("/b\u00fcro".encode().decode("latin-1"), "", "/b%C3%BCro/"),
-])
+@pytest.mark.parametrize(
+    "prefix, query, leads",
+    [
+        ("/jobs", "", "/jobs/"),
+        ("/jobs", "status=New&after=5", "/jobs/?status=New&after=5"),
+        ("/a/b c", "", "/a/b%20c/"),
+        ("/b\u00fcro".encode().decode("latin-1"), "", "/b%C3%BCro/"),
+    ],
+)
 def test_so_it_is_under_every_wsgi_server(sqlite_database, prefix, query, leads):
     # Werkzeug's DispatcherMiddleware, mod_wsgi and others leave the path empty
     app = taskmanager.create_app(taskmanager.open_store(sqlite_database))
@@ -188,10 +253,17 @@ class InPieces(io.BytesIO):
         return super().read(min(size, 1000))
 
 
-@pytest.mark.parametrize("stream, environ", [
-    (io.BytesIO(TEXT), {"wsgi.input_terminated": True}), (InPieces(TEXT), {"wsgi.input_terminated": True}),
-    (io.BytesIO(TEXT), {}), (InPieces(b"\n " + TEXT), {}), (OpenEnd(CHUNKS), {}),
-], ids=["gunicorn, cheroot, gevent", "in pieces", "hypercorn, tornado", "eventlet", "wsgiref"])
+@pytest.mark.parametrize(
+    "stream, environ",
+    [
+        (io.BytesIO(TEXT), {"wsgi.input_terminated": True}),
+        (InPieces(TEXT), {"wsgi.input_terminated": True}),
+        (io.BytesIO(TEXT), {}),
+        (InPieces(b"\n " + TEXT), {}),
+        (OpenEnd(CHUNKS), {}),
+    ],
+    ids=["gunicorn, cheroot, gevent", "in pieces", "hypercorn, tornado", "eventlet", "wsgiref"],
+)
 def test_a_chunked_body_is_read_whether_the_server_has_decoded_it_or_not(sqlite_database, stream, environ):
     store = taskmanager.open_store(sqlite_database)
     app = taskmanager.create_app(store)
@@ -261,7 +333,8 @@ def test_a_front_end_on_an_allowed_origin_may_do_all_with_its_token(api):
     requests = ("POST /tasks", "GET /tasks", "GET /tasks/7", "DELETE /tasks/1", "PUT /tasks/1")
     answers = [http(method, url + path, **page, **token) for method, path in map(str.split, requests)]
     answers += [http("GET", f"{url}/tasks", **page), http("GET", f"{url}/tasks", **page, Cookie="s3cret")]
-    answers.append(http("POST", f"{url}/tasks", b" " * (taskmanager.MAX_BODY + 1), **page, **token))  # by the server
+    # by the server
+    answers.append(http("POST", f"{url}/tasks", b" " * (taskmanager.MAX_BODY + 1), **page, **token))
     assert [answer.status for answer in answers] == [201, 200, 404, 204, 405, 401, 401, 413]
     for answer in answers:      # errors as well: a front end shows what they say
         assert cors(answer)["access-control-allow-origin"] == APP
@@ -297,9 +370,15 @@ def test_without_allowed_origins_there_is_no_word_of_it(api):
 
 # If-Match: only if nobody has changed it since
 
-ACTIONS = pytest.mark.parametrize("method, verb, status", [
-    ("POST", "/cancel", 409), ("POST", "/retry", 200), ("DELETE", "", 204),
-], ids=["cancel", "retry", "delete"])
+ACTIONS = pytest.mark.parametrize(
+    "method, verb, status",
+    [
+        ("POST", "/cancel", 409),
+        ("POST", "/retry", 200),
+        ("DELETE", "", 204),
+    ],
+    ids=["cancel", "retry", "delete"],
+)
 
 
 @ACTIONS

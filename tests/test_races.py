@@ -1,4 +1,7 @@
-"""Clients that race for the same tasks, over HTTP, on both databases: every answer is a documented one, and the promises hold."""
+"""Clients that race for the same tasks, over HTTP, on both databases.
+
+Every answer is a documented one, and the promises hold.
+"""
 
 import collections
 import concurrent.futures
@@ -14,8 +17,16 @@ from taskmanager import NewTask, new_task
 from test_store import sql
 
 ENDS = ("complete", "fail", "release")
-DOCUMENTED = {"create": {201}, "claim": {200}, "read": {200, 404}, "list": {200}, "delete": {204, 404, 409}, "cancel": {200, 202, 404, 409}, "retry": {200, 404, 409},
-              **dict.fromkeys(("extend", "progress", *ENDS), {200, 404, 409})}
+DOCUMENTED = {
+    "create": {201},
+    "claim": {200},
+    "read": {200, 404},
+    "list": {200},
+    "delete": {204, 404, 409},
+    "cancel": {200, 202, 404, 409},
+    "retry": {200, 404, 409},
+    **dict.fromkeys(("extend", "progress", *ENDS), {200, 404, 409}),
+}
 
 
 def at_once(*calls):
@@ -80,14 +91,30 @@ def test_rivals_for_a_task_that_is(api, store, before):
             attempt = {"attempt": store.claim(1, 60)[0].attempt} if before != "New" else {}
             if before == "Failed":
                 store.fail([(id, attempt["attempt"], "why")])
-            said = [{"complete": {**attempt, "result": n}, "fail": {**attempt, "error": f"error {n}"}, "release": attempt}.get(what, {}) for n, what in enumerate(racers)]
-            answers = at_once(*(lambda what=what, each=each: send(api, what, id, **each) for what, each in zip(racers, said)))
+            said = [
+                {
+                    "complete": {**attempt, "result": n},
+                    "fail": {**attempt, "error": f"error {n}"},
+                    "release": attempt,
+                }.get(what, {})
+                for n, what in enumerate(racers)
+            ]
+            answers = at_once(
+                *(
+                    lambda what=what, each=each: send(api, what, id, **each)
+                    for what, each in zip(racers, said)
+                )
+            )
             seen = sorted((what, str(outcome(what, answer))) for what, answer in zip(racers, answers))
             assert seen in allowed
             row = next((row for row in store.list_tasks() if row.id == id), None)
             assert (row is None) == (("delete", "204") in seen)
             if row and row.status == "Completed":
-                assert [n for n, (what, answer) in enumerate(zip(racers, answers)) if what == "complete" and answer.status == 200] == [int(row.result)]
+                assert [
+                    n
+                    for n, (what, answer) in enumerate(zip(racers, answers))
+                    if what == "complete" and answer.status == 200
+                ] == [int(row.result)]
             sql(store, "delete from tasks")
 
 
@@ -98,7 +125,8 @@ class Seen:
 
     def __init__(self):
         self.claims: list[tuple[int, int]] = []     # (id, attempt)
-        self.ends = collections.defaultdict(list)   # (id, attempt): what was answered with 200, unless the task was canceled
+        # (id, attempt): what was answered with 200, unless the task was canceled
+        self.ends = collections.defaultdict(list)
         self.answers: list[tuple[str, int, int, float]] = []        # what, id, status, when it began
         self.deleted: dict[int, float] = {}         # id: when that was answered
 
@@ -106,9 +134,31 @@ class Seen:
 def riot(api, store, seen, seed, rounds):
     dice = random.Random(seed)
     for n in range(rounds):
-        what = dice.choice(("create", "claim", "claim", "complete", "complete", "fail", "release", "extend", "progress", "cancel", "retry", "delete", "read", "list", "clock"))
-        if what == "clock":     # a lease runs out, a worker minds the clock
-            sql(store, "update tasks set lease_until = now() where status = 'In Progress' and id = %(id)s", id=dice.randint(1, 5))
+        what = dice.choice(
+            (
+                "create",
+                "claim",
+                "claim",
+                "complete",
+                "complete",
+                "fail",
+                "release",
+                "extend",
+                "progress",
+                "cancel",
+                "retry",
+                "delete",
+                "read",
+                "list",
+                "clock",
+            )
+        )
+        if what == "clock":  # a lease runs out, a worker minds the clock
+            sql(
+                store,
+                "update tasks set lease_until = now() where status = 'In Progress' and id = %(id)s",
+                id=dice.randint(1, 5),
+            )
             store.reclaim(2), store.promote()
             continue
         id, said = dice.randint(1, 5 + len(seen.deleted)), {}
@@ -116,7 +166,11 @@ def riot(api, store, seen, seed, rounds):
             said = {"limit": 2}
         elif what in ("extend", "progress", *ENDS):
             id, attempt = dice.choice(seen.claims[-6:] or [(1, 1)])
-            said = {"attempt": attempt} | {"complete": {"result": f"{seed}-{n}"}, "fail": {"error": f"{seed}-{n}", "delay": 0, "final": dice.random() < 0.5}, "progress": {"progress": 0.5}}.get(what, {})
+            said = {"attempt": attempt} | {
+                "complete": {"result": f"{seed}-{n}"},
+                "fail": {"error": f"{seed}-{n}", "delay": 0, "final": dice.random() < 0.5},
+                "progress": {"progress": 0.5},
+            }.get(what, {})
         began = time.monotonic()
         answer = send(api, what, id, **said)
         seen.answers.append((what, id, answer.status, began))
@@ -139,15 +193,30 @@ def test_a_riot(api, store):
     assert all(len(ends) == 1 for ends in seen.ends.values())           # and none ended twice
     assert {"complete", "fail", "release"} <= {what for [(what, _)] in seen.ends.values()}
     rows = {row.id: row for row in store.list_tasks()}
-    assert not rows.keys() & seen.deleted.keys()                        # what was deleted did not come back
-    assert [each for each in seen.answers if each[1] in seen.deleted and each[3] > seen.deleted[each[1]] and each[0] not in ("create", "claim", "list") and each[2] != 404] == []
+    assert not rows.keys() & seen.deleted.keys()  # what was deleted did not come back
+    assert [
+        each
+        for each in seen.answers
+        if each[1] in seen.deleted
+        and each[3] > seen.deleted[each[1]]
+        and each[0] not in ("create", "claim", "list")
+        and each[2] != 404
+    ] == []
     assert all(http("GET", f"{api}/tasks/{id}").status == 404 for id in seen.deleted)
     for id, row in rows.items():
-        [(leased,)] = store._execute("select lease_until is not null from tasks where id = %(id)s", {"id": id})
+        [(leased,)] = store._execute(
+            "select lease_until is not null from tasks where id = %(id)s", {"id": id}
+        )
         assert row.status in taskmanager.STATUSES and bool(leased) == (row.status == "In Progress")
-        assert row.attempt >= row.attempts >= 0 and row.attempt == max((attempt for of, attempt in seen.claims if of == id), default=0)
-        assert (row.result is None) == (row.status != "Completed") and (row.progress is None or row.status == "In Progress")
-        assert not row.canceled or row.status == "In Progress" or (row.status, row.error) == ("Failed", "canceled")
+        assert row.attempt >= row.attempts >= 0
+        assert row.attempt == max((attempt for of, attempt in seen.claims if of == id), default=0)
+        assert (row.result is None) == (row.status != "Completed")
+        assert (row.progress is None or row.status == "In Progress")
+        assert (
+            not row.canceled
+            or row.status == "In Progress"
+            or (row.status, row.error) == ("Failed", "canceled")
+        )
         if row.status == "Completed":
             assert seen.ends[id, row.attempt] == [("complete", row.result.strip('"'))] and row.error is None
         http("POST", f"{api}/tasks/{id}/cancel")                        # none of them is stuck
@@ -162,26 +231,46 @@ def test_ten_workers_share_the_tasks_and_lose_none(api, store):
     def work():
         while tasks := send(api, "claim", limit=4).json:
             for task in tasks:
-                assert send(api, "complete", task["id"], attempt=task["attempt"], result=task["payload"] * 2).status == 200
+                assert (
+                    send(
+                        api, "complete", task["id"], attempt=task["attempt"], result=task["payload"] * 2
+                    ).status
+                    == 200
+                )
+
     at_once(*[work] * 10)
-    assert [(row.id, row.status, row.result, row.attempt) for row in store.list_tasks()] == [(id, "Completed", str(2 * n), 1) for n, id in enumerate(ids)]
+    assert [(row.id, row.status, row.result, row.attempt) for row in store.list_tasks()] == [
+        (id, "Completed", str(2 * n), 1) for n, id in enumerate(ids)
+    ]
 
 
 # Idempotency keys
 
 def test_twenty_requests_with_one_key_at_once_make_one_task(api, store):
     for n in range(3):
-        answers = at_once(*[lambda: http("POST", f"{api}/tasks", {"payload": [n]}, Idempotency_Key=f"key {n}")] * 20)
+        answers = at_once(
+            *[lambda: http("POST", f"{api}/tasks", {"payload": [n]}, Idempotency_Key=f"key {n}")] * 20
+        )
         assert {(answer.status, answer.body) for answer in answers} == {(201, answers[0].body)}
         assert len(store.list_tasks()) == n + 1
 
 
 def test_one_key_and_many_bodies_at_once_have_exactly_one_winner(api, store):
     for n in range(3):
-        answers = at_once(*(lambda body=body: http("POST", f"{api}/tasks", {"payload": body % 5}, Idempotency_Key=f"key {n}") for body in range(20)))
+        answers = at_once(
+            *(
+                lambda body=body: http(
+                    "POST", f"{api}/tasks", {"payload": body % 5}, Idempotency_Key=f"key {n}"
+                )
+                for body in range(20)
+            )
+        )
         created = store.list_tasks()[-1]
-        assert [answer.status for answer in answers] == [201 if body % 5 == int(created.payload) else 422 for body in range(20)]
-        assert {answer.json["id"] for answer in answers if answer.status == 201} == {created.id} and len(store.list_tasks()) == n + 1
+        assert [answer.status for answer in answers] == [
+            201 if body % 5 == int(created.payload) else 422 for body in range(20)
+        ]
+        assert {answer.json["id"] for answer in answers if answer.status == 201} == {created.id}
+        assert len(store.list_tasks()) == n + 1
 
 
 def test_an_array_that_is_replayed_at_once_is_created_once(api, store):
@@ -194,19 +283,30 @@ def test_an_array_that_is_replayed_at_once_is_created_once(api, store):
 def test_an_array_against_its_reverse_its_beginning_and_one_of_its_tasks(api, store):
     tasks = [{"payload": n} for n in range(30)]
     rivals = [tasks, tasks[::-1], tasks[:10], tasks[0], tasks] * 3
-    answers = at_once(*(lambda body=body: http("POST", f"{api}/tasks", body, Idempotency_Key="key") for body in rivals))
+    answers = at_once(
+        *(lambda body=body: http("POST", f"{api}/tasks", body, Idempotency_Key="key") for body in rivals)
+    )
     won = [body for body, answer in zip(rivals, answers) if answer.status == 201]
     assert {answer.status for answer in answers} == {201, 422} and all(body == won[0] for body in won)
-    assert [row.payload for row in store.list_tasks()] == [str(task["payload"]) for task in (won[0] if isinstance(won[0], list) else [won[0]])]
+    assert [row.payload for row in store.list_tasks()] == [
+        str(task["payload"]) for task in (won[0] if isinstance(won[0], list) else [won[0]])
+    ]
 
 
 def test_keys_that_look_like_those_of_an_array(api, store):
     array = [{"payload": 0}, {"payload": 1}]
     rivals = {"key": array, "key[1]": {"payload": 1}, "key[0]": {"payload": 0}}
-    answers = at_once(*(lambda key=key, body=body: http("POST", f"{api}/tasks", body, Idempotency_Key=key) for key, body in rivals.items()))
+    answers = at_once(
+        *(
+            lambda key=key, body=body: http("POST", f"{api}/tasks", body, Idempotency_Key=key)
+            for key, body in rivals.items()
+        )
+    )
     assert all(answer.status in (201, 422) for answer in answers) and answers[2].status == 201
     again = [http("POST", f"{api}/tasks", body, Idempotency_Key=key) for key, body in rivals.items()]
-    assert [(answer.status, answer.status == 201 and answer.body) for answer in again] == [(answer.status, answer.status == 201 and answer.body) for answer in answers]
+    assert [(answer.status, answer.status == 201 and answer.body) for answer in again] == [
+        (answer.status, answer.status == 201 and answer.body) for answer in answers
+    ]
 
 
 def test_a_key_is_replayed_while_its_task_lives(api, store):
@@ -215,8 +315,13 @@ def test_a_key_is_replayed_while_its_task_lives(api, store):
     def live():
         [task] = eventually(lambda: send(api, "claim").json)  # it passes over a row that a replay has locked
         return send(api, "complete", task["id"], attempt=task["attempt"], result=1)
-    answers = at_once(live, *[lambda: http("POST", f"{api}/tasks", {"payload": 1}, Idempotency_Key="key")] * 9)
-    assert answers[0].status == 200 and {(answer.status, answer.json["id"]) for answer in answers[1:]} == {(201, 1)}
+
+    answers = at_once(
+        live, *[lambda: http("POST", f"{api}/tasks", {"payload": 1}, Idempotency_Key="key")] * 9
+    )
+    assert answers[0].status == 200
+    assert {(answer.status, answer.json["id"]) for answer in answers[1:]} == {(201, 1)}
     assert (store.read(1).status, store.read(1).attempt) == ("Completed", 1)
     before = store.read(1)
-    assert http("POST", f"{api}/tasks", {"payload": 1}, Idempotency_Key="key").json == {"id": 1} and store.read(1) == before
+    assert http("POST", f"{api}/tasks", {"payload": 1}, Idempotency_Key="key").json == {"id": 1}
+    assert store.read(1) == before

@@ -57,7 +57,8 @@ def is_linear(call, text_of, short=1000):  # texts so short that memory costs no
     few, many = text_of(short), text_of(4 * short)
     few_took, many_took = took(call, few), took(call, many)
     for _ in range(20):  # on a busy machine the least of many runs is what it takes
-        if many_took < 0.0005 or many_took <= 9 * few_took:  # what is quadratic takes 16 times as long, and longer
+        # what is quadratic takes 16 times as long, and longer
+        if many_took < 0.0005 or many_took <= 9 * few_took:
             return True
         few_took, many_took = min(few_took, took(call, few)), min(many_took, took(call, many))
     return False

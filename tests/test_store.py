@@ -11,7 +11,16 @@ from datetime import datetime, timedelta, timezone
 import pytest
 
 import taskmanager
-from taskmanager import NotInState, Invalid, KeyReused, NewTask, TaskNotFound, Unavailable, new_task, new_tasks
+from taskmanager import (
+    NotInState,
+    Invalid,
+    KeyReused,
+    NewTask,
+    TaskNotFound,
+    Unavailable,
+    new_task,
+    new_tasks,
+)
 
 LEASE = 30
 
@@ -24,7 +33,12 @@ def sql(store, statement, **params):
 
 def expire(store, id):
     """Move the clock on: the lease of a task has run out."""
-    sql(store, "update tasks set lease_until = now() - %(hour)s * interval '1 second' where id = %(id)s", id=id, hour=timedelta(hours=1))
+    sql(
+        store,
+        "update tasks set lease_until = now() - %(hour)s * interval '1 second' where id = %(id)s",
+        id=id,
+        hour=timedelta(hours=1),
+    )
 
 
 def claimed(store, **fields):
@@ -42,7 +56,9 @@ def test_create_makes_a_new_task(store):
     row = store.read(id)
     assert (row.id, row.status, row.attempts, row.payload) == (id, "New", 0, None)
     assert row.created_at == row.updated_at
-    assert abs(datetime.fromisoformat(row.created_at) - datetime.now(timezone.utc).replace(tzinfo=None)) < timedelta(seconds=5)
+    assert abs(
+        datetime.fromisoformat(row.created_at) - datetime.now(timezone.utc).replace(tzinfo=None)
+    ) < timedelta(seconds=5)
 
 
 def test_a_bare_task_is_the_documents_four_fields_whatever_happens_to_it(store):
@@ -73,7 +89,19 @@ def test_a_task_with_any_other_field_says_how_many_attempts_it_had(store):
 
 
 def test_create_keeps_what_it_was_given(store):
-    [id] = store.create([new_task({"payload": {"ключ": [1, "☃"]}, "priority": 3, "run_at": "2999-01-02T03:04:05Z", "max_attempts": 4, "timeout": 2.5})])
+    [id] = store.create(
+        [
+            new_task(
+                {
+                    "payload": {"ключ": [1, "☃"]},
+                    "priority": 3,
+                    "run_at": "2999-01-02T03:04:05Z",
+                    "max_attempts": 4,
+                    "timeout": 2.5,
+                }
+            )
+        ]
+    )
     assert json.loads(store.read(id).to_json()) | {"created_at": 0, "updated_at": 0} == {
         "id": id, "status": "New", "created_at": 0, "updated_at": 0, "payload": {"ключ": [1, "☃"]},
         "priority": 3, "run_at": "2999-01-02T03:04:05", "max_attempts": 4, "timeout": 2.5}
@@ -81,7 +109,8 @@ def test_create_keeps_what_it_was_given(store):
 
 def test_create_gives_ids_in_the_order_of_the_tasks(store):
     ids = store.create([new_task({"payload": n}) for n in range(700)])
-    assert ids == sorted(ids) and [store.read(id).payload for id in ids[::100]] == [str(n) for n in range(0, 700, 100)]
+    assert ids == sorted(ids)
+    assert [store.read(id).payload for id in ids[::100]] == [str(n) for n in range(0, 700, 100)]
 
 
 def test_an_idempotency_key_makes_one_task(store):
@@ -102,16 +131,22 @@ def test_an_idempotency_key_is_still_known_when_its_task_has_moved_on(store):
 
 def test_an_idempotency_key_of_another_task_is_refused_and_so_is_the_whole_batch(store):
     store.create([new_task({"payload": 1}, "key")])
-    for batch in ([NewTask(), new_task({"payload": 2}, "key")], [new_task({}, "new"), new_task({"payload": 2}, "new")]):
+    for batch in (
+        [NewTask(), new_task({"payload": 2}, "key")],
+        [new_task({}, "new"), new_task({"payload": 2}, "new")],
+    ):
         with pytest.raises(KeyReused):
             store.create(batch)
     assert len(store.list_tasks()) == 1
 
 
 def test_a_key_without_a_fingerprint_has_no_other_task_to_be_of(store):
-    sql(store, "insert into tasks (idempotency_key) values ('key')")      # by plain SQL, or before there were fingerprints
+    # by plain SQL, or before there were fingerprints
+    sql(store, "insert into tasks (idempotency_key) values ('key')")
     assert store.create([new_task({"payload": 1}, "key")]) == [1]
-    assert store.create([NewTask(idempotency_key="other")]) == store.create([NewTask(idempotency_key="other")])
+    assert store.create([NewTask(idempotency_key="other")]) == store.create(
+        [NewTask(idempotency_key="other")]
+    )
 
 
 def test_an_array_has_one_key_for_all_of_it(store):
@@ -128,8 +163,11 @@ def test_an_array_has_one_key_for_all_of_it(store):
 
 def test_create_takes_ten_thousand_at_once(store):
     ids = store.create(new_tasks([{"payload": n, "priority": n % 7} for n in range(10_000)], "x" * 255))
-    assert len(ids) == 10_000 and [store.read(id).payload for id in ids[::2500]] == ["0", "2500", "5000", "7500"]
-    assert store.create(new_tasks([{"payload": n, "priority": n % 7} for n in range(10_000)], "x" * 255)) == ids
+    assert len(ids) == 10_000
+    assert [store.read(id).payload for id in ids[::2500]] == ["0", "2500", "5000", "7500"]
+    assert (
+        store.create(new_tasks([{"payload": n, "priority": n % 7} for n in range(10_000)], "x" * 255)) == ids
+    )
 
 
 def test_ten_thousand_at_once_cost_no_more_than_one_after_the_other(store):
@@ -220,7 +258,8 @@ def test_list_backwards(store):
 @pytest.mark.parametrize("order", ["asc", "desc"])
 def test_a_page_of_large_tasks_ends_early(store, order):
     large = NewTask(payload=json.dumps("é" * (taskmanager.MAX_PAGE_SIZE // 6), ensure_ascii=False))
-    ids = store.create([NewTask()] * 9 + [large] * 10 + [NewTask()] * 9)       # however many small ones there are before them
+    # however many small ones there are before them
+    ids = store.create([NewTask()] * 9 + [large] * 10 + [NewTask()] * 9)
     ids.sort(reverse=order == "desc")
     seen, pages = [], []
     while rows := store.list_tasks(*["New"] * bool(seen), order=order, after=seen[-1] if seen else None):
@@ -235,7 +274,8 @@ def test_a_page_has_at_least_one_task(store):
     claims = store.claim(9, LEASE) + store.claim(9, LEASE)
     assert [claim.id for claim in claims] == ids
     store.complete([(claim.id, claim.attempt, whole) for claim in claims])
-    assert [row.id for row in store.list_tasks()] == ids[:1] and [row.id for row in store.list_tasks(order="desc")] == ids[1:]
+    assert [row.id for row in store.list_tasks()] == ids[:1]
+    assert [row.id for row in store.list_tasks(order="desc")] == ids[1:]
 
 
 # Claiming
@@ -248,7 +288,12 @@ def test_claim_takes_the_most_urgent_first_and_then_the_oldest(store):
 
 
 def test_claim_takes_no_more_than_can_be_held(store):
-    ids = store.create([NewTask(payload=json.dumps("x" * (taskmanager.MAX_PAGE_SIZE // 3)), priority=n % 2) for n in range(24)])
+    ids = store.create(
+        [
+            NewTask(payload=json.dumps("x" * (taskmanager.MAX_PAGE_SIZE // 3)), priority=n % 2)
+            for n in range(24)
+        ]
+    )
     taken = [row.id for row in store.claim(500, LEASE)]
     assert taken == ids[1:6:2]
     while rows := store.claim(500, LEASE):
@@ -263,11 +308,19 @@ def test_claim_leaves_what_is_scheduled(store):
 
 def test_claim_moves_updated_at(store):
     [id] = store.create()
-    sql(store, "update tasks set created_at = created_at - %(hour)s * interval '1 second', updated_at = updated_at - %(hour)s * interval '1 second' where id = %(id)s", id=id, hour=timedelta(hours=1))
+    sql(
+        store,
+        "update tasks set created_at = created_at - %(hour)s * interval '1 second',"
+        " updated_at = updated_at - %(hour)s * interval '1 second' where id = %(id)s",
+        id=id,
+        hour=timedelta(hours=1),
+    )
     before = store.read(id)
     store.claim(1, LEASE)
     after = store.read(id)
-    assert after.created_at == before.created_at and after.updated_at > before.updated_at and after.status == "In Progress"
+    assert after.created_at == before.created_at
+    assert after.updated_at > before.updated_at
+    assert after.status == "In Progress"
 
 
 def test_four_threads_never_claim_the_same_task(store):
@@ -410,13 +463,23 @@ def logged_and_counted(store, caplog, verb, id):
         record.message.split(" task=")[0] for record in caplog.records if f"task={id} " in record.message]
 
 
-@pytest.mark.parametrize("name, verb, then", [
-    ("complete", "completed", ""), ("complete", "canceled", "cancel"),
-    ("fail", "failed", ""), ("fail", "canceled", "cancel"),
-    ("retry", "retried", ""), ("retry", "canceled", "cancel"), ("retry", "retried", "claim"),
-    ("release", "released", ""), ("release", "canceled", "cancel"), ("release", "released", "claim")])
+@pytest.mark.parametrize(
+    "name, verb, then",
+    [
+        ("complete", "completed", ""),
+        ("complete", "canceled", "cancel"),
+        ("fail", "failed", ""),
+        ("fail", "canceled", "cancel"),
+        ("retry", "retried", ""),
+        ("retry", "canceled", "cancel"),
+        ("retry", "retried", "claim"),
+        ("release", "released", ""),
+        ("release", "canceled", "cancel"),
+        ("release", "released", "claim"),
+    ],
+)
 def test_an_end_that_is_sent_again_counts_once(store, monkeypatch, caplog, name, verb, then):
-    """A connection breaks after the commit; the task may be canceled, or claimed by another worker meanwhile."""
+    """A connection breaks after the commit; the task may be canceled or claimed by another meanwhile."""
     claim = claimed(store)
     if then == "cancel":
         store.cancel(claim.id)
@@ -470,7 +533,9 @@ TAKE = {
     "claim": lambda store: [row.id for row in store.claim(1, LEASE)],
     "reclaim": lambda store: store.reclaim(3) and [row.id for row in store.list_tasks("New")],
     "promote": lambda store: store.promote() and [row.id for row in store.list_tasks() if not row.run_at],
-    "delete_old": lambda store: store.delete_old(1, 1) and sorted({1, 2} - {row.id for row in store.list_tasks()}),
+    "delete_old": lambda store: (
+        store.delete_old(1, 1) and sorted({1, 2} - {row.id for row in store.list_tasks()})
+    ),
 }
 BEFORE = {
     "claim": "priority = 2 - id",
@@ -492,8 +557,10 @@ def test_a_row_that_another_transaction_has_locked_is_passed_over(postgres_datab
     store.close()
 
 
-@pytest.mark.parametrize("verb, order", [
-    ("promote", [3, 1, 5, 2, 4]), ("delete_old", [3, 1, 5, 2, 4]), ("reclaim", [1, 2, 3, 4, 5])])
+@pytest.mark.parametrize(
+    "verb, order",
+    [("promote", [3, 1, 5, 2, 4]), ("delete_old", [3, 1, 5, 2, 4]), ("reclaim", [1, 2, 3, 4, 5])],
+)
 def test_the_oldest_come_first_where_not_all_can(store, monkeypatch, verb, order):
     # a day's tasks become due, or too old, at once, or a whole cluster dies
     monkeypatch.setattr(taskmanager, "MANY", 1)
@@ -521,7 +588,12 @@ def test_reclaim_leaves_a_task_whose_lease_lasts(store):
 
 def test_extend_makes_the_lease_last(store):
     claim = claimed(store)
-    sql(store, "update tasks set lease_until = now() + %(moment)s * interval '1 second' where id = %(id)s", id=claim.id, moment=timedelta(milliseconds=200))
+    sql(
+        store,
+        "update tasks set lease_until = now() + %(moment)s * interval '1 second' where id = %(id)s",
+        id=claim.id,
+        moment=timedelta(milliseconds=200),
+    )
     assert store.extend([(claim.id, claim.attempt, 0.25)], LEASE) == {claim.id}
     time.sleep(0.3)
     assert store.reclaim(3) == 0 and store.read(claim.id).progress == 0.25
@@ -547,7 +619,8 @@ def test_reclaim_fails_a_task_that_has_had_its_attempts(store):
 
 def test_reclaim_goes_by_the_workers_number_where_the_task_has_none(store):
     claim = claimed(store)
-    for status in ("New", "Failed"):        # once more, alone: it may not have been this task that killed the worker
+    # once more, alone: it may not have been this task that killed the worker
+    for status in ("New", "Failed"):
         expire(store, claim.id)
         store.reclaim(1)
         assert store.read(claim.id).status == status
@@ -576,7 +649,8 @@ def test_cancel_asks_the_holder(store):
     before = store.read(claim.id)
     assert store.cancel(claim.id).status == "In Progress"
     assert store.canceled() == {claim.id: claim.attempt}
-    assert store.read(claim.id) == before._replace(canceled=True)       # the status, and so updated_at, did not move
+    # the status, and so updated_at, did not move
+    assert store.read(claim.id) == before._replace(canceled=True)
 
 
 @pytest.mark.parametrize("name", ["complete", "retry", "fail", "release"])
@@ -640,7 +714,13 @@ def test_retry_by_hand_is_for_failed_tasks(store):
 
 def test_promote_makes_ready_what_is_due_and_leaves_updated_at(store):
     early, late = store.create([new_task({"delay": 3600}), new_task({"delay": 7200})])
-    sql(store, "update tasks set run_at = now() - %(moment)s * interval '1 second', updated_at = updated_at - %(moment)s * interval '1 second' where id = %(id)s", id=early, moment=timedelta(seconds=5))
+    sql(
+        store,
+        "update tasks set run_at = now() - %(moment)s * interval '1 second',"
+        " updated_at = updated_at - %(moment)s * interval '1 second' where id = %(id)s",
+        id=early,
+        moment=timedelta(seconds=5),
+    )
     before = store.read(early)
     assert store.promote() == 1
     assert store.read(early) == before._replace(run_at=None)
@@ -655,7 +735,11 @@ def test_delete_old_deletes_what_was_finished_long_ago(store):
         elif claim.id == ids[1]:
             store.fail([(claim.id, claim.attempt, "why")])
     assert store.delete_old(1) == 0
-    sql(store, "update tasks set updated_at = now() - %(days)s * interval '1 second' where id > 0", days=timedelta(days=2))
+    sql(
+        store,
+        "update tasks set updated_at = now() - %(days)s * interval '1 second' where id > 0",
+        days=timedelta(days=2),
+    )
     assert store.delete_old(1) == 2
     assert [row.id for row in store.list_tasks()] == ids[2:]      # In Progress and New stay, however old
     [id] = store.create()
@@ -665,7 +749,12 @@ def test_delete_old_deletes_what_was_finished_long_ago(store):
 def test_it_is_known_how_long_a_task_was_ready(store):
     new, due = store.create([NewTask(), new_task({"delay": 7200})])
     hours = {"hour": timedelta(hours=1), "hours": timedelta(hours=2)}
-    sql(store, "update tasks set created_at = created_at - %(hours)s * interval '1 second', run_at = run_at - %(hours)s * interval '1 second' - %(hour)s * interval '1 second'", **hours)
+    sql(
+        store,
+        "update tasks set created_at = created_at - %(hours)s * interval '1 second',"
+        " run_at = run_at - %(hours)s * interval '1 second' - %(hour)s * interval '1 second'",
+        **hours,
+    )
     assert round(store.oldest_ready()) == 7200
     store.promote()
     store.claim(2, LEASE)
@@ -693,22 +782,57 @@ def test_apply_schema_may_be_done_again_and_at_once(database):
     assert not errors and len(taskmanager.open_store(database).list_tasks()) == 6
 
 
-@pytest.mark.parametrize("statement, index", [("CLAIM", "tasks_claim"), ("PROMOTE", "tasks_promote"), ("DELETE_OLD", "tasks_delete_old"), ("FINISHED", "tasks_delete_old"), ("RECLAIM", "tasks_list_status")])
+@pytest.mark.parametrize(
+    "statement, index",
+    [
+        ("CLAIM", "tasks_claim"),
+        ("PROMOTE", "tasks_promote"),
+        ("DELETE_OLD", "tasks_delete_old"),
+        ("FINISHED", "tasks_delete_old"),
+        ("RECLAIM", "tasks_list_status"),
+    ],
+)
 def test_sqlite_takes_the_index_that_was_made_for_the_statement(sqlite_database, statement, index):
     store = taskmanager.open_store(sqlite_database)
-    plan = store._execute("explain query plan " + getattr(taskmanager, statement), {"limit": 1, "size": 1, "lease": 1, "age": 1, "max_attempts": 1, "status": "Failed", "worker": "", "busy": 0, "single": False, "kept": 0})
+    plan = store._execute(
+        "explain query plan " + getattr(taskmanager, statement),
+        {
+            "limit": 1,
+            "size": 1,
+            "lease": 1,
+            "age": 1,
+            "max_attempts": 1,
+            "status": "Failed",
+            "worker": "",
+            "busy": 0,
+            "single": False,
+            "kept": 0,
+        },
+    )
     assert any(f" INDEX {index}" in row[-1] for row in plan)
 
 
 HELD = {
-    "COMPLETE": (5, 1, None), "RETRY": (5, 1, "why", 1.0), "FAIL": (5, 1, "why"), "RELEASE": (5, 1),
-    "EXTEND": (5, 1, None)}
+    "COMPLETE": (5, 1, None),
+    "RETRY": (5, 1, "why", 1.0),
+    "FAIL": (5, 1, "why"),
+    "RELEASE": (5, 1),
+    "EXTEND": (5, 1, None),
+}
 PLANS = {
-    "READ": "tasks_pkey", "CLAIM": "tasks_claim", "PROMOTE": "tasks_promote", "DELETE_OLD": "tasks_delete_old",
-    "FINISHED": "tasks_delete_old", "RECLAIM": "tasks_list_status", "CANCELED": "tasks_list_status",
-    "OWN": "tasks_list_status", "OLDEST_READY": "tasks_claim", **dict.fromkeys(HELD, "tasks_pkey"),
+    "READ": "tasks_pkey",
+    "CLAIM": "tasks_claim",
+    "PROMOTE": "tasks_promote",
+    "DELETE_OLD": "tasks_delete_old",
+    "FINISHED": "tasks_delete_old",
+    "RECLAIM": "tasks_list_status",
+    "CANCELED": "tasks_list_status",
+    "OWN": "tasks_list_status",
+    "OLDEST_READY": "tasks_claim",
+    **dict.fromkeys(HELD, "tasks_pkey"),
     # both by the id
-    **dict.fromkeys(("CANCEL", "DELETE", "RETRY_BY_HAND", "RUNNING"), "tasks_(pkey|list_status)")}
+    **dict.fromkeys(("CANCEL", "DELETE", "RETRY_BY_HAND", "RUNNING"), "tasks_(pkey|list_status)"),
+}
 
 
 @pytest.mark.parametrize("statistics", [True, False], ids=["analyzed", "new"])
@@ -769,16 +893,24 @@ def test_postgres_does_not_sort_all_that_is_ready_to_claim_a_few(postgres_databa
 
 
 def test_both_databases_have_the_same_columns(sqlite_database, postgres_database):
-    of_sqlite = [name for name, in taskmanager.open_store(sqlite_database)._execute("select name from pragma_table_xinfo('tasks')")]
+    of_sqlite = [
+        name
+        for (name,) in taskmanager.open_store(sqlite_database)._execute(
+            "select name from pragma_table_xinfo('tasks')"
+        )
+    ]
     of_postgres = [name for name, in taskmanager.open_store(postgres_database)._execute(
         "select attname from pg_attribute where attrelid = 'tasks'::regclass and attnum > 0")]
     assert sorted(of_sqlite) == sorted(of_postgres)
     indexes = re.compile(r"create (?:unique )?index\s+if not exists (\w+)\s+on tasks \((.*?)\)")
-    assert indexes.findall(taskmanager.SQLiteStore.SCHEMA) == indexes.findall((taskmanager.HERE / "schema.sql").read_text())
+    assert indexes.findall(taskmanager.SQLiteStore.SCHEMA) == indexes.findall(
+        (taskmanager.HERE / "schema.sql").read_text()
+    )
 
 
 def test_text_is_kept_whatever_the_encoding_of_the_client_would_be(postgres_database, monkeypatch):
-    monkeypatch.setenv("PGCLIENTENCODING", "SQL_ASCII")        # as it is by default with a database made under LANG=C
+    # as it is by default with a database made under LANG=C
+    monkeypatch.setenv("PGCLIENTENCODING", "SQL_ASCII")
     store = taskmanager.open_store(postgres_database)
     [id] = store.create([new_task({"payload": "дом"})])
     assert store.read(id).payload == '"дом"'

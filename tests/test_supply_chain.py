@@ -1,4 +1,4 @@
-"""What the project is built from, and what it runs in: the runner of the tests, packages, vendored files, containers."""
+"""What the project is built from and runs in: the tests' runner, packages, vendored files, containers."""
 
 import hashlib
 import json
@@ -26,8 +26,11 @@ def test_number(number):
 def test_left_out():
     pass
 """)
-    done = subprocess.run([sys.executable, ROOT / "tests/run", f"--rootdir={tmp_path}", tmp_path / "test_some.py"],
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests/run", f"--rootdir={tmp_path}", tmp_path / "test_some.py"],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1
     assert "assert 7 != 7" in done.stdout and "why not" in done.stdout
     assert done.stdout.splitlines()[-1] == "19 passed, 1 failed, 1 skipped"
@@ -35,14 +38,22 @@ def test_left_out():
 
 # Packages
 
-REQUIREMENTS = ["requirements-sqlite.txt", "requirements.txt", "requirements-test.txt", "tests/browser/requirements.txt"]
+REQUIREMENTS = [
+    "requirements-sqlite.txt",
+    "requirements.txt",
+    "requirements-test.txt",
+    "tests/browser/requirements.txt",
+]
 
 
 def pins(file):
-    """name: (version, hashes) of the packages in a requirements file; what is written in another way fails."""
+    """name: (version, hashes) of the packages in a requirements file; a line in any other form fails."""
     text = re.sub(r"\\\n", " ", (ROOT / file).read_text())
     lines = [line for line in text.splitlines() if line and not line.startswith(("#", "-r "))]
-    found = [re.fullmatch(r"([a-z0-9-]+)==(\S+)( ; [^;]*?)?((?: +--hash=sha256:[0-9a-f]{64})+)", line) for line in lines]
+    found = [
+        re.fullmatch(r"([a-z0-9-]+)==(\S+)( ; [^;]*?)?((?: +--hash=sha256:[0-9a-f]{64})+)", line)
+        for line in lines
+    ]
     assert all(found), [line for line, match in zip(lines, found) if not match]
     return {match[1]: (match[2], re.findall("sha256:(.*?)(?: |$)", match[4])) for match in found}
 
@@ -57,8 +68,8 @@ def test_every_package_is_pinned_to_files_by_their_hashes(file):
 
 
 def test_the_driver_can_be_installed_on_every_machine():
-    # Where a hash is missing, `make run` fails on an ARM machine, on Alpine or on a Mac, and nowhere else: eleven wheels
-    # for each Python, and the source.
+    # Where a hash is missing, `make run` fails on an ARM machine, on Alpine or on a Mac, and nowhere else:
+    # eleven wheels for each Python, and the source.
     _, hashes = pins("requirements.txt")["psycopg2-binary"]
     assert len(hashes) >= 4 * 11 + 1
 
@@ -80,7 +91,9 @@ def test_no_package_is_installed_without_its_hash():
 def test_the_vendored_files_are_those_of_the_release():
     folder = ROOT / "static/swagger"
     readme = (folder / "README.md").read_text()
-    checksums = {name: checksum for checksum, name in re.findall(r"^([0-9a-f]{64})  (\S+)$", readme, re.MULTILINE)}
+    checksums = {
+        name: checksum for checksum, name in re.findall(r"^([0-9a-f]{64})  (\S+)$", readme, re.MULTILINE)
+    }
     assert checksums == {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in checksums}
     ours = {"README.md", "index.html", "ours.css", "swagger-initializer.js"}
     assert {file.name for file in folder.iterdir()} == checksums.keys() | ours
@@ -102,7 +115,12 @@ def blocks(text, indent):
 def test_every_container_of_compose_has_few_rights():
     common = blocks(COMPOSE, 0)
     assert "<<: *service" in common["x-app"]
-    for line in ("cap_drop: [ALL]", "security_opt: [no-new-privileges:true]", "read_only: true", 'tmpfs: ["/tmp:size='):
+    for line in (
+        "cap_drop: [ALL]",
+        "security_opt: [no-new-privileges:true]",
+        "read_only: true",
+        'tmpfs: ["/tmp:size=',
+    ):
         assert COMPOSE.count(line) == common["x-service"].count(line) == 1, line
     services = blocks(common["services"], 2)
     assert list(services) == ["postgres", "rabbitmq", "api", "worker"]
@@ -110,10 +128,14 @@ def test_every_container_of_compose_has_few_rights():
         assert re.search(r"^    <<: \*(service|app)$", text, re.MULTILINE), name
         assert re.search(r"^    mem_limit: ", text, re.MULTILINE), name
         assert not re.search("cap_add|privileged|devices:|network_mode|pid:", text), name
-    # The image's own user has a number; postgres and rabbitmq would otherwise start as root, and need capabilities.
+    # The image's own user is a number; postgres and rabbitmq would else start as root and need capabilities.
     assert re.search(r"^USER \d+:\d+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     assert [re.findall("^    user: (.*?)(?:  #.*)?$", services[name], re.MULTILINE) for name in services] == [
-        ["postgres"], ["rabbitmq"], [], []]
+        ["postgres"],
+        ["rabbitmq"],
+        [],
+        [],
+    ]
 
 
 def test_continuous_integration_installs_the_servers_without_starting_them():
@@ -134,7 +156,9 @@ def test_every_variable_of_compose_is_in_env_example():
 # Other WSGI servers
 
 def test_readmes_application_is_one_for_any_wsgi_server(sqlite_database, tmp_path):
-    [code] = re.findall(r"\*\*Another WSGI server\.\*\*.*?```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    [code] = re.findall(
+        r"\*\*Another WSGI server\.\*\*.*?```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
+    )
     (tmp_path / "application.py").write_text(code)
     use = """
 import wsgiref.util, application

@@ -13,11 +13,14 @@ CODE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
 def sections(text, end):
-    """The sections of what is translated, each from its title on; without the line that leads to the other language."""
+    """The translated sections, each from its title on, without the line that leads to the other language."""
     text, found, _ = text.partition(f"\n{end}\n")
     assert found, end
     text = re.sub(r"^.*\bREADME(\.ru)?\.md\b.*\n+", "", text, count=1, flags=re.MULTILINE)
-    starts = [match.start() for match in re.finditer(r"^#+ ", CODE.sub(lambda block: "." * len(block[0]), text), re.MULTILINE)]
+    starts = [
+        match.start()
+        for match in re.finditer(r"^#+ ", CODE.sub(lambda block: "." * len(block[0]), text), re.MULTILINE)
+    ]
     return [text[start:next_start] for start, next_start in zip(starts, [*starts[1:], None])]
 
 
@@ -31,7 +34,7 @@ def prose(text):
 
 
 def shape(line):
-    """What a line has whatever its language: its kind, and in a table the number of cells and what is code in it."""
+    """What a line has in every language: its kind, and in a table the number of cells and its code."""
     if line.startswith("|"):
         return len(re.findall(r"(?<!\\)\|", line)), sorted(re.findall(r"`[^`]+`", line))
     return re.match(r"#+ |\d+\. |- |", line)[0]
@@ -44,7 +47,11 @@ def anchors(text):
 
 TRANSLATED = sections(ENGLISH, "## Configuration")
 TRANSLATION = sections(RUSSIAN, "## Остальное")
-each_section = pytest.mark.parametrize("english, russian", list(zip(TRANSLATED, TRANSLATION)), ids=[section.partition("\n")[0].lstrip("# ") for section in TRANSLATED[:len(TRANSLATION)]])
+each_section = pytest.mark.parametrize(
+    "english, russian",
+    list(zip(TRANSLATED, TRANSLATION)),
+    ids=[section.partition("\n")[0].lstrip("# ") for section in TRANSLATED[: len(TRANSLATION)]],
+)
 
 
 def test_the_titles_are_the_same_in_number_and_level():
@@ -68,7 +75,15 @@ def test_a_section_has_the_same_paragraphs_items_and_rows(english, russian):
 
 @each_section
 def test_a_section_names_the_same_things(english, russian):
-    names = [set(re.findall(r"`[^`]+`|\]\([^#)]+\)|https?://[\w:./-]*\w|\b\d{3,}\b", re.sub(r"(?<=\d)[,\u00a0](?=\d{3}\b)", "", "\n".join(prose(text))))) for text in (english, russian)]
+    names = [
+        set(
+            re.findall(
+                r"`[^`]+`|\]\([^#)]+\)|https?://[\w:./-]*\w|\b\d{3,}\b",
+                re.sub(r"(?<=\d)[,\u00a0](?=\d{3}\b)", "", "\n".join(prose(text))),
+            )
+        )
+        for text in (english, russian)
+    ]
     assert names[0] == names[1]
 
 
@@ -87,4 +102,6 @@ def test_the_links_lead_somewhere():
         if not address.scheme:
             file = ROOT / address.path if address.path else ROOT / "README.ru.md"
             assert file.is_file(), link
-            assert not address.fragment or unquote(address.fragment) in anchors(file.read_text(encoding="utf-8")), link
+            assert not address.fragment or unquote(address.fragment) in anchors(
+                file.read_text(encoding="utf-8")
+            ), link

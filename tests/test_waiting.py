@@ -22,10 +22,22 @@ class Waiter:
     def __init__(self, url, method="GET", path="/tasks/1", body=None, wait=60, **headers):
         address, data = urlsplit(url), b"" if body is None else json.dumps(body).encode()
         self.again = lambda: Waiter(url, method, path, body, wait, **headers)
-        lines = {"Host": address.netloc, "Prefer": f"wait={wait}", "Content-Type": "application/json", "Content-Length": len(data)} | {name.replace("_", "-"): value for name, value in headers.items()}
-        self.method, self.socket = method, socket.create_connection((address.hostname, address.port), timeout=30)
-        self.socket.sendall(f"{method} {path} HTTP/1.1\r\n".encode() + b"".join(f"{name}: {value}\r\n".encode() for name, value in lines.items()) + b"\r\n" + data)
-
+        lines = {
+            "Host": address.netloc,
+            "Prefer": f"wait={wait}",
+            "Content-Type": "application/json",
+            "Content-Length": len(data),
+        } | {name.replace("_", "-"): value for name, value in headers.items()}
+        self.method, self.socket = (
+            method,
+            socket.create_connection((address.hostname, address.port), timeout=30),
+        )
+        self.socket.sendall(
+            f"{method} {path} HTTP/1.1\r\n".encode()
+            + b"".join(f"{name}: {value}\r\n".encode() for name, value in lines.items())
+            + b"\r\n"
+            + data
+        )
 
     def waits(self):
         """Nothing has come back so far."""
@@ -52,7 +64,7 @@ def full(url, id=1):
 
 
 def waiting(url, *waiters):
-    """These, all of them waiting, and no place left. One that found no place while full() had it is sent again."""
+    """These, all waiting, and no place left. One that found no place while full() had it is sent again."""
     waiters = list(waiters)
 
     def look():
@@ -96,7 +108,12 @@ def test_get_is_answered_when_the_task_is_finished(store, serve, work):
     assert waiter.waits()
     go.set()
     answer = waiter.answer()
-    assert (answer.status, answer.json["status"], answer.json["result"], answer.headers["Preference-Applied"]) == (200, "Completed", "pong", "wait=60")
+    assert (
+        answer.status,
+        answer.json["status"],
+        answer.json["result"],
+        answer.headers["Preference-Applied"],
+    ) == (200, "Completed", "pong", "wait=60")
     assert answer.headers["ETag"] == send("GET", f"{api}/tasks/1").headers["ETag"]
 
 
@@ -104,8 +121,17 @@ def test_post_is_answered_with_the_finished_task(store, serve, work):
     api = serve(store, waiters=1)
     work(lambda task: task.payload * 2)
     answer = send("POST", f"{api}/tasks", {"payload": 21}, Prefer="wait=20")
-    assert (answer.status, answer.json["status"], answer.json["result"], list(answer.json)[0]) == (201, "Completed", 42, "id")
-    assert (answer.headers["Location"], answer.headers["Preference-Applied"], answer.headers["Content-Type"]) == ("/tasks/1", "wait=20", "application/json")
+    assert (answer.status, answer.json["status"], answer.json["result"], list(answer.json)[0]) == (
+        201,
+        "Completed",
+        42,
+        "id",
+    )
+    assert (
+        answer.headers["Location"],
+        answer.headers["Preference-Applied"],
+        answer.headers["Content-Type"],
+    ) == ("/tasks/1", "wait=20", "application/json")
 
 
 def test_a_failure_and_a_cancellation_end_the_waiting_too(store, serve, work):
@@ -114,7 +140,8 @@ def test_a_failure_and_a_cancellation_end_the_waiting_too(store, serve, work):
     waiters = waiting(api, Waiter(api), Waiter(api, path="/tasks/2"))
     work(lambda task: 1 / 0)
     send("POST", f"{api}/tasks/1/cancel")
-    assert waiters[0].answer().json["error"] == "canceled" and "ZeroDivisionError" in waiters[1].answer().json["error"]
+    assert waiters[0].answer().json["error"] == "canceled"
+    assert "ZeroDivisionError" in waiters[1].answer().json["error"]
 
 
 def test_who_waited_long_enough_is_answered_with_the_task_as_it_is(store, serve):
@@ -123,7 +150,10 @@ def test_who_waited_long_enough_is_answered_with_the_task_as_it_is(store, serve)
     waiters = Waiter(api, wait=1), Waiter(api, "POST", "/tasks", {"delay": 3600}, wait=1)
     read, create = waiters[0].answer(), waiters[1].answer()
     assert time.monotonic() - began >= 1
-    assert [(answer.status, answer.json["id"], answer.json["status"], answer.headers["Preference-Applied"]) for answer in (read, create)] == [(200, 1, "New", "wait=1"), (201, 2, "New", "wait=1")]
+    assert [
+        (answer.status, answer.json["id"], answer.json["status"], answer.headers["Preference-Applied"])
+        for answer in (read, create)
+    ] == [(200, 1, "New", "wait=1"), (201, 2, "New", "wait=1")]
     answer = send("POST", f"{api}/tasks/claim", Prefer="wait=1")
     assert (answer.status, answer.json, answer.headers["Preference-Applied"]) == (200, [], "wait=1")
 
@@ -149,7 +179,8 @@ def test_a_database_that_goes_away_meanwhile(store, serve, monkeypatch):
         raise Unavailable("the database can't be reached")
     monkeypatch.setattr(store, "_execute", away)
     answer = create.answer()
-    assert (answer.status, answer.body) == (201, b'{"id": 1}')     # it was created, and a second try would create another
+    # it was created, and a second try would create another
+    assert (answer.status, answer.body) == (201, b'{"id": 1}')
     answer = read.answer()
     is_problem(answer, 503)
     assert answer.headers["Retry-After"]
@@ -157,10 +188,28 @@ def test_a_database_that_goes_away_meanwhile(store, serve, monkeypatch):
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 class TestTheHeader:
-    @pytest.mark.parametrize("header, seconds", [
-        ("wait=60", 60), ("wait=61", 60), ("wait=3600", 60), ("wait=999999999", 60), ("wait=" + "9" * 30, 60), ("wait=5", 5), ("wait=0", 0), ("wait=007", 7), ("WAIT=5", 5), ('wait="5"', 5), ("wait = 5", 5),
-        ("respond-async, wait=5", 5), ("wait=5, handling=lenient", 5), ("wait=5; foo=bar", 5), ("return=minimal,wait=5", 5), ("wait=5, wait=6", 5),
-    ], ids=lambda value: str(value)[:20])
+    @pytest.mark.parametrize(
+        "header, seconds",
+        [
+            ("wait=60", 60),
+            ("wait=61", 60),
+            ("wait=3600", 60),
+            ("wait=999999999", 60),
+            ("wait=" + "9" * 30, 60),
+            ("wait=5", 5),
+            ("wait=0", 0),
+            ("wait=007", 7),
+            ("WAIT=5", 5),
+            ('wait="5"', 5),
+            ("wait = 5", 5),
+            ("respond-async, wait=5", 5),
+            ("wait=5, handling=lenient", 5),
+            ("wait=5; foo=bar", 5),
+            ("return=minimal,wait=5", 5),
+            ("wait=5, wait=6", 5),
+        ],
+        ids=lambda value: str(value)[:20],
+    )
     def test_what_was_understood_is_said_even_of_a_finished_task(self, store, serve, header, seconds):
         api = serve(store)
         store.create()
@@ -168,14 +217,40 @@ class TestTheHeader:
         answer = send("GET", f"{api}/tasks/1", Prefer=header)
         assert (answer.status, answer.headers["Preference-Applied"]) == (200, f"wait={seconds}")
 
-    @pytest.mark.parametrize("header", ["", "wait", "wait=", "wait=abc", "wait=-1", "wait=1.5", "wait=5s", "wait=5 6", "await=5", "x-wait=5", "wait:5", "wait=\xe9", "wait=\u0665".encode().decode("latin-1"),
-                                        'wait="5', "respond-async", ", ,;="], ids=ascii)
+    @pytest.mark.parametrize(
+        "header",
+        [
+            "",
+            "wait",
+            "wait=",
+            "wait=abc",
+            "wait=-1",
+            "wait=1.5",
+            "wait=5s",
+            "wait=5 6",
+            "await=5",
+            "x-wait=5",
+            "wait:5",
+            "wait=\xe9",
+            "wait=\u0665".encode().decode("latin-1"),
+            'wait="5',
+            "respond-async",
+            ", ,;=",
+        ],
+        ids=ascii,
+    )
     def test_what_is_malformed_is_ignored(self, store, serve, header):
         api = serve(store, waiters=1)
         answer = send("POST", f"{api}/tasks", {"delay": 3600}, Prefer=header)
         assert (answer.status, answer.body, answer.headers["Preference-Applied"]) == (201, b'{"id": 1}', None)
-        answers = [send("GET", f"{api}/tasks/1", Prefer=header), send("POST", f"{api}/tasks/claim", Prefer=header)]
-        assert [(answer.status, answer.headers["Preference-Applied"]) for answer in answers] == [(200, None), (200, None)]
+        answers = [
+            send("GET", f"{api}/tasks/1", Prefer=header),
+            send("POST", f"{api}/tasks/claim", Prefer=header),
+        ]
+        assert [(answer.status, answer.headers["Preference-Applied"]) for answer in answers] == [
+            (200, None),
+            (200, None),
+        ]
 
     def test_an_array_is_not_waited_for(self, store, serve):
         answer = send("POST", f"{serve(store, waiters=1)}/tasks", [{}, {}], Prefer="wait=60")
@@ -193,7 +268,10 @@ class TestTheHeader:
         eventually(store.list_tasks)
         waiters = waiting(api, *waiters)
         work(lambda task: "done")
-        assert {(answer.status, answer.json["id"], answer.json["result"]) for answer in (waiter.answer() for waiter in waiters)} == {(201, 1, "done")}
+        assert {
+            (answer.status, answer.json["id"], answer.json["result"])
+            for answer in (waiter.answer() for waiter in waiters)
+        } == {(201, 1, "done")}
 
     def test_a_client_that_knows_the_task_waits_for_the_next_version(self, store, serve):
         api = serve(store, waiters=1)
@@ -226,9 +304,25 @@ def test_others_are_served_while_ten_times_as_many_want_to_wait_as_may(store, se
     for other in others:        # at once, for their wish can't be granted
         answer = other.answer()
         assert (answer.status, answer.headers["Preference-Applied"]) == (200, None)
-    assert [send(method, api + path).status for method, path in (("GET", "/livez"), ("GET", "/tasks"), ("POST", "/tasks"), ("POST", "/tasks/claim"), ("DELETE", "/tasks/2"), ("GET", "/tasks/1"))] == [200, 200, 201, 200, 204, 200]
+    assert [
+        send(method, api + path).status
+        for method, path in (
+            ("GET", "/livez"),
+            ("GET", "/tasks"),
+            ("POST", "/tasks"),
+            ("POST", "/tasks/claim"),
+            ("DELETE", "/tasks/2"),
+            ("GET", "/tasks/1"),
+        )
+    ] == [200, 200, 201, 200, 204, 200]
     answer = send("POST", f"{api}/tasks", Prefer="wait=60")
-    assert (answer.status, answer.json["id"], answer.json["status"], answer.headers["Preference-Applied"], answer.headers["Location"]) == (201, 4, "New", None, "/tasks/4")
+    assert (
+        answer.status,
+        answer.json["id"],
+        answer.json["status"],
+        answer.headers["Preference-Applied"],
+        answer.headers["Location"],
+    ) == (201, 4, "New", None, "/tasks/4")
     assert all(waiter.waits() for waiter in waiters)
     send("POST", f"{api}/tasks/1/cancel")
     assert {waiter.answer().json["status"] for waiter in waiters} == {"Failed"}
@@ -249,7 +343,8 @@ def test_what_is_finished_needs_no_place(store, serve):
 def test_nobody_waits_where_there_are_no_places(store, serve):
     api = serve(store, waiters=0)
     assert send("POST", f"{api}/tasks", Prefer="wait=60").json["status"] == "New"
-    assert full(api) and [task["id"] for task in send("POST", f"{api}/tasks/claim", Prefer="wait=60").json] == [1]
+    assert full(api)
+    assert [task["id"] for task in send("POST", f"{api}/tasks/claim", Prefer="wait=60").json] == [1]
     answer = send("POST", f"{api}/tasks/claim", Prefer="wait=60")
     assert (answer.json, answer.headers["Preference-Applied"]) == ([], None)
 
@@ -258,7 +353,9 @@ def test_nobody_waits_where_there_are_no_places(store, serve):
 def test_a_waiter_that_hangs_up_frees_its_place(store, serve, rudely):
     api = serve(store, waiters=3)
     store.create([new_task({"delay": 3600})])
-    read, claim, create = waiting(api, Waiter(api), claimer(api), Waiter(api, "POST", "/tasks", {"delay": 3600}, Idempotency_Key="key"))
+    read, claim, create = waiting(
+        api, Waiter(api), claimer(api), Waiter(api, "POST", "/tasks", {"delay": 3600}, Idempotency_Key="key")
+    )
     others = []
     for waiter in (read, claim, create):
         assert create.waits() and all(other.waits() for other in others)
@@ -300,8 +397,15 @@ def test_a_claim_that_waits_gets_what_has_become_due_failed_or_was_given_back(st
     work(concurrency=0)
     store.create([new_task({"delay": 3600})])
     schedule = "update tasks set run_at = created_at where id = 1 returning id"
-    for n, move in enumerate([lambda: store._execute(schedule), lambda: send("POST", f"{api}/tasks/1/fail", {"attempt": 1, "error": "why", "delay": 0}),
-                              lambda: send("POST", f"{api}/tasks/1/release", {"attempt": 2}), lambda: store._execute("update tasks set lease_until = null where id = 1 returning id")], 1):
+    for n, move in enumerate(
+        [
+            lambda: store._execute(schedule),
+            lambda: send("POST", f"{api}/tasks/1/fail", {"attempt": 1, "error": "why", "delay": 0}),
+            lambda: send("POST", f"{api}/tasks/1/release", {"attempt": 2}),
+            lambda: store._execute("update tasks set lease_until = null where id = 1 returning id"),
+        ],
+        1,
+    ):
         [waiter] = waiting(api, claimer(api))
         move()
         assert [(task["id"], task["attempt"]) for task in waiter.answer().json] == [(1, n)]
@@ -336,7 +440,8 @@ def test_a_claim_is_not_made_for_a_client_that_hung_up_before_it_was_its_turn(st
     claimer(api).hang_up()
     store.create()
     go.set()
-    assert busy.answer().status == send("GET", f"{api}/tasks").status == 200        # the latter behind the claim
+    # the latter behind the claim
+    assert busy.answer().status == send("GET", f"{api}/tasks").status == 200
     assert store.read(1).attempt == 0
 
 
@@ -346,7 +451,15 @@ def test_a_stop_answers_all_who_wait(start, database):
     program = start("taskmanager.py", DATABASE_URL=database, WORKER="off", WAITERS=6)
     api = program.url
     send("POST", f"{api}/tasks", {"delay": 3600})
-    waiters = waiting(api, Waiter(api), claimer(api), Waiter(api, "POST", "/tasks", {"delay": 3600}, Idempotency_Key="key"), claimer(api), Waiter(api, "HEAD"), Waiter(api))
+    waiters = waiting(
+        api,
+        Waiter(api),
+        claimer(api),
+        Waiter(api, "POST", "/tasks", {"delay": 3600}, Idempotency_Key="key"),
+        claimer(api),
+        Waiter(api, "HEAD"),
+        Waiter(api),
+    )
     assert program.stop() == 0
     assert [waiter.answer().status for waiter in waiters] == [200, 200, 201, 200, 200, 200]
     assert "Traceback" not in program.log() and "still running" not in program.log()

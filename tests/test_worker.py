@@ -1,4 +1,4 @@
-"""The worker inside this process, on both databases: slots, outcomes, retries, timeouts, cancellation, stopping."""
+"""The worker in this process, on both databases: slots, outcomes, retries, timeouts, cancellation, stop."""
 
 import threading
 import time
@@ -42,7 +42,9 @@ def create(store, **fields):
 
 
 def order(store, max_attempts=3, timeout=None, **payload):
-    return create(store, payload=payload, max_attempts=max_attempts, **({"timeout": timeout} if timeout else {}))
+    return create(
+        store, payload=payload, max_attempts=max_attempts, **({"timeout": timeout} if timeout else {})
+    )
 
 
 def test_without_a_handler_a_task_is_completed_at_once(store):
@@ -133,7 +135,9 @@ def test_an_exception_that_can_not_be_shown_does_not_cost_the_slot(store, work):
         raise {1: Mute, 2: Bare, 3: type("MuteFailed", (Mute, taskmanager.Failed), {})}[task.payload]
     work(fail, concurrency=1)
     errors = [finished(store, create(store, payload=payload, max_attempts=1)).error for payload in (1, 2, 3)]
-    assert errors[0].startswith("Mute: it can't be shown") and errors[1] == "Bare" and errors[2] == "MuteFailed: it can't be shown"
+    assert errors[0].startswith("Mute: it can't be shown")
+    assert errors[1] == "Bare"
+    assert errors[2] == "MuteFailed: it can't be shown"
 
 
 def test_an_exception_that_does_harm_costs_no_other_task(store, work):
@@ -168,9 +172,16 @@ def test_a_handler_that_exits_does_not_end_its_slot(store, work):
     assert [finished(store, id).error[:10] for id in ids] == ["SystemExit"] * 3
 
 
-@pytest.mark.parametrize("result, said", [
-    ({1, 2}, "its result can't be written as JSON"), ("a\0b", "its result contains the character NUL"), ("x" * 1_100_000, "its result has more than 1048576 bytes"), ("é" * 600_000, "more than"),
-], ids=["set", "NUL", "too large", "too large in UTF-8"])
+@pytest.mark.parametrize(
+    "result, said",
+    [
+        ({1, 2}, "its result can't be written as JSON"),
+        ("a\0b", "its result contains the character NUL"),
+        ("x" * 1_100_000, "its result has more than 1048576 bytes"),
+        ("é" * 600_000, "more than"),
+    ],
+    ids=["set", "NUL", "too large", "too large in UTF-8"],
+)
 def test_a_result_that_can_not_be_kept_fails_the_task(store, work, result, said):
     work(lambda task: result)
     row = finished(store, order(store))
@@ -298,7 +309,12 @@ def test_a_handler_whose_lease_was_lost_is_told_to_stop(store, work):
     work(poll_seconds=0.05, lease_seconds=1)
     id = order(store, sleep=60)
     eventually(lambda: store.read(id).status == "In Progress")
-    sql(store, "update tasks set lease_until = now(), attempt = attempt + 1, max_attempts = 1, worker = null, alone = true where id = %(id)s", id=id)
+    sql(
+        store,
+        "update tasks set lease_until = now(), attempt = attempt + 1, max_attempts = 1, worker = null,"
+        " alone = true where id = %(id)s",
+        id=id,
+    )
     assert finished(store, id).error.startswith("the worker died")
     eventually(lambda: finished(store, order(store)).status == "Completed")
 
@@ -361,7 +377,8 @@ def test_stop_waits_for_a_handler_that_tidies_up(store, work):
     id = order(store)
     eventually(lambda: store.read(id).status == "In Progress")
     worker.stop(grace=0.1)
-    assert ended == ["In Progress"] and store.read(id).status == "New"      # not given back while it still ran here
+    # not given back while it still ran here
+    assert ended == ["In Progress"] and store.read(id).status == "New"
 
 
 def test_a_task_can_be_canceled_while_the_worker_stops(store, work):
@@ -412,8 +429,25 @@ def test_two_workers_share_a_store(store, work):
     assert {store.read(id).attempts for id in ids} == {1}
 
 
-@pytest.mark.parametrize("handler", ["nonsense", "no_such_module:f", "json:no_such", "json:__doc__", "exec:", "exec:/no/such/program x", "exec:'unclosed",
-                                     "http://", "https:///path", "http://host/a b", "http://host/é", "http://host:port/", "tests.handlers:never", "json:"])
+@pytest.mark.parametrize(
+    "handler",
+    [
+        "nonsense",
+        "no_such_module:f",
+        "json:no_such",
+        "json:__doc__",
+        "exec:",
+        "exec:/no/such/program x",
+        "exec:'unclosed",
+        "http://",
+        "https:///path",
+        "http://host/a b",
+        "http://host/é",
+        "http://host:port/",
+        "tests.handlers:never",
+        "json:",
+    ],
+)
 def test_a_handler_that_can_not_be_used_is_named(handler):
     with pytest.raises(BadSetting, match="HANDLER=") as error:
         taskmanager.load_handler(handler)
@@ -438,6 +472,10 @@ def test_delete_old_is_off_by_default(store, work):
     id = order(store)
     work()
     finished(store, id)
-    sql(store, "update tasks set updated_at = now() - %(age)s * interval '1 second' where id > 0", age=timedelta(days=3000))
+    sql(
+        store,
+        "update tasks set updated_at = now() - %(age)s * interval '1 second' where id > 0",
+        age=timedelta(days=3000),
+    )
     time.sleep(0.3)
     assert store.read(id).status == "Completed"

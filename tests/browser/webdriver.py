@@ -16,7 +16,15 @@ import urllib.error
 import urllib.request
 
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"     # the name under which an element's id travels
-KEYS = {"Tab": "\ue004", "Enter": "\ue007", "Escape": "\ue00c", "Space": "\ue00d", "Shift": "\ue008", "Control": "\ue009", "Backspace": "\ue003"}
+KEYS = {
+    "Tab": "\ue004",
+    "Enter": "\ue007",
+    "Escape": "\ue00c",
+    "Space": "\ue00d",
+    "Shift": "\ue008",
+    "Control": "\ue009",
+    "Backspace": "\ue003",
+}
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -26,9 +34,14 @@ class Missing(Exception):
 
 def programs() -> tuple[str, str]:
     """The browser and its driver."""
-    browser, driver = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUM)), None), shutil.which("chromedriver")
+    browser = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUM)), None)
+    driver = shutil.which("chromedriver")
     if not (browser and driver):
-        raise Missing(f"{'chromedriver' if browser else 'Chromium'} is not installed: sudo apt-get install chromium chromium-driver, or what your system calls them")
+        missing = "chromedriver" if browser else "Chromium"
+        raise Missing(
+            f"{missing} is not installed: sudo apt-get install chromium chromium-driver,"
+            " or what your system calls them"
+        )
     return browser, driver
 
 
@@ -38,12 +51,23 @@ def install() -> None:
         programs()
         return
     if os.getuid() == 0 and shutil.which("apt-get"):
-        print("Chromium or its driver is not installed; installing: apt-get install chromium chromium-driver", flush=True)
+        print(
+            "Chromium or its driver is not installed; installing: apt-get install chromium chromium-driver",
+            flush=True,
+        )
         for arguments in ("update", "install -y --no-install-recommends chromium chromium-driver"):
-            done = subprocess.run(["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=120", *arguments.split()], stdin=subprocess.DEVNULL,
-                                  env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            done = subprocess.run(
+                ["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=120", *arguments.split()],
+                stdin=subprocess.DEVNULL,
+                env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
             if done.returncode:
-                raise Missing(f"apt-get {arguments.split()[0]} failed ({' '.join(done.stdout.split())[-300:]})")
+                raise Missing(
+                    f"apt-get {arguments.split()[0]} failed ({' '.join(done.stdout.split())[-300:]})"
+                )
     programs()
 
 
@@ -64,18 +88,41 @@ class Driver:
 
     def __init__(self):
         self.chromium, driver = programs()
-        self.process = subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True)
+        self.process = subprocess.Popen(
+            [driver, "--port=0"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
         for line in self.process.stdout:
             if found := re.search(r"successfully on port (\d+)", line):
                 break
         self.url = f"http://127.0.0.1:{found[1]}"
 
     def browser(self, language: str = "en-US", **prefs) -> "Browser":
-        options = {"binary": self.chromium, "args": ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,1000", f"--lang={language}",
-                                                     "--disable-background-networking", "--force-prefers-reduced-motion"],
-                   "prefs": {"intl.accept_languages": language, **prefs}}
-        wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"}}
-        return Browser(f"{self.url}/session", call("POST", f"{self.url}/session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"])
+        options = {
+            "binary": self.chromium,
+            "args": [
+                "--headless=new",
+                "--no-sandbox",
+                "--disable-dev-shm-usage",
+                "--window-size=1200,1000",
+                f"--lang={language}",
+                "--disable-background-networking",
+                "--force-prefers-reduced-motion",
+            ],
+            "prefs": {"intl.accept_languages": language, **prefs},
+        }
+        wanted = {
+            "browserName": "chrome",
+            "goog:chromeOptions": options,
+            "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
+        }
+        return Browser(
+            f"{self.url}/session",
+            call("POST", f"{self.url}/session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"],
+        )
 
     def close(self) -> None:
         self.process.terminate()
@@ -84,7 +131,7 @@ class Driver:
 
 
 class Browser:
-    """A window. Elements are named by CSS selectors, and every act waits until its element is there and can be used."""
+    """A window. CSS selectors name elements; every act waits until its element is there and can be used."""
 
     def __init__(self, sessions: str, id: str):
         self.url = f"{sessions}/{id}"
@@ -97,7 +144,9 @@ class Browser:
 
     def js(self, script: str, *args):
         """The value of a JavaScript expression; args[0], args[1], … are in its reach."""
-        return self.do("POST", "execute/sync", {"script": f"const args = arguments; return ({script})", "args": args})
+        return self.do(
+            "POST", "execute/sync", {"script": f"const args = arguments; return ({script})", "args": args}
+        )
 
     def cdp(self, command: str, **params):
         """What WebDriver has no word for: colour schemes, and a phone's width."""
@@ -113,7 +162,9 @@ class Browser:
             except RuntimeError as e:
                 value = e
             time.sleep(0.03)
-        raise AssertionError(f"not within {seconds} s; the last value was {value!r}, and the page says:\n{self.text('body')}")
+        raise AssertionError(
+            f"not within {seconds} s; the last value was {value!r}, and the page says:\n{self.text('body')}"
+        )
 
     def _element(self, selector: str) -> str:
         return f"element/{self.do('POST', 'element', {'using': 'css selector', 'value': selector})[ELEMENT]}"
@@ -127,7 +178,19 @@ class Browser:
     def point_at(self, selector: str) -> None:
         """Move the mouse there."""
         origin = self.until(lambda: self.do("POST", "element", {"using": "css selector", "value": selector}))
-        self.do("POST", "actions", {"actions": [{"type": "pointer", "id": "mouse", "actions": [{"type": "pointerMove", "origin": origin, "x": 0, "y": 0}]}]})
+        self.do(
+            "POST",
+            "actions",
+            {
+                "actions": [
+                    {
+                        "type": "pointer",
+                        "id": "mouse",
+                        "actions": [{"type": "pointerMove", "origin": origin, "x": 0, "y": 0}],
+                    }
+                ]
+            },
+        )
 
     def type(self, selector: str, text: str) -> None:
         """In place of what is in a field."""
@@ -138,7 +201,9 @@ class Browser:
     def press(self, *names: str) -> None:
         """One key, with others held down before it, such as press("Shift", "Tab"); or a text."""
         keys = [KEYS.get(name, name) for name in names]
-        moves = [{"type": "keyDown", "value": key} for key in keys] + [{"type": "keyUp", "value": key} for key in reversed(keys)]
+        moves = [{"type": "keyDown", "value": key} for key in keys] + [
+            {"type": "keyUp", "value": key} for key in reversed(keys)
+        ]
         self.do("POST", "actions", {"actions": [{"type": "key", "id": "keyboard", "actions": moves}]})
 
     def text(self, selector: str) -> str:
@@ -148,7 +213,9 @@ class Browser:
 
     def shows(self, selector: str, *texts: str) -> str:
         """Wait until an element shows all of the texts."""
-        return self.until(lambda: all(text in self.text(selector) for text in texts) and (self.text(selector) or " "))
+        return self.until(
+            lambda: all(text in self.text(selector) for text in texts) and (self.text(selector) or " ")
+        )
 
     def log(self, kind: str) -> list[dict]:
         """What was logged since one last asked: "browser" is the console, "performance" has each request."""
