@@ -3,7 +3,7 @@
 # make test          all tests, several at a time, against a PostgreSQL and a RabbitMQ of their own
 # make browser-test  the page, in a real Chromium
 # make mutants       the tests of the tests: each of some lines, broken, makes its test fail
-# make lint          judges of openapi.yaml and asyncapi.yaml, and a fuzzer; needs Node.js
+# make lint          ruff, judges of openapi.yaml and asyncapi.yaml, and a fuzzer; needs Node.js
 
 PYTHON ?= python3
 VENV   ?= .venv

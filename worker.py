@@ -1,7 +1,7 @@
 """A worker as a program: takes tasks from RabbitMQ into the table, and runs what the table holds.
 
-The two halves share the table and nothing else. `Intake`, here, turns messages into rows; `taskmanager.Worker` runs
-rows. Either goes on when the other's server is away.
+The two halves share the table and nothing else. `Intake`, here, turns messages into rows;
+`taskmanager.Worker` runs rows. Either goes on when the other's server is away.
 """
 
 from __future__ import annotations
@@ -32,7 +32,16 @@ import pika.spec
 
 import taskmanager
 from taskmanager import (
-    Notifier, Config, EssentialThread, Invalid, NewTask, Outage, Store, TaskError, Unavailable, Worker)
+    Config,
+    EssentialThread,
+    NewTask,
+    Notifier,
+    Outage,
+    Store,
+    TaskError,
+    Unavailable,
+    Worker,
+)
 
 PREFETCH = 200              # messages of one subscription that may be here at the same time
 SUBSCRIPTIONS = 50          # at most, of one intake
@@ -287,8 +296,9 @@ class Intake:
     @staticmethod
     @contextlib.contextmanager
     def _no_longer_than(seconds: float, connection: pika.BlockingConnection):
-        # A quorum queue that is just choosing its leader may swallow a request (seen with RabbitMQ 3.10), and pika,
-        # whose calls have no time limit, would wait for the answer for ever. Nor would the channel close any more.
+        # A quorum queue that is just choosing its leader may swallow a request (seen with RabbitMQ 3.10), and
+        # pika, whose calls have no time limit, would wait for the answer for ever. Nor would the channel
+        # close any more.
         impl, error = connection._impl, ConnectionError(f"the broker did not answer within {seconds} s")
         timer = impl.ioloop.call_later(seconds, lambda: impl._terminate_stream(error))
         try:
@@ -298,8 +308,8 @@ class Intake:
 
     def _subscribe(self, connection: pika.BlockingConnection):
         """The channel of the tasks, and the one of the notifications."""
-        transient = {"durable": False}                                              # as the documented producer declares it
-        quorum = {"durable": True, "arguments": {"x-queue-type": "quorum"}}         # where the broker refuses transient queues
+        transient = {"durable": False}      # as the documented producer declares it
+        quorum = {"durable": True, "arguments": {"x-queue-type": "quorum"}}     # where transient is refused
         queue = self.config.task_queue
         try:
             channel = attach(connection, queue, quorum if self._transient_refused else transient)
@@ -408,7 +418,7 @@ class Intake:
             self._check_open(channel)       # or else each of them would become two tasks
             sizes = itertools.accumulate(len(message.body) for message, _ in self._tasks)
             first = itertools.islice(self._tasks, self._number)
-            batch = [each for each, size in zip(first, sizes) if size <= MAX_BATCH]
+            batch = [each for each, size in zip(first, sizes, strict=False) if size <= MAX_BATCH]
             try:
                 self.store.create([task for _, task in batch], via="rabbitmq")
             except Unavailable:     # they are held, not returned: a quorum queue counts how often it delivers
@@ -464,7 +474,8 @@ class Intake:
 
 
 def main() -> None:
-    config = taskmanager.set_up("Task Manager's worker: takes tasks from RabbitMQ, runs what the table holds.")
+    config = taskmanager.set_up(
+        "Task Manager's worker: takes tasks from RabbitMQ, runs what the table holds.")
     handler = taskmanager.load_handler(config.handler)
     store = taskmanager.open_store(config.database_url, wait=True)
     worker = Worker(store, config, handler)
@@ -473,10 +484,14 @@ def main() -> None:
     server = None
     if config.metrics_port is not None:
         aside = dataclasses.replace(config, port=config.metrics_port, threads=2, waiters=0)
-        server = taskmanager.make_server(taskmanager.create_app(store, aside, taskmanager.own_names(config), notifier and (lambda: notifier.connected), only_health=True), aside, "METRICS_PORT")
+        rabbitmq = notifier and (lambda: notifier.connected)
+        app = taskmanager.create_app(
+            store, aside, taskmanager.own_names(config), rabbitmq, only_health=True)
+        server = taskmanager.make_server(app, aside, "METRICS_PORT")
         log.info("started metrics port=%s", server.effective_port)
     if notifier:
-        store.listeners.append(notifier.notify)       # for the other workers, when this one takes more than it can run
+        # For the other workers, when this one takes more than it can run.
+        store.listeners.append(notifier.notify)
     taskmanager.serve(server, worker, notifier, intake)
 
 

@@ -1,45 +1,36 @@
-"""Real servers, real programs, a fresh database for every test.
+"""Fixtures: real servers, real programs, a fresh database for every test.
 
-A test that takes `database` or `store` runs on SQLite and on PostgreSQL. TEST_DATABASE_URL and
-TEST_RABBITMQ_URL name servers to use instead of our own; the tests that kill a server always use their own.
+A test that takes `database` or `store` runs on SQLite and on PostgreSQL; where it, or its module, is marked
+`sqlite`, on SQLite alone. TEST_DATABASE_URL and TEST_RABBITMQ_URL name servers to use instead of our own; the
+tests that kill a server always use their own.
 """
 
 import contextlib
-import itertools
-import json
+import http.server
 import logging
 import os
-import re
-import signal
-import socket
-import subprocess
-import sys
 import threading
-import time
-import urllib.error
-import urllib.request
-from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
 import servers
 import taskmanager
+from handlers import obey
+from helpers import PRODUCER, QUICK, Program, create, numbers
+from taskmanager import Config, Worker
 
 logging.getLogger("pika").setLevel(logging.CRITICAL)
-ROOT = Path(__file__).resolve().parent.parent
-numbers = itertools.count(1)
 
 
-def eventually(check, seconds=20.0):
-    """The first true value of check(), which is called again and again for so many seconds."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = check()
-        if value:
-            return value
-        assert time.monotonic() < deadline, f"not within {seconds} s; the last value was {value!r}"
-        time.sleep(0.02)
+def pytest_configure(config):
+    config.addinivalue_line("markers", "sqlite: the test, or the module, needs no other database than SQLite")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc):
+    """Give a test that is marked `sqlite` the database of that kind alone."""
+    if metafunc.definition.get_closest_marker("sqlite") and "database" in metafunc.fixturenames:
+        metafunc.definition.add_marker(pytest.mark.parametrize("database", ["sqlite"], indirect=True))
 
 
 def own(kind):
@@ -62,6 +53,14 @@ def _own_postgres():
 @pytest.fixture(scope="session")
 def _own_rabbitmq():
     server = own(servers.RabbitMQ)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def pgbouncer(_own_postgres):
+    """A PgBouncer in transaction mode, before the PostgreSQL that is our own."""
+    server = own(lambda: servers.PgBouncer(_own_postgres))
     yield server
     server.close()
 
@@ -128,38 +127,6 @@ def broker(request):
     return url
 
 
-# The table and the producer as they stand in the document.
-DOCUMENT_TABLE = """
-CREATE TABLE tasks (
-    id SERIAL PRIMARY KEY,
-    status VARCHAR(20) DEFAULT 'New',
-    created_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP,
-    updated_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP
-);
-"""
-PRODUCER = """
-import pika
-import json
-
-def create_task_via_rabbitmq():
-    connection = pika.BlockingConnection(pika.ConnectionParameters('rabbitmq'))
-    channel = connection.channel()
-    channel.queue_declare(queue='task_queue')
-
-    task = {
-        'status': 'New'
-    }
-
-    channel.basic_publish(
-        exchange='',
-        routing_key='task_queue',
-        body=json.dumps(task)
-    )
-
-    connection.close()
-"""
-
-
 @pytest.fixture
 def document_producer(broker, monkeypatch):
     """create_task_via_rabbitmq() of the document, with another host for 'rabbitmq'."""
@@ -173,69 +140,6 @@ def document_producer(broker, monkeypatch):
             patch.setattr(pika, "ConnectionParameters", lambda host: {"rabbitmq": parameters}[host])
             scope["create_task_via_rabbitmq"]()
     return produce
-
-
-class Program:
-    """taskmanager.py or worker.py, running; `wrapper` is a command that it is given to."""
-
-    def __init__(self, script, folder, environ, wrapper=()):
-        self.log_file = folder / f"{Path(script).name}-{next(numbers)}.log"
-        clean = {name: value for name, value in os.environ.items() if name not in SETTINGS}
-        command = [*wrapper, sys.executable, str(ROOT / script)]
-        with self.log_file.open("wb") as output:
-            self.process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=clean | environ,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        # When pytest is gone without a goodbye, this one's stdin ends, and so does the program.
-        self.guard = subprocess.Popen(
-            ["sh", "-c", 'read _; kill -s KILL -- "-$1"', "guard", str(self.process.pid)],
-            stdin=subprocess.PIPE,
-            start_new_session=True,
-        )
-
-    def log(self):
-        return self.log_file.read_text()
-
-    def logged(self, pattern):
-        """Wait for a log line; the match."""
-        def look():
-            found = re.search(pattern, self.log())
-            assert found or self.process.poll() is None, "it ended"
-            return found
-        try:
-            return eventually(look)
-        except AssertionError as e:
-            raise AssertionError(f"no {pattern!r} ({e}) in:\n{self.log()}") from None
-
-    @property
-    def url(self):
-        return self.logged(r"started api url=(\S+)")[1]
-
-    def send(self, number):
-        os.kill(self.process.pid, number)
-
-    def stop(self, number=signal.SIGTERM, seconds=20):
-        """Send a signal; the exit status."""
-        if self.process.poll() is None:
-            self.send(number)
-        return self.process.wait(seconds)
-
-    def end(self):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGCONT)
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        with self.guard:
-            self.guard.kill()
-
-
-SETTINGS = {name for name, _, _ in taskmanager.Config.table()}
 
 
 @pytest.fixture
@@ -253,58 +157,36 @@ def start(tmp_path):
         program.end()
 
 
-class Answer:
-    def __init__(self, status, headers, body):
-        self.status, self.headers, self.body = status, headers, body
+@pytest.fixture
+def server():
+    """server(app or store, **settings): a running HTTP server, whose address is its `url`.
 
-    @property
-    def json(self):
-        return json.loads(self.body)
+    With `patience` it closes a connection on which nothing has happened for so many seconds.
+    """
+    running = []
 
+    def start(app, hosts=(), rabbitmq=None, patience=None, **settings):
+        config = Config(port=0, **settings)
+        if isinstance(app, taskmanager.Store):
+            app = taskmanager.create_app(app, config, hosts, rabbitmq)
+        server = taskmanager.make_server(app, config)
+        if patience is not None:
+            server.adj.channel_timeout, server.adj.cleanup_interval = patience, 0
+        server.url = f"http://127.0.0.1:{server.effective_port}"
+        threading.Thread(target=server.run, daemon=True).start()
+        running.append(server)
+        return server
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *args):
-        return None
-
-
-def http(method, url, body=None, **headers):
-    """One request; an Answer, whatever its status."""
-    if isinstance(body, (dict, list)):
-        body = json.dumps(body).encode()
-    headers = ({"Content-Type": "application/json"} if body else {}) | {
-        name.replace("_", "-"): value for name, value in headers.items()
-    }
-    request = urllib.request.Request(url, body, headers, method=method)
-    try:
-        with urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({})).open(
-            request, timeout=30
-        ) as answer:
-            return Answer(answer.status, answer.headers, answer.read())
-    except urllib.error.HTTPError as e:
-        return Answer(e.code, e.headers, e.read())
+    yield start
+    for server in running:
+        server.close()
+        server.task_dispatcher.shutdown()
 
 
 @pytest.fixture
-def serve():
-    """serve(app or store, **settings): its address."""
-    servers = []
-
-    def serve(app, hosts=(), rabbitmq=None, **settings):
-        config = taskmanager.Config(port=0, **settings)
-        app = (
-            taskmanager.create_app(app, config, hosts, rabbitmq)
-            if isinstance(app, taskmanager.Store)
-            else app
-        )
-        server = taskmanager.make_server(app, config)
-        threading.Thread(target=server.run, daemon=True).start()
-        servers.append(server)
-        return f"http://127.0.0.1:{server.effective_port}"
-
-    yield serve
-    for server in servers:
-        server.close()
-        server.task_dispatcher.shutdown()
+def serve(server):
+    """serve(app or store, **settings): the address of a running HTTP server."""
+    return lambda *args, **settings: server(*args, **settings).url
 
 
 @pytest.fixture
@@ -312,19 +194,93 @@ def api(store, serve):
     return serve(store)
 
 
-def raw(url, request):
-    """Send bytes; what comes back until the server closes."""
-    address = urlsplit(url)
-    with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
-        connection.sendall(request)
-        connection.shutdown(socket.SHUT_WR)
-        return b"".join(iter(lambda: connection.recv(65536), b""))
+@pytest.fixture
+def work(store):
+    """work(handler, **settings): a worker that runs in this process, on the store."""
+    workers = []
+
+    def work(handler=obey, **settings):
+        worker = Worker(store, Config(**QUICK | settings), handler)
+        workers.append(worker)
+        worker.start()
+        return worker
+
+    yield work
+    for worker in workers:
+        worker.stop(0)
 
 
-def is_problem(answer, status):
-    assert answer.status == status
-    assert answer.headers["Content-Type"] == "application/problem+json"
-    assert answer.json["status"] == status and answer.json["title"] and answer.json["detail"]
-    assert re.fullmatch("[a-z0-9-]+", answer.json["code"])
-    assert all(re.fullmatch("[a-z0-9-]+", each["code"]) for each in answer.json.get("errors", []))
-    return answer.json["detail"]
+@pytest.fixture
+def run(store):
+    """run(HANDLER, settings, **fields): the id of a new task, which a worker with that handler runs."""
+    workers = []
+
+    def run(handler, settings=None, **fields):
+        worker = Worker(store, Config(handler=handler, **QUICK | (settings or {})))
+        workers.append(worker)
+        worker.start()
+        return create(store, **fields)
+
+    yield run
+    for worker in workers:
+        worker.stop(0)
+
+
+class Receiver(http.server.BaseHTTPRequestHandler):
+    """Answers as the test says, and remembers what it was asked."""
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.requests.append((self.path, self.headers, body))
+        status, headers, answer = (
+            self.server.answers.pop(0) if len(self.server.answers) > 1 else self.server.answers[0]
+        )
+        if callable(answer):
+            answer = answer(self)
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def receiver():
+    """A server that HANDLER may name: its `url`, the `answers` that it will give, the `requests` so far."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
+    server.requests = []
+    server.answers = [(200, {}, b"")]
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def channel(broker):
+    import pika
+    with pika.BlockingConnection(pika.URLParameters(broker)) as connection:
+        yield connection.channel()
+
+
+@pytest.fixture
+def intake(store, broker):
+    """intake(): a running intake of messages into the store."""
+    from worker import Intake
+    running = []
+
+    def start():
+        it = Intake(store, Config(rabbitmq_url=broker), lambda: None)
+        running.append(it)
+        it.start()
+        return it
+
+    yield start
+    for it in running:
+        it.stop()

@@ -43,6 +43,7 @@ def free_port() -> int:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+    raise RuntimeError("no port is free")
 
 
 def living() -> dict[int, int]:
@@ -74,7 +75,8 @@ class Server:
     def start(self) -> None:
         """Returns when the server answers. One that runs already, or is frozen, is none the worse for it."""
         if self.process:
-            return self.thaw()
+            self.thaw()
+            return
         with self.log.open("a") as log:
             # A session of its own: Ctrl-C is meant for pytest, which needs the server to finish its test.
             self.process = subprocess.Popen(

@@ -8,9 +8,8 @@ from urllib.parse import quote
 import pytest
 
 import taskmanager
-from conftest import http, is_problem, raw
-from taskmanager import Config, NewTask
-
+from helpers import http, is_problem, raising, raw
+from taskmanager import NewTask
 
 CLOCK = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d"
 
@@ -247,9 +246,7 @@ def test_what_the_server_itself_refuses_is_json_too(api, request_, status):
 
 
 def test_an_error_in_the_program_says_nothing_of_its_inside(store, serve, monkeypatch, caplog):
-    def burst(*args, **kwargs):
-        raise ZeroDivisionError("secret")
-    monkeypatch.setattr(store, "list_tasks", burst)
+    monkeypatch.setattr(store, "list_tasks", raising(ZeroDivisionError("secret")))
     assert "secret" not in is_problem(http("GET", f"{serve(store)}/tasks"), 500)
     assert "ZeroDivisionError" in caplog.text
 
@@ -550,9 +547,7 @@ def test_health(api, store, monkeypatch):
     assert http("GET", f"{api}/livez").json == {"status": "ok"}
     assert http("GET", f"{api}/readyz").json == {"status": "ok", "database": "ok"}
 
-    def away(*args):
-        raise taskmanager.Unavailable("the database can't be reached")
-    monkeypatch.setattr(store, "_execute", away)
+    monkeypatch.setattr(store, "_execute", raising(taskmanager.Unavailable("the database can't be reached")))
     assert http("GET", f"{api}/livez").status == 200
     answer = http("GET", f"{api}/readyz")
     is_problem(answer, 503)
@@ -568,7 +563,7 @@ def test_the_page_is_served_from_here_alone(api):
     assert "script-src 'self'" in page.headers["Content-Security-Policy"]
     html = page.body.decode()
     assert not re.search(r"""<style|style=|<script(?![^>]*src)|\son\w+=|(src|href)=["']?(https?:|/)""", html)
-    files = [name for name in re.findall(r'(?:src|href)="(static/[^"]+)"', html)]
+    files = re.findall(r'(?:src|href)="(static/[^"]+)"', html)
     assert len(set(files)) == 3
     for name in files:
         assert http("GET", f"{api}/{name}").status == 200

@@ -12,11 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg2
 import pytest
 
-import servers
 import taskmanager
-from conftest import DOCUMENT_TABLE, eventually, http, own
+from helpers import DOCUMENT_TABLE, eventually, http, sql
 from taskmanager import BadSetting, Config, Invalid, NewTask, Unavailable, Worker, new_task
-from test_store import sql
 
 
 def query(url, *statements):
@@ -154,12 +152,6 @@ def test_options_of_the_operator_are_kept(empty_database, monkeypatch, tmp_path)
 
 # Poolers
 
-@pytest.fixture(scope="module")
-def pgbouncer(_own_postgres):
-    server = own(lambda: servers.PgBouncer(_own_postgres))
-    yield server
-    server.close()
-
 
 def test_the_service_works_through_pgbouncer_in_transaction_mode(pgbouncer, empty_database, serve):
     direct = empty_database()
@@ -211,7 +203,8 @@ def test_what_the_encoding_of_the_database_lacks_is_kept_escaped(empty_database,
     ids = store.create([new_task({"payload": {word: word}}) for word in words])
     rows = store.claim(10, 30)
     assert [json.loads(row.payload) for row in rows] == [{word: word} for word in words]
-    done = [(row.id, row.attempt, json.dumps(word, ensure_ascii=False)) for row, word in zip(rows, words)]
+    results = [json.dumps(word, ensure_ascii=False) for word in words]
+    done = [(row.id, row.attempt, result) for row, result in zip(rows, results, strict=True)]
     assert store.complete(done) == set(ids)
     assert [json.loads(store.read(id).result) for id in ids] == words
 
@@ -239,13 +232,8 @@ def test_a_result_that_the_database_refuses_fails_its_task_at_once_and_alone(pos
     ids = store.create([NewTask(payload=str(n)) for n in range(10, 16)])
     worker = Worker(store, Config(poll_seconds=0.1), handler=lambda task: task.payload)
     worker.start()
-    rows = eventually(
-        lambda: (
-            [row for row in store.list_tasks("Completed", "Failed")]
-            if len(store.list_tasks("New", "In Progress")) == 0
-            else None
-        )
-    )
+    eventually(lambda: not store.list_tasks("New", "In Progress"))
+    rows = store.list_tasks()
     worker.stop()
     assert {row.id: row.status for row in rows} == {
         id: "Failed" if n == 3 else "Completed" for n, id in enumerate(ids)
@@ -312,7 +300,7 @@ def test_a_row_that_another_transaction_keeps_locked_holds_up_no_other(postgres_
     eventually(lambda: len(stores[0].list_tasks("Completed")) == 12)
     assert {row.attempt for row in stores[0].list_tasks()} == {1} and "refused" not in caplog.text
     eventually(lambda: "regained access to what another transaction keeps locked" in caplog.text)
-    for worker, store in zip(workers, stores):
+    for worker, store in zip(workers, stores, strict=True):
         worker.stop()
         store.close()
 

@@ -10,20 +10,10 @@ from http.client import HTTPException
 import pytest
 
 import taskmanager
-from conftest import eventually, http
-from taskmanager import new_task
+from helpers import eventually, finished, http, order
 
 OBEY = dict(HANDLER="tests.handlers:obey", LEASE_SECONDS=1, POLL_SECONDS=0.1, RETRY_SECONDS=0.05)
 IMPATIENT = OBEY | {"HANDLER": "tests.impatient:obey"}
-
-
-def order(store, max_attempts=3, **payload):
-    [id] = store.create([new_task({"payload": payload, "max_attempts": max_attempts})])
-    return id
-
-
-def status(store, id, *wanted):
-    return eventually(lambda: (row := store.read(id)).status in wanted and row, seconds=30)
 
 
 # Workers
@@ -36,7 +26,7 @@ def test_a_killed_worker_gives_its_tasks_back(start, store, database, tmp_path):
     first.stop(signal.SIGKILL)
     began = time.monotonic()
     start("worker.py", DATABASE_URL=database, **OBEY)
-    row = status(store, id, "Completed", "Failed")
+    row = finished(store, id, 30)
     assert (row.status, row.result, row.attempts) == ("Completed", '"done"', 2)
     assert time.monotonic() - began < 10
     assert [line.split()[1] for line in trace.read_text().splitlines()] == ["1", "2"]
@@ -48,9 +38,10 @@ def test_a_task_that_kills_every_worker_ends_as_failed(start, store, database):
         worker = start("worker.py", DATABASE_URL=database, **OBEY | {"CONCURRENCY": 1})
         assert worker.process.wait(30) == 9
     start("worker.py", DATABASE_URL=database, **OBEY)
-    row = status(store, id, "Failed")
+    row = finished(store, id, 30)
+    assert row.status == "Failed"
     assert row.error == "the worker died or was cut off during attempt 3 of 3"
-    status(store, innocent, "Completed")
+    assert finished(store, innocent, 30).status == "Completed"
 
 
 def test_a_frozen_worker_finds_its_result_refused_and_goes_on(start, store, database, tmp_path):
@@ -60,14 +51,14 @@ def test_a_frozen_worker_finds_its_result_refused_and_goes_on(start, store, data
     eventually(trace.exists)
     frozen.send(signal.SIGSTOP)
     other = start("worker.py", DATABASE_URL=database, **OBEY)
-    status(store, id, "Completed")
+    assert finished(store, id, 30).status == "Completed"
     assert other.stop() == 0
     before = store.read(id)
     frozen.send(signal.SIGCONT)
     frozen.logged(rf"lost task={id} attempt=1|refused task={id} attempt=1")
     frozen.logged(rf"refused task={id} attempt=1")
     assert store.read(id) == before and before.attempts == 2
-    status(store, order(store), "Completed")        # and it goes on
+    assert finished(store, order(store), 30).status == "Completed"     # and it goes on
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
@@ -173,7 +164,7 @@ def test_a_database_that_is_killed_loses_nothing_and_everything_comes_back(
     assert [answer.status for answer in answers] == [201] * 20
     store = taskmanager.open_store(database)
     for id in ids + [answer.json["id"] for answer in answers] + [running]:
-        assert status(store, id, "Completed", "Failed").status == "Completed"
+        assert finished(store, id, 30).status == "Completed"
     assert store.read(running).result == '"done"' and store.read(running).attempts == 1
     for program in (api, worker):
         program.logged("regained database")
@@ -188,14 +179,15 @@ def test_a_frozen_database_holds_nobody_without_end(start, postgres, monkeypatch
     began = time.monotonic()
     postgres.freeze()
     try:
-        with monkeypatch.context() as patch, pytest.raises(taskmanager.Unavailable):
+        with monkeypatch.context() as patch:
             patch.setattr(taskmanager, "STATEMENT_SECONDS", -4)     # 5 more are added for the way
-            store.create()
+            with pytest.raises(taskmanager.Unavailable):
+                store.create()
         assert time.monotonic() - began < 10
         assert worker.stop() == 0
     finally:
         postgres.thaw()
-    eventually(lambda: store.create())
+    eventually(store.create)
 
 
 def test_the_programs_wait_for_a_database_that_is_not_there_yet(start, postgres):
@@ -233,7 +225,7 @@ def test_rabbitmq_away_neither_fails_nor_slows_a_request_and_loses_no_task(
                 began = time.monotonic()
                 answer = http("POST", f"{api.url}/tasks")
                 assert answer.status == 201 and time.monotonic() - began < 2
-                assert status(store, answer.json["id"], "Completed")
+                assert finished(store, answer.json["id"], 30).status == "Completed"
             back()
     finally:
         rabbitmq.thaw()

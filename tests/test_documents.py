@@ -1,20 +1,18 @@
 """What is written is what happens: README, openapi.yaml, .env.example and schema.sql against the programs."""
 
 import io
-import json
 import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
-import wsgiref.util
 from urllib.parse import urlsplit
 
 import pytest
 
 import taskmanager
-from conftest import DOCUMENT_TABLE, ROOT, eventually, http
+from helpers import DOCUMENT_TABLE, ROOT, call_app, eventually, http, raising
 from servers import free_port
 from taskmanager import Config
 
@@ -186,23 +184,6 @@ def test_openapi_has_the_operations_of_the_application(sqlite_database):
     ]
 
 
-def call(app, method, path, body=b"", **environ):
-    """The status of one request, without a server."""
-    path, _, query = path.partition("?")
-    environ = {
-        "REQUEST_METHOD": method,
-        "PATH_INFO": path,
-        "QUERY_STRING": query,
-        "wsgi.input": io.BytesIO(body),
-        "CONTENT_LENGTH": str(len(body)),
-        **environ,
-    }
-    wsgiref.util.setup_testing_defaults(environ)
-    said = []
-    b"".join(app(environ, lambda status, headers, exc_info=None: said.append(status)))
-    return int(said[0][:3])
-
-
 def test_openapi_has_the_statuses_that_the_application_answers(sqlite_database, monkeypatch):
     store = taskmanager.open_store(sqlite_database)
     app = taskmanager.create_app(store)
@@ -216,21 +197,24 @@ def test_openapi_has_the_statuses_that_the_application_answers(sqlite_database, 
     huge, text, none = (b" " * 1_048_577, json_), (b"1", {"CONTENT_TYPE": "text/plain"}), (b"", {})
     other = (b"", {"HTTP_IF_MATCH": '"another"'})
 
-    def ask(method, path, *requests):
-        requests = [(path, body, headers) for path, (body, headers) in requests]
-        first_path, first_body, first_headers = requests[0]
-        answers[method, path] = {call(app, method, path, body, **headers) for path, body, headers in requests}
-        answers[method, path] |= {
-            call(other, method, first_path, first_body, **first_headers) for other in (locked, named)
-        }
+    def status_of(app, method, path, body, headers):
+        return call_app(app, method, path, io.BytesIO(body), CONTENT_LENGTH=str(len(body)), **headers)[0]
+
+    def probe(method, operation, *requests):
+        """Send requests, and the first of them again to a service that refuses it or is not well."""
+        requests = [(method, path, body, headers) for path, (body, headers) in requests]
+        first = requests[0]
+        found = {status_of(app, *request) for request in requests}
+        found |= {status_of(other, *first) for other in (locked, named)}
         for error in (taskmanager.Unavailable("away"), ZeroDivisionError()):
             with monkeypatch.context() as patch:
                 patch.setattr(store, "_execute", raising(error))
                 patch.setattr(store, "_batch", raising(error))
-                answers[method, path].add(call(app, method, first_path, first_body, **first_headers))
+                found.add(status_of(app, *first))
+        answers[method, operation] = found
 
     key = {"HTTP_IDEMPOTENCY_KEY": "key"}
-    ask(
+    probe(
         "POST",
         "/tasks",
         ("/tasks", none),
@@ -240,14 +224,14 @@ def test_openapi_has_the_statuses_that_the_application_answers(sqlite_database, 
         ("/tasks", (b"{}", key)),
         ("/tasks", (b'{"payload": 1}', key)),
     )
-    ask(
+    probe(
         "GET",
         "/tasks",
         ("/tasks", none),
         ("/tasks?status=Done", none),
         ("/tasks", (b"", {"HTTP_IF_NONE_MATCH": "*"})),
     )
-    ask(
+    probe(
         "POST",
         "/tasks/claim",
         ("/tasks/claim", none),
@@ -255,7 +239,7 @@ def test_openapi_has_the_statuses_that_the_application_answers(sqlite_database, 
         ("/tasks/claim", huge),
         ("/tasks/claim", text),
     )
-    ask(
+    probe(
         "GET",
         "/tasks/{id}",
         ("/tasks/1", none),
@@ -263,18 +247,18 @@ def test_openapi_has_the_statuses_that_the_application_answers(sqlite_database, 
         ("/tasks/1?x=1", none),
         ("/tasks/1", (b"", {"HTTP_IF_NONE_MATCH": "*"})),
     )
-    for verb, (body, *more) in {
-        "extend": ("",),
-        "progress": ('"progress": 0.5',),
-        "complete": ("",),
-        "fail": ('"error": "why"',),
-        "release": ("",),
-    }.items():
-        id = list(("extend", "progress", "complete", "fail", "release")).index(verb) + 5
-        good, bad = ("{" + ", ".join(filter(None, ('"attempt": 1', body))) + "}").encode(), b'{"attempt": 0}'
+    reports = {
+        "extend": b'{"attempt": 1}',
+        "progress": b'{"attempt": 1, "progress": 0.5}',
+        "complete": b'{"attempt": 1}',
+        "fail": b'{"attempt": 1, "error": "why"}',
+        "release": b'{"attempt": 1}',
+    }
+    for id, (verb, good) in enumerate(reports.items(), 5):
+        bad = b'{"attempt": 0}'
         stale = good.replace(b"1", b"7", 1)
         path = f"/tasks/{id}/{verb}"
-        ask(
+        probe(
             "POST",
             "/tasks/{id}/" + verb,
             (path, (good, json_)),
@@ -284,7 +268,7 @@ def test_openapi_has_the_statuses_that_the_application_answers(sqlite_database, 
             (path, huge),
             (path, text),
         )
-    ask(
+    probe(
         "DELETE",
         "/tasks/{id}",
         ("/tasks/2", none),
@@ -293,7 +277,7 @@ def test_openapi_has_the_statuses_that_the_application_answers(sqlite_database, 
         ("/tasks/2?x=1", none),
         ("/tasks/3", other),
     )
-    ask(
+    probe(
         "POST",
         "/tasks/{id}/cancel",
         ("/tasks/13/cancel", none),
@@ -303,7 +287,7 @@ def test_openapi_has_the_statuses_that_the_application_answers(sqlite_database, 
         ("/tasks/13/cancel?x=1", none),
         ("/tasks/3/cancel", other),
     )
-    ask(
+    probe(
         "POST",
         "/tasks/{id}/retry",
         ("/tasks/1/retry", none),
@@ -313,18 +297,12 @@ def test_openapi_has_the_statuses_that_the_application_answers(sqlite_database, 
         ("/tasks/3/retry", other),
     )
     for path in ("/livez", "/readyz", "/metrics"):
-        ask("GET", path, (path, none))
+        probe("GET", path, (path, none))
     documented = {
         key: set(map(int, re.findall(r"^        '(\d{3})':", text, re.MULTILINE)))
         for key, text in operations().items()
     }
     assert documented == answers
-
-
-def raising(error):
-    def call(*args, **kwargs):
-        raise error
-    return call
 
 
 def test_openapi_says_of_each_operation_what_is_needed():
@@ -360,8 +338,8 @@ def commands(text):
             yield command, output.strip()
 
 
-def curl(command, api, tags={}):
-    """What README's curl would print."""
+def curl(command, api, tags):
+    """What README's curl would print; `tags` holds what --etag-save has saved."""
     command, _, pattern = command.partition(" | grep ")
     words = iter(shlex.split(command)[1:])
     method, body, url, headers, heads, write_out, tag = None, None, None, {}, False, "", None
@@ -415,15 +393,15 @@ def same(said, got):
 def test_readmes_commands_print_what_it_says(start, sqlite_database, title, settings):
     text = section(title) if title else README[:README.index("### A worker in any language")]
     api = start("taskmanager.py", DATABASE_URL=sqlite_database, **settings).url
-    tried = 0
+    tags, tried = {}, 0
     for command, said in commands(text):
         if command.startswith("curl"):
             tried += 1
             if "-X" in command or "-d" in command:
-                got = curl(command, api)
+                got = curl(command, api, tags)
                 assert same(said, got), (command, got)
             else:       # a worker may need a moment
-                eventually(lambda: same(said, curl(command, api)) or print(curl(command, api)), seconds=5)
+                eventually(lambda: same(said, got := curl(command, api, tags)) or print(got), seconds=5)
     assert tried >= 4
 
 
@@ -434,12 +412,8 @@ def test_readmes_worker_works(start, sqlite_database, tmp_path):
     (tmp_path / "remote.py").write_text(code.replace("http://localhost:5000", api.url))
     with subprocess.Popen([sys.executable, tmp_path / "remote.py"]) as worker:
         try:
-            done, failed = eventually(
-                lambda: (
-                    [task for task in http("GET", f"{api.url}/tasks?status=Completed&status=Failed").json][1:]
-                    and http("GET", f"{api.url}/tasks").json
-                )
-            )
+            ended = f"{api.url}/tasks?status=Completed&status=Failed"
+            done, failed = eventually(lambda: len(tasks := http("GET", ended).json) == 2 and tasks)
         finally:
             worker.kill()
     assert done["result"] == 6 and failed["error"].startswith("TypeError")

@@ -12,10 +12,10 @@ import time
 import pytest
 
 import taskmanager
-from conftest import eventually
+from helpers import JSON, QUICK, eventually, finished, is_alive
 from taskmanager import MAX_BODY, Config, Worker, new_task
-from test_handlers import JSON, gone, receiver, run, store  # noqa: F401 (fixtures)
-from test_worker import QUICK, finished
+
+pytestmark = pytest.mark.sqlite
 
 BOM = b"\xef\xbb\xbf"
 
@@ -67,7 +67,7 @@ def test_a_child_that_keeps_the_output_open_holds_nobody_up(outcome, system, tmp
     assert json.loads(row.result) == "7".zfill(60_000) + "8" and time.monotonic() - began < 20
     pid = int((tmp_path / "pid").read_text())
     if child == "yes":
-        eventually(lambda: gone(pid))  # nobody reads it any more
+        eventually(lambda: not is_alive(pid))  # nobody reads it any more
     else:
         os.kill(pid, 9)
 
@@ -93,7 +93,7 @@ def test_a_program_that_can_not_be_listened_to_is_ended(outcome, tmp_path, monke
     monkeypatch.setattr(taskmanager.selectors, "DefaultSelector", full)
     row = outcome(shell(f"echo $$ > {pid}; sleep 60"), max_attempts=1)
     assert "Too many open files" in row.error
-    assert gone(int(pid.read_text()))
+    assert not is_alive(int(pid.read_text()))
 
 
 # What is no error in the output of work that is done

@@ -1,43 +1,19 @@
 """The kinds of handlers that HANDLER names: a function, a program, an address."""
 
 import contextlib
-import http.server
 import json
-import os
 import shlex
 import sys
-import threading
 import time
 from email.utils import formatdate
 
 import pytest
 
 import taskmanager
-from conftest import eventually
-from taskmanager import Config, Worker, new_task
-from test_worker import QUICK, finished
+from helpers import JSON, QUICK, eventually, finished, is_alive
+from taskmanager import Config, Worker
 
-
-@pytest.fixture
-def store(sqlite_database):
-    return taskmanager.open_store(sqlite_database)
-
-
-@pytest.fixture
-def run(store):
-    """run(HANDLER, task's fields): the id of a task that a worker with that handler runs."""
-    workers = []
-
-    def run(handler, settings={}, **fields):
-        worker = Worker(store, Config(handler=handler, **{**QUICK, **settings}))
-        workers.append(worker)
-        worker.start()
-        [id] = store.create([new_task(fields)])
-        return id
-
-    yield run
-    for worker in workers:
-        worker.stop(0)
+pytestmark = pytest.mark.sqlite
 
 
 def test_a_function_is_found_by_its_name(run, store):
@@ -144,22 +120,13 @@ def pids(tmp_path):
     )
 
 
-def gone(pid):
-    with contextlib.suppress(FileNotFoundError):
-        return open(f"/proc/{pid}/stat").read().split()[2] == "Z"
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, 0)
-        return False
-    return True
-
-
 @pytest.mark.parametrize("listens", [True, False], ids=["at SIGTERM", "by force"])
 def test_a_timeout_ends_the_whole_process_group(run, store, tmp_path, monkeypatch, listens):
     monkeypatch.setattr(taskmanager, "STOP_SECONDS", 0.3)
     id = run(group(tmp_path, listens), timeout=0.7, max_attempts=1)
     assert finished(store, id).error == "timed out after 0.7 s"
     for pid in pids(tmp_path):
-        eventually(lambda: gone(pid))
+        eventually(lambda: not is_alive(pid))
 
 
 def test_cancel_ends_the_whole_process_group(run, store, tmp_path):
@@ -168,7 +135,7 @@ def test_cancel_ends_the_whole_process_group(run, store, tmp_path):
     store.cancel(id)
     assert finished(store, id).error == "canceled"
     for pid in both:
-        eventually(lambda: gone(pid))
+        eventually(lambda: not is_alive(pid))
 
 
 def test_stop_ends_the_whole_process_group_and_gives_the_task_back(store, tmp_path, monkeypatch):
@@ -180,7 +147,7 @@ def test_stop_ends_the_whole_process_group_and_gives_the_task_back(store, tmp_pa
     worker.stop(0.1)
     assert store.read(id).status == "New"
     for pid in both:
-        eventually(lambda: gone(pid))
+        eventually(lambda: not is_alive(pid))
 
 
 def test_a_child_that_a_program_leaves_behind_holds_nothing_up(run, store):
@@ -190,45 +157,6 @@ def test_a_child_that_a_program_leaves_behind_holds_nothing_up(run, store):
 
 
 # An address
-
-class Receiver(http.server.BaseHTTPRequestHandler):
-    """Answers as the test says, and remembers what it was asked."""
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.requests.append((self.path, self.headers, body))
-        status, headers, answer = (
-            self.server.answers.pop(0) if len(self.server.answers) > 1 else self.server.answers[0]
-        )
-        if callable(answer):
-            answer = answer(self)
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def receiver():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
-    server.requests, server.answers, server.url = (
-        [],
-        [(200, {}, b"")],
-        f"http://127.0.0.1:{server.server_port}",
-    )
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-JSON = {"Content-Type": "application/json; charset=utf-8"}
 
 
 def test_the_task_is_posted_as_json(run, store, receiver):

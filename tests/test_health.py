@@ -4,17 +4,15 @@ import contextlib
 import os
 import pwd
 import resource
-import socket
 import sqlite3
 import tempfile
 import time
 import traceback
-from urllib.parse import urlsplit
 
 import pytest
 
 import taskmanager
-from conftest import eventually, http, is_problem
+from helpers import connect, eventually, http, is_problem
 
 
 def readyz(url):
@@ -38,9 +36,7 @@ def locked_table(database):
 
 
 def send_and_leave_open(url, head):
-    connection = socket.create_connection((urlsplit(url).hostname, urlsplit(url).port), timeout=30)
-    connection.sendall(f"{head} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
-    return connection
+    return connect(url, f"{head} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
@@ -72,7 +68,7 @@ def test_livez_is_answered_at_once_while_others_wait_for_tasks(store, serve):
 
 def test_a_worker_answers_livez_at_once_too(database, start):
     worker = start("worker.py", DATABASE_URL=database, METRICS_PORT=0)
-    url = f"http://127.0.0.1:{worker.logged(r'started metrics port=([0-9]+)')[1]}"
+    url = worker.metrics_url
     with locked_table(database):
         stuck = [send_and_leave_open(url, "GET /readyz") for _ in range(6)]
         begun = time.monotonic()

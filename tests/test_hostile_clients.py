@@ -10,59 +10,23 @@ import json
 import os
 import socket
 import tempfile
-import threading
 import time
-from urllib.parse import urlsplit
 
 import pytest
 
 import taskmanager
-from conftest import eventually, http as send, is_problem, raw
-from taskmanager import MAX_HEAD, MAX_IN_MEMORY, Config, FairQueue, Request
+from helpers import connect, eventually, http as send, is_problem, raw
+from taskmanager import MAX_HEAD, MAX_IN_MEMORY, FairQueue, Request
+
+pytestmark = pytest.mark.sqlite
 
 POST = b"POST /tasks HTTP/1.1\r\nHost: x\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
-@pytest.fixture
-def store(sqlite_database):
-    return taskmanager.open_store(sqlite_database)
-
-
-@pytest.fixture
-def server():
-    """server(app, **settings): a running server, whose connections can be looked at."""
-    servers = []
-
-    def start(app, **settings):
-        config = Config(port=0, **settings)
-        servers.append(
-            taskmanager.make_server(
-                taskmanager.create_app(app, config) if isinstance(app, taskmanager.Store) else app, config
-            )
-        )
-        threading.Thread(target=servers[-1].run, daemon=True).start()
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
-        server.task_dispatcher.shutdown()
-
-
-def connect(port, sent=b"", buffer=None):
-    connection = socket.socket()
-    if buffer:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-    connection.settimeout(20)
-    connection.connect(("127.0.0.1", int(port)))
-    connection.sendall(sent)
-    return connection
-
-
 def first_line(url, request):
     """Send bytes and leave the connection open; the first line that comes back at once, not at a timeout."""
-    with connect(urlsplit(url).port, request) as connection:
+    with connect(url, request) as connection:
         return connection.recv(65536).split(b"\r\n")[0].decode()
 
 
@@ -119,7 +83,7 @@ def test_twice_as_long_is_at_most_three_times_as_slow_to_read(make, piece):
 @pytest.mark.parametrize("make", SLOW.values(), ids=SLOW)
 def test_what_is_slow_to_read_keeps_nobody_waiting(serve, store, make):
     api = serve(store)
-    with connect(urlsplit(api).port) as hostile:
+    with connect(api) as hostile:
         with contextlib.suppress(ConnectionError):      # refused before the end
             hostile.sendall(make(60_000))
         begun = time.monotonic()
@@ -317,7 +281,7 @@ def test_an_underscore_makes_no_other_header(api):
     ],
 )
 def test_who_is_mistaken_is_told_at_once(api, sent, status, detail):
-    with connect(urlsplit(api).port, sent) as connection:
+    with connect(api, sent) as connection:
         head, _, body = connection.recv(65536).partition(b"\r\n\r\n")
         assert f" {status} ".encode() in head and b"application/problem+json" in head
         assert detail in json.loads(body or connection.recv(65536))["detail"]
@@ -337,7 +301,7 @@ def test_blank_lines_before_a_request_do_no_harm(api):
 
 
 def test_urgent_data_is_data(serve, store, caplog):
-    with connect(urlsplit(api := serve(store)).port, b"GET /live") as connection:
+    with connect(api := serve(store), b"GET /live") as connection:
         connection.send(b"z", socket.MSG_OOB)
         time.sleep(0.1)
         connection.sendall(b" HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -355,7 +319,7 @@ def kept(server):
 def test_of_a_body_that_is_too_large_nothing_is_stored(server, store):
     large = server(store)
     for head in (POST + b"Content-Length: 9000000\r\n\r\n", CHUNKED + b"895440\r\n"):
-        with connect(large.effective_port, head + b" " * 900_000) as connection:
+        with connect(large.url, head + b" " * 900_000) as connection:
             eventually(lambda: kept(large) == [900_000])
             connection.sendall(b" " * 200_000)
             eventually(lambda: kept(large) == [0])
@@ -371,7 +335,7 @@ def large_task(store):
 
 def test_an_answer_waits_on_disk_and_what_was_read_waits_no_longer(server, store):
     asked, slow = large_task(store), server(store)
-    with connect(slow.effective_port, asked, buffer=4096) as connection:
+    with connect(slow.url, asked, buffer=4096) as connection:
         [channel] = eventually(
             lambda: [each for each in slow.active_channels.values() if each.kept > 500_000]
         )
@@ -386,7 +350,7 @@ def test_who_reads_ever_so_slowly_is_cut_off(server, store):
     asked, slow = large_task(store), server(store)
     slow.adj.channel_timeout = 0.5
     came = 0
-    with connect(slow.effective_port, asked, buffer=4096) as connection, contextlib.suppress(ConnectionError):
+    with connect(slow.url, asked, buffer=4096) as connection, contextlib.suppress(ConnectionError):
         while piece := connection.recv(4000):  # five seconds for the whole
             came += len(piece)
             time.sleep(0.02)
@@ -402,7 +366,7 @@ def test_where_space_runs_short_the_slowest_goes(server, store, monkeypatch):
         for _ in range(5):
             clients.append(
                 stack.enter_context(
-                    connect(small.effective_port, POST + b"Content-Length: 1000000\r\n\r\n" + b" " * 999_999)
+                    connect(small.url, POST + b"Content-Length: 1000000\r\n\r\n" + b" " * 999_999)
                 )
             )
             eventually(lambda: len(kept(small)) == min(len(clients), 3) or sum(kept(small)) <= 2_500_000)
@@ -419,7 +383,7 @@ def test_large_bodies_are_refused_where_too_many_wait(server, store, monkeypatch
     full = server(store)
     full.queued = 1
     full.maintenance = lambda now: None
-    url = f"http://127.0.0.1:{full.effective_port}"
+    url = full.url
     answer = send("POST", f"{url}/tasks", {"payload": "x" * 90_000})
     assert "large bodies" in is_problem(answer, 503) and answer.headers["Retry-After"] == "1"
     assert send("POST", f"{url}/tasks", {"payload": 1}).status == 201
@@ -456,9 +420,9 @@ def test_a_crowd_that_only_connects_keeps_nobody_waiting(server, store, monkeypa
     crowded = server(store)
     with contextlib.ExitStack() as stack:
         for _ in range(150):
-            stack.enter_context(connect(crowded.effective_port))
+            stack.enter_context(connect(crowded.url))
         begun = time.monotonic()
-        assert send("GET", f"http://127.0.0.1:{crowded.effective_port}/livez").status == 200
+        assert send("GET", f"{crowded.url}/livez").status == 200
         assert time.monotonic() - begun < 8
         assert len(crowded.active_channels) <= 60
 
@@ -472,9 +436,8 @@ def test_many_requests_at_once_are_answered_one_by_one(server):
         return [b"ok"]
 
     many = server(app, threads=2)
-    with connect(
-        many.effective_port, b"".join(b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % n for n in range(200))
-    ) as connection:
+    requests = b"".join(b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % n for n in range(200))
+    with connect(many.url, requests) as connection:
         [channel] = eventually(lambda: list(many.active_channels.values()))
         most, came = 0, b""
         while came.count(b"\r\n\r\nok") < 200:
@@ -496,9 +459,9 @@ def test_who_asks_for_much_again_and_again_does_not_keep_the_others_waiting(serv
     busy = server(app, threads=2)
     with contextlib.ExitStack() as stack:
         for _ in range(60):
-            stack.enter_context(connect(busy.effective_port, b"GET /much HTTP/1.1\r\nHost: x\r\n\r\n"))
+            stack.enter_context(connect(busy.url, b"GET /much HTTP/1.1\r\nHost: x\r\n\r\n"))
         eventually(lambda: done)
-        assert send("GET", f"http://127.0.0.1:{busy.effective_port}/little").status == 200
+        assert send("GET", f"{busy.url}/little").status == 200
         assert len(done) < 30  # of 60 that came before it
 
 

@@ -15,10 +15,12 @@ import pytest
 
 import taskmanager
 import worker
-from conftest import ROOT, eventually
-from taskmanager import BadSetting, Notifier, Config, Outage, Unavailable
-from test_intake import channel, exists, intake, publish, ready, rejected, store      # noqa: F401 (fixtures)
+from helpers import ROOT, eventually, raising
+from messages import exists, publish, ready, rejected
+from taskmanager import BadSetting, Config, Notifier, Outage, Unavailable
 from worker import Intake
+
+pytestmark = pytest.mark.sqlite
 
 QUEUES = {
     "transient": {},
@@ -316,7 +318,7 @@ def test_what_is_held_has_a_bound_in_bytes(intake, store, channel, monkeypatch, 
 def test_nothing_is_taken_while_the_database_is_away(intake, store, channel, monkeypatch):
     """The worker starts before the database does: other workers may take the messages."""
     ping = store.ping
-    monkeypatch.setattr(store, "ping", lambda: (_ for _ in ()).throw(Unavailable("away")))
+    monkeypatch.setattr(store, "ping", raising(Unavailable("away")))
     channel.queue_declare("task_queue", **QUEUES["quorum"])
     publish(channel, b'{"payload": 1}')
     it = intake()

@@ -1,17 +1,14 @@
 """Workers in any language: claim, extend, progress, complete, fail, release over HTTP, on both databases."""
 
 import json
-import threading
 import urllib.error
 import urllib.request
 from datetime import datetime
 
 import pytest
 
-import taskmanager
-from conftest import eventually, http, is_problem
+from helpers import at_once, eventually, expire, http, is_problem, sql
 from taskmanager import Config, NewTask, Worker, new_task
-from test_store import expire, sql
 
 VERBS = {
     "extend": {"lease": 60},
@@ -171,10 +168,10 @@ def test_an_ended_attempt_has_no_holder(api, store, end):
 
 
 def test_a_task_that_is_not_there(api, store):
-    id, attempt = claimed(api, store)
-    tell(api, id, "fail", attempt, error="why", final=True)
-    store.delete(id)
-    for id in (str(id), "7", "0", "-1", "claim", "1.0", "9" * 30, str(2**63), "%FF"):
+    gone, attempt = claimed(api, store)
+    tell(api, gone, "fail", attempt, error="why", final=True)
+    store.delete(gone)
+    for id in (str(gone), "7", "0", "-1", "claim", "1.0", "9" * 30, str(2**63), "%FF"):
         for verb in VERBS:
             is_problem(tell(api, id, verb, attempt), 404)
 
@@ -365,7 +362,7 @@ def test_the_lease_of_a_claim_is_what_it_asks_for_or_the_setting(store, serve):
 
 # Wrong input, which never comes as far as the database
 
-on_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+
 ANY = (None, True, "1", [], {}, -1, 0.5, 1e300)
 
 WRONG = {
@@ -401,7 +398,7 @@ WRONG = {
 }
 
 
-@on_sqlite
+@pytest.mark.sqlite
 @pytest.mark.parametrize(
     "verb, name", [(verb, name) for verb, names in WRONG.items() for name in names], ids=lambda value: value
 )
@@ -421,7 +418,7 @@ def test_a_wrong_field_is_named_and_changes_nothing(api, store, verb, name):
     assert (store.read(1), lease(store, 1)) == (before, until)
 
 
-@on_sqlite
+@pytest.mark.sqlite
 @pytest.mark.parametrize(
     "verb, said, pointers",
     [
@@ -454,7 +451,7 @@ def test_all_that_is_wrong_or_missing_is_named_at_once(api, store, verb, said, p
     assert store.read(1).status == "In Progress"
 
 
-@on_sqlite
+@pytest.mark.sqlite
 def test_a_claim_that_is_wrong_claims_nothing(api, store):
     store.create()
     for said, pointers in (
@@ -474,7 +471,7 @@ def test_a_claim_that_is_wrong_claims_nothing(api, store):
     assert store.read(1).attempt == 0
 
 
-@on_sqlite
+@pytest.mark.sqlite
 @pytest.mark.parametrize("verb", VERBS)
 def test_what_is_too_large_or_no_json_changes_nothing(api, store, verb):
     id, attempt = claimed(api, store)
@@ -487,14 +484,14 @@ def test_what_is_too_large_or_no_json_changes_nothing(api, store, verb):
     assert (store.read(id).status, store.read(id).progress) == ("In Progress", None)
 
 
-@on_sqlite
+@pytest.mark.sqlite
 @pytest.mark.parametrize("number", ["1", "1.0", "1e0"])
 def test_a_whole_number_is_one_however_it_is_written(api, store, number):
     claimed(api, store)
     assert http("POST", f"{api}/tasks/1/complete", f'{{"attempt": {number}}}'.encode()).status == 200
 
 
-@on_sqlite
+@pytest.mark.sqlite
 def test_workers_need_the_token_too(store, serve):
     api = serve(store, api_token="s3cret")
     store.create()
@@ -530,11 +527,7 @@ def test_a_worker_of_fifteen_lines_works_off_all_there_is(store, serve, monkeypa
     monkeypatch.setenv("no_proxy", "*")
     api = serve(store, waiters=2)
     store.create([new_task({"payload": n}) for n in range(20)])
-    workers = [threading.Thread(target=work, args=[api]) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(30)
+    at_once(*[lambda: work(api)] * 2)
     failed, *completed = store.list_tasks()
     assert (failed.status, failed.error) == ("Failed", "ZeroDivisionError('division by zero')")
     assert [(row.status, row.result, row.attempts) for row in completed] == [

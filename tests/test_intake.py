@@ -4,65 +4,14 @@ import json
 import re
 import time
 
-import pika
 import pytest
 
 import taskmanager
-from conftest import PRODUCER, ROOT, eventually, http
-from taskmanager import Config, Invalid, Unavailable, new_task
-from worker import Intake
+from helpers import PRODUCER, ROOT, eventually, http, raising
+from messages import exists, publish, ready, rejected
+from taskmanager import Unavailable, new_task
 
-@pytest.fixture
-def store(sqlite_database):
-    return taskmanager.open_store(sqlite_database)
-
-
-@pytest.fixture
-def channel(broker):
-    with pika.BlockingConnection(pika.URLParameters(broker)) as connection:
-        yield connection.channel()
-
-
-@pytest.fixture
-def intake(store, broker):
-    """intake(): one that runs."""
-    running = []
-
-    def start():
-        it = Intake(store, Config(rabbitmq_url=broker), lambda: None)
-        running.append(it)
-        it.start()
-        return it
-
-    yield start
-    for it in running:
-        it.stop()
-
-
-def publish(channel, body, queue="task_queue", **properties):
-    channel.confirm_delivery()
-    channel.basic_publish("", queue, body, pika.BasicProperties(**properties), mandatory=True)
-
-
-def rejected(channel):
-    """The next message of the queue of rejected ones: (properties, body)."""
-    def get():
-        method, properties, body = channel.basic_get("task_queue.rejected", auto_ack=True)
-        return method and (properties, body)
-    eventually(lambda: exists(channel, "task_queue.rejected"))
-    return eventually(get)
-
-
-def exists(channel, queue):
-    try:
-        channel.connection.channel().queue_declare(queue, passive=True)
-        return True
-    except pika.exceptions.ChannelClosedByBroker:
-        return False
-
-
-def ready(channel, queue="task_queue"):
-    return channel.queue_declare(queue, passive=True).method.message_count
+pytestmark = pytest.mark.sqlite
 
 
 def test_the_readme_shows_the_documents_producer():
@@ -230,12 +179,10 @@ def test_what_came_is_held_and_not_returned_while_the_database_is_away(intake, s
 
 
 def test_a_message_is_acknowledged_only_after_the_commit(intake, store, channel, monkeypatch):
-    def away(tasks, via):
-        raise Unavailable("the database can't be reached")
     channel.queue_declare("task_queue")
     publish(channel, b'{"payload": 1}')
     with monkeypatch.context() as patch:
-        patch.setattr(store, "create", away)
+        patch.setattr(store, "create", raising(Unavailable("the database can't be reached")))
         first = intake()
         eventually(lambda: ready(channel) == 0)     # it is with the intake,
         first.stop()

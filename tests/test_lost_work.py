@@ -15,10 +15,8 @@ import time
 import pytest
 
 import taskmanager
-from conftest import DOCUMENT_TABLE, eventually, http
+from helpers import DOCUMENT_TABLE, LEASE, QUICK, eventually, expire, finished, http, order, sql
 from taskmanager import Config, Invalid, NewTask, Unavailable, Worker, new_task
-from test_store import LEASE, expire, sql
-from test_worker import QUICK, finished, order, work  # noqa: F401 (a fixture)
 
 SLEEPERS = dict(HANDLER="tests.handlers:obey", LEASE_SECONDS=1, POLL_SECONDS=0.05, RETRY_SECONDS=0.05)
 
@@ -504,14 +502,10 @@ def test_delay_and_run_at_are_counted_by_the_database(store):
 # Deleting what is old
 
 def old(store, many):
+    """Make so many tasks that were completed ten days ago; their ids."""
     ids = store.create([NewTask()] * many)
-    sql(
-        store,
-        "update tasks set status = 'Completed', updated_at = now() - %(age)s * interval '1 second'"
-        " where id >= %(first)s",
-        first=ids[0],
-        age=864000,
-    )
+    ended = "status = 'Completed', updated_at = now() - %(age)s * interval '1 second'"
+    sql(store, f"update tasks set {ended} where id >= %(first)s", first=ids[0], age=864_000.0)
     return ids
 
 

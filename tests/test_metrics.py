@@ -7,21 +7,18 @@ import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 
 import pika
 import pytest
 
 import taskmanager
-from conftest import eventually, http, is_problem
-from taskmanager import Config, NewTask, Worker, new_task
-from test_store import expire, sql
+from helpers import eventually, expire, http, is_problem, set_time
+from taskmanager import NewTask, new_task
 
 SAMPLE = re.compile(
     r'([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{((?:[a-zA-Z_]\w*="(?:[^"\\\n]|\\["\\n])*",?)+)\})? (\S+)'
 )
 LABEL = re.compile(r'([a-zA-Z_]\w*)="((?:[^"\\\n]|\\["\\n])*)"')
-on_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 
 
 class Metrics(dict):
@@ -72,7 +69,7 @@ def parse(text):
         if kind == "histogram" and name.endswith("_bucket"):
             buckets.setdefault(families[-1], []).append((float(labels["le"]), value))
     for name, each in buckets.items():
-        limits, values = zip(*each)
+        limits, values = zip(*each, strict=True)
         assert limits[-1] == math.inf
         assert list(limits) == sorted(set(limits))
         assert list(values) == sorted(values)
@@ -100,29 +97,6 @@ def events(api):
         for event, number in scrape(api).by("taskmanager_task_events_total", "event").items()
         if number
     }
-
-
-def ago(store, column, id, **span):
-    sql(
-        store,
-        f"update tasks set {column} = now() - %(span)s * interval '1 second' where id = %(id)s",
-        id=id,
-        span=timedelta(**span),
-    )
-
-
-@pytest.fixture
-def work(store):
-    """work(handler): a worker inside, on the store."""
-    workers = []
-
-    def work(handler=None, **settings):
-        workers.append(Worker(store, Config(poll_seconds=0.02, **settings), handler))
-        workers[-1].start()
-
-    yield work
-    for worker in workers:
-        worker.stop(0)
 
 
 # The form
@@ -234,20 +208,22 @@ def test_what_has_just_ended_has_a_rate(api, store):
     store.complete([(row.id, row.attempt, None) for row in claims[:30]])
     store.fail([(row.id, row.attempt, "why") for row in claims[30:]])
     for row in claims[:5]:
-        ago(store, "updated_at", row.id, minutes=1)
+        set_time(store, row.id, "updated_at", -60)
     assert scrape(api).by("taskmanager_finished_per_second", "status") == {"Completed": 2.5, "Failed": 1}
 
 
 def test_the_oldest_task_that_could_be_claimed_has_an_age(api, store):
-    oldest = lambda: scrape(api).of("taskmanager_oldest_ready_seconds")
+    def oldest():
+        return scrape(api).of("taskmanager_oldest_ready_seconds")
+
     ready, scheduled, done = store.create([NewTask(priority=-1), new_task({"delay": 60}), NewTask()])
     [claim] = store.claim(1, 60)
     store.complete([(done, claim.attempt, None)])
     for id in (scheduled, done):
-        ago(store, "created_at", id, hours=5)
-    ago(store, "created_at", ready, hours=1)
+        set_time(store, id, "created_at", -18000)
+    set_time(store, ready, "created_at", -3600)
     assert 3600 <= oldest() < 3660
-    ago(store, "run_at", scheduled, hours=2)        # not ready before that, whenever it was created
+    set_time(store, scheduled, "run_at", -7200)        # not ready before that, whenever it was created
     store.promote()
     eventually(lambda: 7200 <= oldest() < 7260)
     store.claim(9, 60)
@@ -326,8 +302,8 @@ def test_a_task_whose_worker_died_is_counted_when_it_is_taken_back(api, store, w
 
 def test_how_long_tasks_waited(api, store):
     store.create([NewTask()] * 3)
-    ago(store, "created_at", 1, seconds=20)
-    ago(store, "created_at", 2, hours=3)
+    set_time(store, 1, "created_at", -20)
+    set_time(store, 2, "created_at", -10800)
     http("POST", f"{api}/tasks/claim", {"limit": 3})
     metrics = scrape(api)
     waits = {float(le): number for le, number in metrics.by("taskmanager_wait_seconds_bucket", "le").items()}
@@ -339,7 +315,7 @@ def test_how_long_tasks_ran_that_were_done_over_http(api, store):
     store.create([NewTask()] * 3)
     http("POST", f"{api}/tasks/claim", {"limit": 3})
     for id in (1, 2, 3):
-        ago(store, "updated_at", id, seconds=100)
+        set_time(store, id, "updated_at", -100)
     for verb, said in (("extend", {}), ("progress", {"progress": 0.5})):
         http("POST", f"{api}/tasks/1/{verb}", {"attempt": 1, **said})
     assert scrape(api).of("taskmanager_run_seconds_count") == 0     # they still run
@@ -373,7 +349,7 @@ def requests(api):
     }
 
 
-@on_sqlite
+@pytest.mark.sqlite
 def test_requests_are_counted_by_route_method_and_status(api, store):
     store.create()
     for method, path, times in (
@@ -415,7 +391,7 @@ def test_requests_are_counted_by_route_method_and_status(api, store):
     assert requests(api)["/metrics", "GET", "200"] == 1
 
 
-@on_sqlite
+@pytest.mark.sqlite
 def test_no_client_can_make_a_new_series(api, store):
     def ask(n, methods):
         for path in (
@@ -442,7 +418,7 @@ def test_no_client_can_make_a_new_series(api, store):
     assert not re.search("123|BREW|host", " ".join(map(str, before)))
 
 
-@on_sqlite
+@pytest.mark.sqlite
 def test_a_refused_token_is_counted_too(store, serve):
     api = serve(store, api_token="s3cret")
     http("GET", f"{api}/tasks")
@@ -456,7 +432,7 @@ def test_a_refused_token_is_counted_too(store, serve):
 
 # The token
 
-@on_sqlite
+@pytest.mark.sqlite
 @pytest.mark.parametrize("path, status", [("/metrics", 401), ("/livez", 200), ("/readyz", 200)], ids=str)
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}], ids=["none", "wrong"])
 def test_the_token_guards_the_metrics_and_not_the_health(store, serve, path, status, headers):
@@ -503,7 +479,7 @@ def test_a_table_that_is_missing(api, store):
     database_is_away(api, store)
 
 
-@on_sqlite
+@pytest.mark.sqlite
 def test_a_database_file_that_is_missing(api, store):
     store.create([NewTask()] * 2)
     aside = store.path.rename(store.path.with_suffix(".aside"))
@@ -522,7 +498,7 @@ def test_a_database_server_that_is_away(postgres, serve):
     database_is_back(api, store)
 
 
-@on_sqlite
+@pytest.mark.sqlite
 def test_counts_are_not_asked_for_at_every_scrape_when_that_is_slow(api, store, monkeypatch):
     execute, asked = store._execute, []
 
@@ -551,9 +527,6 @@ def test_counts_are_not_asked_for_at_every_scrape_when_that_is_slow(api, store, 
 
 # RabbitMQ, and the worker's own port
 
-def worker_port(worker):
-    return f"http://127.0.0.1:{worker.logged(r'started metrics port=([0-9]+)')[1]}"
-
 
 def test_nobody_waits_while_another_one_counts(store, monkeypatch):
     counting, done, execute = threading.Event(), threading.Event(), store._execute
@@ -579,7 +552,7 @@ def test_a_worker_tells_of_itself_on_a_port_of_its_own(start, sqlite_database, b
     worker = start(
         "worker.py", DATABASE_URL=sqlite_database, RABBITMQ_URL=broker, METRICS_PORT=0, API_TOKEN="s3cret"
     )
-    url, token = worker_port(worker), {"Authorization": "Bearer s3cret"}
+    url, token = worker.metrics_url, {"Authorization": "Bearer s3cret"}
     worker.logged("started intake")
     eventually(
         lambda: http("GET", f"{url}/readyz").json == {"status": "ok", "database": "ok", "rabbitmq": "ok"}
@@ -591,9 +564,8 @@ def test_a_worker_tells_of_itself_on_a_port_of_its_own(start, sqlite_database, b
         channel.confirm_delivery()
         for body in (b"nonsense", json.dumps({"payload": 1}).encode(), b'{"status": "Completed"}', b""):
             channel.basic_publish("", "task_queue", body, mandatory=True)
-    count = lambda name, **labels: scrape(url, **token).of(name, **labels)
-    eventually(lambda: count("taskmanager_messages_rejected_total") == 2)
-    eventually(lambda: count("taskmanager_task_events_total", event="completed") == 2)
+    eventually(lambda: scrape(url, **token).of("taskmanager_messages_rejected_total") == 2)
+    eventually(lambda: scrape(url, **token).of("taskmanager_task_events_total", event="completed") == 2)
     metrics = scrape(url, **token)
     assert (
         metrics.of("taskmanager_task_events_total", event="created")
@@ -619,12 +591,11 @@ def test_a_worker_opens_no_port_unless_it_is_told_to(start, sqlite_database):
     assert "started metrics" not in worker.log()
 
 
-@on_sqlite
+@pytest.mark.sqlite
 def test_a_metrics_port_that_is_taken(start, sqlite_database, api):
     worker = start("worker.py", DATABASE_URL=sqlite_database, METRICS_PORT=api.rpartition(":")[2])
     assert worker.process.wait(20) == 1
     assert worker.log().startswith("worker.py: METRICS_PORT=") and "Traceback" not in worker.log()
-
 
 
 def test_without_rabbitmq_all_is_degraded_and_goes_on(start, sqlite_database, rabbitmq):
@@ -633,7 +604,7 @@ def test_without_rabbitmq_all_is_degraded_and_goes_on(start, sqlite_database, ra
         start("taskmanager.py", **settings, WORKER="off"),
         start("worker.py", **settings, METRICS_PORT=0),
     )
-    urls = [api.url, worker_port(worker)]
+    urls = [api.url, worker.metrics_url]
     worker.logged("started intake")
 
     def say(status, rabbitmq):

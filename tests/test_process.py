@@ -14,16 +14,13 @@ import time
 import pytest
 
 import taskmanager
-from conftest import ROOT, SETTINGS, eventually, http
+from helpers import ROOT, SETTINGS, create, eventually, http, is_alive
 from taskmanager import Config, Worker, new_task
+
+pytestmark = pytest.mark.sqlite
 
 SCRIPTS = pytest.mark.parametrize("script", ["taskmanager.py", "worker.py"])
 QUICK = dict(POLL_SECONDS=0.05, RETRY_SECONDS=0.01, MAX_ATTEMPTS=1)
-
-
-@pytest.fixture
-def store(sqlite_database):
-    return taskmanager.open_store(sqlite_database)
 
 
 @pytest.fixture
@@ -36,11 +33,6 @@ def launch(start, store, tmp_path):
     return launch
 
 
-def create(store, payload=None):
-    [id] = store.create([new_task({"payload": payload})])
-    return id
-
-
 def ended(store, id):
     """The result of a task that is Completed, or else its error."""
     row = eventually(lambda: (row := store.read(id)).status in ("Completed", "Failed") and row)
@@ -48,16 +40,7 @@ def ended(store, id):
 
 
 def run(store, payload=None):
-    return ended(store, create(store, payload))
-
-
-def is_alive(pid):
-    """Whether a process runs; a zombie, which nobody has waited for, does not."""
-    with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-        os.kill(pid, 0)
-        state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
-        return "Z" not in state
-    return False
+    return ended(store, create(store, payload=payload))
 
 
 # Signals
@@ -273,7 +256,7 @@ def test_a_thread_that_ends_unexpectedly_ends_the_program_with_an_error(launch, 
         programs[script, thread] = store, program
     for (script, thread), (store, program) in programs.items():
         program.logged(f"started {'api' if script == 'taskmanager.py' else 'worker'}")
-        create(store, thread)
+        create(store, payload=thread)
         program.logged("claimed")
 
     def stir():     # a thread that waits is only ended when there is something to do for it
@@ -293,7 +276,7 @@ def test_a_thread_that_ends_unexpectedly_ends_the_program_with_an_error(launch, 
 def test_a_thread_of_rabbitmq_that_ends_unexpectedly_ends_the_program(launch, store, broker, thread):
     program = launch("worker.py", KILL, RABBITMQ_URL=broker)
     program.logged("started intake")
-    create(store, thread)
+    create(store, payload=thread)
     assert program.process.wait(20) == 1
     assert f"ended unexpectedly thread={thread}" in program.log()
 
@@ -365,7 +348,7 @@ def work(task):
     exec(task.payload or "")
 """, LOG_FILE=tmp_path / "log")
     for each in breaks:
-        ids = [create(store, each), create(store)]
+        ids = [create(store, payload=each), create(store)]
         assert [ended(store, id) for id in ids] == [None, None]
         for log in (program.log_file, tmp_path / "log"):
             for id in ids:

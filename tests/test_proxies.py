@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import wsgiref.util
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
@@ -11,7 +10,7 @@ import bottle
 import pytest
 
 import taskmanager
-from conftest import ROOT, http, is_problem, raw
+from helpers import ROOT, call_app, http, is_problem, raw
 from taskmanager import BadSetting, Config, new_task
 
 
@@ -23,18 +22,6 @@ def api(serve, sqlite_database):
 
 def setting(name, value):
     return getattr(Config.from_env({name: value}), name.lower())
-
-
-def ask(app, method, path, stream=None, **environ):
-    """One request without a server: the status, the headers and the body of the answer."""
-    environ |= {"REQUEST_METHOD": method, "PATH_INFO": path, "wsgi.input": stream or io.BytesIO()}
-    wsgiref.util.setup_testing_defaults(environ)
-    said = []
-
-    def start(status, headers, exc_info=None):
-        said.extend((int(status[:3]), dict(headers)))
-    body = b"".join(app(environ, start))
-    return (*said, body)
 
 
 # The names of the service: a page of another site may lead a name of its own here (DNS rebinding)
@@ -225,10 +212,10 @@ def test_a_page_opened_without_the_slash_is_led_to_the_one_with_it(serve, sqlite
 def test_so_it_is_under_every_wsgi_server(sqlite_database, prefix, query, leads):
     # Werkzeug's DispatcherMiddleware, mod_wsgi and others leave the path empty
     app = taskmanager.create_app(taskmanager.open_store(sqlite_database))
-    status, headers, _ = ask(app, "GET", "", SCRIPT_NAME=prefix, QUERY_STRING=query)
+    status, headers, _ = call_app(app, "GET", "", SCRIPT_NAME=prefix, QUERY_STRING=query)
     assert (status, headers["Location"]) == (302, leads)
-    assert ask(app, "GET", "/", SCRIPT_NAME=prefix)[0] == 200
-    created = ask(app, "POST", "/tasks", SCRIPT_NAME=prefix)
+    assert call_app(app, "GET", "/", SCRIPT_NAME=prefix)[0] == 200
+    created = call_app(app, "POST", "/tasks", SCRIPT_NAME=prefix)
     assert created[1]["Location"] == leads.partition("?")[0] + "tasks/1"
 
 
@@ -267,7 +254,8 @@ class InPieces(io.BytesIO):
 def test_a_chunked_body_is_read_whether_the_server_has_decoded_it_or_not(sqlite_database, stream, environ):
     store = taskmanager.open_store(sqlite_database)
     app = taskmanager.create_app(store)
-    assert ask(app, "POST", "/tasks", stream=stream, HTTP_TRANSFER_ENCODING="chunked", **environ)[0] == 201
+    environ = {"HTTP_TRANSFER_ENCODING": "chunked", **environ}
+    assert call_app(app, "POST", "/tasks", stream=stream, **environ)[0] == 201
     assert store.read(1).payload == json.dumps("x" * 200_000)
 
 
@@ -275,12 +263,13 @@ def test_an_empty_chunked_body_makes_a_bare_task(sqlite_database):
     app = taskmanager.create_app(taskmanager.open_store(sqlite_database))
     for stream, environ in ((io.BytesIO(), {"wsgi.input_terminated": True}), (OpenEnd(b"0\r\n\r\n"), {})):
         environ["HTTP_TRANSFER_ENCODING"] = "chunked"
-        assert ask(app, "POST", "/tasks", stream=stream, **environ)[0] == 201
+        assert call_app(app, "POST", "/tasks", stream=stream, **environ)[0] == 201
 
 
 def test_a_chunked_body_that_the_server_keeps_to_itself_makes_no_bare_task(sqlite_database):
     store = taskmanager.open_store(sqlite_database)     # so uWSGI, which has a call of its own for it
-    status, _, body = ask(taskmanager.create_app(store), "POST", "/tasks", HTTP_TRANSFER_ENCODING="chunked")
+    app = taskmanager.create_app(store)
+    status, _, body = call_app(app, "POST", "/tasks", HTTP_TRANSFER_ENCODING="chunked")
     assert status == 400 and b"Content-Length" in body and store.list_tasks() == []
 
 
@@ -288,7 +277,8 @@ def test_a_body_that_is_too_large_is_refused_under_other_servers_too(sqlite_data
     app = taskmanager.create_app(taskmanager.open_store(sqlite_database))
     for environ in ({"wsgi.input_terminated": True}, {}):
         many = SimpleNamespace(read=lambda size: b" " * size)      # without end
-        assert ask(app, "POST", "/tasks", stream=many, HTTP_TRANSFER_ENCODING="chunked", **environ)[0] == 413
+        environ["HTTP_TRANSFER_ENCODING"] = "chunked"
+        assert call_app(app, "POST", "/tasks", stream=many, **environ)[0] == 413
 
 
 @pytest.mark.parametrize("request_line", ["POST /tasks", "DELETE /tasks/1", "POST /tasks/1/cancel"])
@@ -306,7 +296,7 @@ def test_a_body_without_end_fills_no_disk_under_other_servers(sqlite_database, r
         assert taken[0] < 2 * taskmanager.MAX_BODY, "takes more than it may use"
         return data
     method, path = request_line.split()
-    assert ask(app, method, path, stream=SimpleNamespace(read=read), **environ)[0] in (404, 413)
+    assert call_app(app, method, path, stream=SimpleNamespace(read=read), **environ)[0] in (404, 413)
 
 
 # Pages of other origins (CORS)

@@ -4,17 +4,15 @@ Every answer is a documented one, and the promises hold.
 """
 
 import collections
-import concurrent.futures
+import functools
 import random
-import threading
 import time
 
 import pytest
 
 import taskmanager
-from conftest import eventually, http
+from helpers import at_once, eventually, http, sql
 from taskmanager import NewTask, new_task
-from test_store import sql
 
 ENDS = ("complete", "fail", "release")
 DOCUMENTED = {
@@ -27,17 +25,6 @@ DOCUMENTED = {
     "retry": {200, 404, 409},
     **dict.fromkeys(("extend", "progress", *ENDS), {200, 404, 409}),
 }
-
-
-def at_once(*calls):
-    """What they return, in their order, when all begin at the same moment."""
-    barrier = threading.Barrier(len(calls))
-
-    def run(call):
-        barrier.wait(20)
-        return call()
-    with concurrent.futures.ThreadPoolExecutor(len(calls)) as pool:
-        return [future.result() for future in [pool.submit(run, call) for call in calls]]
 
 
 def send(api, what, id=None, **said):
@@ -64,7 +51,8 @@ RIVALS = {
         "claim delete": ["got 409", "none 204"],
         "cancel delete": ["Failed 204", "404 204"],
         "cancel cancel cancel": ["Failed Failed Failed"],
-        "delete delete delete": ["204 404 404"]},
+        "delete delete delete": ["204 404 404"],
+    },
     "In Progress": {
         "complete complete complete": ["Completed 409 409"],
         "fail complete": ["New 409", "409 Completed"],
@@ -72,50 +60,62 @@ RIVALS = {
         "cancel complete": ["202 Failed", "409 Completed"],
         "cancel release": ["202 Failed", "Failed New", "Failed Failed"],
         "complete delete": ["Completed 409", "Completed 204", "404 204"],
-        "complete retry": ["Completed 409"]},
+        "complete retry": ["Completed 409"],
+    },
     "Failed": {
         "retry retry retry": ["200 409 409"],
         "retry delete": ["200 204", "404 204"],
         "retry cancel": ["200 Failed", "200 409"],
-        "retry claim": ["200 got", "200 none"]},
+        "retry claim": ["200 got", "200 none"],
+    },
 }
 
 
-@pytest.mark.parametrize("before", RIVALS)
-def test_rivals_for_a_task_that_is(api, store, before):
-    for racers, outcomes in RIVALS[before].items():
-        racers = racers.split()
-        allowed = [sorted(zip(racers, each.split())) for each in outcomes]
-        for _ in range(5):
-            [id] = store.create()
-            attempt = {"attempt": store.claim(1, 60)[0].attempt} if before != "New" else {}
-            if before == "Failed":
-                store.fail([(id, attempt["attempt"], "why")])
-            said = [
-                {
-                    "complete": {**attempt, "result": n},
-                    "fail": {**attempt, "error": f"error {n}"},
-                    "release": attempt,
-                }.get(what, {})
-                for n, what in enumerate(racers)
-            ]
-            answers = at_once(
-                *(
-                    lambda what=what, each=each: send(api, what, id, **each)
-                    for what, each in zip(racers, said)
-                )
+def body_of(what, n, attempt):
+    """What a rival says; only the holder of an attempt has anything to say."""
+    return {
+        "complete": {"attempt": attempt, "result": n},
+        "fail": {"attempt": attempt, "error": f"error {n}"},
+        "release": {"attempt": attempt},
+    }.get(what, {})
+
+
+@pytest.mark.parametrize(
+    "before, rivals, outcomes",
+    [
+        (before, rivals.split(), outcomes)
+        for before, races in RIVALS.items()
+        for rivals, outcomes in races.items()
+    ],
+    ids=[f"{before}: {rivals}" for before, races in RIVALS.items() for rivals in races],
+)
+def test_of_rivals_for_one_task_only_as_many_win_as_may(api, store, before, rivals, outcomes):
+    allowed = [sorted(zip(rivals, each.split(), strict=True)) for each in outcomes]
+    for _ in range(5):
+        [id] = store.create()
+        attempt = store.claim(1, 60)[0].attempt if before != "New" else None
+        if before == "Failed":
+            store.fail([(id, attempt, "why")])
+        answers = at_once(
+            *(
+                functools.partial(send, api, what, id, **body_of(what, n, attempt))
+                for n, what in enumerate(rivals)
             )
-            seen = sorted((what, str(outcome(what, answer))) for what, answer in zip(racers, answers))
-            assert seen in allowed
-            row = next((row for row in store.list_tasks() if row.id == id), None)
-            assert (row is None) == (("delete", "204") in seen)
-            if row and row.status == "Completed":
-                assert [
-                    n
-                    for n, (what, answer) in enumerate(zip(racers, answers))
-                    if what == "complete" and answer.status == 200
-                ] == [int(row.result)]
-            sql(store, "delete from tasks")
+        )
+        seen = sorted(
+            (what, str(outcome(what, answer))) for what, answer in zip(rivals, answers, strict=True)
+        )
+        assert seen in allowed
+        row = next((row for row in store.list_tasks() if row.id == id), None)
+        assert (row is None) == (("delete", "204") in seen)
+        if row and row.status == "Completed":
+            winners = [
+                n
+                for n, (what, answer) in enumerate(zip(rivals, answers, strict=True))
+                if what == "complete" and answer.status == 200
+            ]
+            assert winners == [int(row.result)]
+        sql(store, "delete from tasks")
 
 
 # Everybody for everything
@@ -277,7 +277,8 @@ def test_an_array_that_is_replayed_at_once_is_created_once(api, store):
     tasks = [{"payload": n} for n in range(50)]
     answers = at_once(*[lambda: http("POST", f"{api}/tasks", tasks, Idempotency_Key="key")] * 10)
     assert {(answer.status, answer.body) for answer in answers} == {(201, answers[0].body)}
-    assert [(row.id, int(row.payload)) for row in store.list_tasks()] == list(zip(answers[0].json, range(50)))
+    assert [row.id for row in store.list_tasks()] == answers[0].json
+    assert [int(row.payload) for row in store.list_tasks()] == list(range(50))
 
 
 def test_an_array_against_its_reverse_its_beginning_and_one_of_its_tasks(api, store):
@@ -286,7 +287,7 @@ def test_an_array_against_its_reverse_its_beginning_and_one_of_its_tasks(api, st
     answers = at_once(
         *(lambda body=body: http("POST", f"{api}/tasks", body, Idempotency_Key="key") for body in rivals)
     )
-    won = [body for body, answer in zip(rivals, answers) if answer.status == 201]
+    won = [body for body, answer in zip(rivals, answers, strict=True) if answer.status == 201]
     assert {answer.status for answer in answers} == {201, 422} and all(body == won[0] for body in won)
     assert [row.payload for row in store.list_tasks()] == [
         str(task["payload"]) for task in (won[0] if isinstance(won[0], list) else [won[0]])

@@ -1,32 +1,26 @@
 """Malice from outside: other sites' pages, forged headers and log lines, clients that vanish or dribble."""
 
 import contextlib
+import functools
 import http.client
 import io
-import json
 import logging
 import re
-import socket
-import struct
-import threading
 import time
 from urllib.parse import urlsplit
 
 import pytest
 
 import taskmanager
-from conftest import Answer, eventually, http as send, is_problem, raw
-from taskmanager import HEADERS, MAX_BODY, MAX_ERRORS, Config, NewTask, new_task
+from helpers import Answer, at_once, connect, eventually, http as send, is_problem, raising, raw, reset
+from taskmanager import HEADERS, MAX_BODY, MAX_ERRORS, NewTask, new_task
+
+pytestmark = pytest.mark.sqlite
 
 EVIL = "http://evil.example"
 
 
-@pytest.fixture
-def store(sqlite_database):
-    return taskmanager.open_store(sqlite_database)
-
-
-def ask(url, request):
+def send_bytes(url, request):
     """Send bytes as they are; an Answer."""
     head, _, body = raw(url, request).partition(b"\r\n\r\n")
     line, _, headers = head.partition(b"\r\n")
@@ -281,9 +275,7 @@ def test_the_start_warns_of_a_door_that_is_open_to_all(start, sqlite_database, s
 # What every answer has
 
 def fail_inside(monkeypatch, store):
-    def burst(*args, **kwargs):
-        raise ZeroDivisionError("secret")
-    monkeypatch.setattr(store, "list_tasks", burst)
+    monkeypatch.setattr(store, "list_tasks", raising(ZeroDivisionError("secret")))
 
 
 LARGE = b"Content-Length: 99999999999\r\n"
@@ -327,7 +319,7 @@ def test_every_answer_has_the_headers_of_safety(store, api, monkeypatch, status,
     if status == 500:
         fail_inside(monkeypatch, store)
     body = b" " * (MAX_BODY + 1) if b"1048577" in head else b"[]" if status == 415 else b""
-    answer = ask(api, head + b"Host: x\r\nConnection: close\r\nX-Request-Id: mine-1\r\n\r\n" + body)
+    answer = send_bytes(api, head + b"Host: x\r\nConnection: close\r\nX-Request-Id: mine-1\r\n\r\n" + body)
     assert answer.status == status
     page = head.startswith((b"GET /swagger", b"GET /openapi.yaml"))
     for name, value in HEADERS.items():
@@ -417,17 +409,19 @@ def test_a_sane_request_id_is_taken(api, given):
     ids=lambda given: ascii(given[:20]),
 )
 def test_a_strange_request_id_is_replaced(api, given):
-    found = [
-        ask(api, request_of(api, "GET", path, b"X-Request-Id: " + given + b"\r\n")).headers["X-Request-Id"]
-        for path in ("/tasks", "/tasks/7", "/nothing")
+    header = b"X-Request-Id: " + given + b"\r\n"
+    answers = [
+        send_bytes(api, request_of(api, "GET", path, header)) for path in ("/tasks", "/tasks/7", "/nothing")
     ]
-    assert all(re.fullmatch("[0-9a-f]{16}", each) for each in found) and len(set(found)) == 3
+    found = {answer.headers["X-Request-Id"] for answer in answers}
+    assert len(found) == 3
+    assert all(re.fullmatch("[0-9a-f]{16}", each) for each in found)
 
 
 def test_two_request_ids_are_none(api):
     assert re.fullmatch(
         "[0-9a-f]{16}",
-        ask(api, request_of(api, "GET", "/tasks", b"X-Request-Id: a\r\nX-Request-Id: b\r\n")).headers[
+        send_bytes(api, request_of(api, "GET", "/tasks", b"X-Request-Id: a\r\nX-Request-Id: b\r\n")).headers[
             "X-Request-Id"
         ],
     )
@@ -495,15 +489,14 @@ def test_a_body_says_that_it_is_json(api, store, kind, passes):
         ("/tasks/claim", b'{"limit": 1}', 200),
         ("/tasks/1/complete", b'{"attempt": 1}', 200 if passes else 415),
     ):
-        # and stays, for who hangs up claims nothing
-        with socket.create_connection(("127.0.0.1", urlsplit(api).port), timeout=20) as connection:
-            connection.sendall(request_of(api, "POST", path, header, said))
+        # The connection stays open: for a client that has hung up nothing is claimed.
+        with connect(api, request_of(api, "POST", path, header, said)) as connection:
             answer = connection.recv(65536)
         assert answer.split()[1] == str(status if passes else 415).encode(), path
     is_created = [row.status for row in store.list_tasks()]
     assert is_created == (["Completed"] if passes else [])
     # where nothing is said, it does not matter what it would be
-    assert ask(api, request_of(api, "POST", "/tasks", header)).status == 201
+    assert send_bytes(api, request_of(api, "POST", "/tasks", header)).status == 201
 
 
 # Errors say where
@@ -548,10 +541,8 @@ def test_an_error_says_where_it_is(store, api, method, path, said, headers, stat
 
 def test_what_the_server_itself_refuses_names_its_address_as_well(api):
     for path in ("/tasks", "/nothing/%C3%A9%20x", "/a%0Ab"):
-        assert (
-            ask(api, f"POST {path} HTTP/1.1\r\nHost: x\r\n".encode() + LARGE + b"\r\n").json["instance"]
-            == path
-        )
+        answer = send_bytes(api, f"POST {path} HTTP/1.1\r\nHost: x\r\n".encode() + LARGE + b"\r\n")
+        assert answer.json["instance"] == path
 
 
 @pytest.mark.parametrize(
@@ -590,19 +581,14 @@ def test_an_error_is_not_much_larger_than_what_it_is_about(api, path):
     ids=["no host", "an empty one", "two hosts", "no name", "two lengths"],
 )
 def test_a_request_of_two_meanings_is_refused(api, head, detail):
-    assert detail in is_problem(ask(api, head + b"Connection: close\r\n\r\n"), 400)
+    assert detail in is_problem(send_bytes(api, head + b"Connection: close\r\n\r\n"), 400)
 
 
 def test_the_name_in_a_whole_address_counts(store, serve):
     api = serve(store, hosts=("localhost",))
     for host, status in (("localhost", 200), ("evil.example", 403)):
-        assert (
-            ask(
-                api,
-                f"GET http://{host}/tasks HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode(),
-            ).status
-            == status
-        )
+        head = f"GET http://{host}/tasks HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        assert send_bytes(api, head.encode()).status == status
 
 
 @pytest.mark.parametrize(
@@ -616,21 +602,24 @@ def test_the_name_in_a_whole_address_counts(store, serve):
     ids=["no body", "an empty one", "too large", "wrong"],
 )
 def test_who_asks_before_sending_a_body_is_answered(api, more, status):
-    with socket.create_connection(("127.0.0.1", urlsplit(api).port), timeout=20) as connection:
-        connection.sendall(b"POST /tasks HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n" + more + b"\r\n")
+    head = b"POST /tasks HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n" + more + b"\r\n"
+    with connect(api, head) as connection:
         assert connection.recv(65536).startswith(b"HTTP/1.1 %d " % status)
 
 
 def test_what_is_refused_is_counted(api, store):
-    assert ask(api, b"POST /tasks HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n").status == 501
-    assert ask(api, b"BREW /tasks HTTP/1.1\r\nHost: x\r\nContent-Length: abc\r\n\r\n").status == 400
+    for head, status in (
+        (b"POST /tasks HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
+        (b"BREW /tasks HTTP/1.1\r\nHost: x\r\nContent-Length: abc\r\n\r\n", 400),
+    ):
+        assert send_bytes(api, head).status == status
     found = send("GET", f"{api}/metrics").body.decode()
     assert 'http_requests_total{route="other",method="POST",status="501"} 1\n' in found
     assert 'http_requests_total{route="other",method="other",status="400"} 1\n' in found
 
 
 def test_a_refusal_of_head_has_no_body(api):
-    answer = ask(api, b"HEAD /tasks HTTP/1.1\r\nHost: x\r\nContent-Length: abc\r\n\r\n")
+    answer = send_bytes(api, b"HEAD /tasks HTTP/1.1\r\nHost: x\r\nContent-Length: abc\r\n\r\n")
     assert (answer.status, answer.body) == (400, b"") and int(answer.headers["Content-Length"]) > 0
 
 
@@ -687,7 +676,7 @@ def test_a_header_that_is_not_utf_8_does_no_harm(store, serve, caplog, name):
                 head = f"{method} {path} HTTP/1.1\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
                 if name != "Host":
                     head += "Host: x\r\n"
-                answer = ask(api, head.encode() + header + b"\r\n" + body)
+                answer = send_bytes(api, head.encode() + header + b"\r\n" + body)
                 assert answer.status < 500, (value, method, path)
                 assert api == open_ or path in ("/swagger", "/nothing") or answer.status in (401, 403, 400)
                 if answer.status >= 400:
@@ -717,7 +706,7 @@ def test_a_header_that_is_not_utf_8_does_no_harm(store, serve, caplog, name):
     ids=ascii,
 )
 def test_an_address_that_is_not_utf_8_does_no_harm(store, api, caplog, line):
-    answer = ask(api, line + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    answer = send_bytes(api, line + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     is_problem(answer, answer.status)
     assert answer.status in (400, 404)
     if line == b"GET /tasks/1%FF":
@@ -755,13 +744,10 @@ def test_no_request_can_name_a_handler(start, sqlite_database, tmp_path):
 # Clients that vanish
 
 def vanish(url, request, after=0.0):
-    """Send a request, or what there is of it, and be gone with a RST."""
-    address = urlsplit(url)
-    connection = socket.create_connection((address.hostname, address.port), timeout=20)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    connection.sendall(request)
+    """Send a request, or the beginning of one, and reset the connection after so many seconds."""
+    connection = connect(url, request)
     time.sleep(after)
-    connection.close()
+    reset(connection)
 
 
 @pytest.fixture
@@ -845,23 +831,15 @@ def test_clients_that_are_gone_when_they_have_said_all(program):
 
 
 def test_many_clients_that_are_gone_at_once(program):
+    url = program.url
     requests = [*WHOLE.values()] * 8
-    threads = [
-        threading.Thread(target=vanish, args=(program.url, request, n % 5 / 1000))
-        for n, request in enumerate(requests)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
+    at_once(*(functools.partial(vanish, url, request, n % 5 / 1000) for n, request in enumerate(requests)))
 
 
 def test_a_client_that_does_not_read_keeps_nobody_waiting(program):
     silent = []
     for _ in range(8):      # four times as many as there are threads
-        silent.append(socket.create_connection(("127.0.0.1", urlsplit(program.url).port), timeout=20))
-        silent[-1].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        silent[-1].sendall(WHOLE["page"])
+        silent.append(connect(program.url, WHOLE["page"], buffer=4096))
     assert send("GET", f"{program.url}/livez").status == 200
     for each in silent:
         each.close()
@@ -870,25 +848,9 @@ def test_a_client_that_does_not_read_keeps_nobody_waiting(program):
 # Clients that dribble
 
 @pytest.fixture
-def listen(store):
+def listen(server, store):
     """listen(patience): the address of a server that closes a connection after so many seconds of silence."""
-    servers = []
-
-    def listen(patience):
-        config = Config(port=0, waiters=1)
-        servers.append(taskmanager.make_server(taskmanager.create_app(store, config), config))
-        servers[-1].adj.channel_timeout, servers[-1].adj.cleanup_interval = patience, 0
-        threading.Thread(target=servers[-1].run, daemon=True).start()
-        return f"http://127.0.0.1:{servers[-1].effective_port}"
-
-    yield listen
-    for server in servers:
-        server.close()
-        server.task_dispatcher.shutdown()
-
-
-def connect(url, **settings):
-    return socket.create_connection(("127.0.0.1", urlsplit(url).port), **settings)
+    return lambda patience: server(store, patience=patience, waiters=1).url
 
 
 @pytest.mark.parametrize(
@@ -912,13 +874,13 @@ def connect(url, **settings):
 )
 def test_a_request_that_dribbles_in_is_given_up(listen, store, first, then):
     url = listen(patience=0.5)
-    with connect(url, timeout=0.02) as connection:
-        connection.sendall(first)
+    with connect(url, first) as connection:
+        connection.settimeout(0.02)
         dribbled, deadline = 0, time.monotonic() + 20
         try:
             while True:
                 assert time.monotonic() < deadline, f"it still listens, after {dribbled} bytes"
-                connection.sendall((then[dribbled:dribbled + 1] or b" "))
+                connection.sendall(then[dribbled:dribbled + 1] or b" ")
                 dribbled += 1
                 try:
                     if not connection.recv(65536):
@@ -931,7 +893,7 @@ def test_a_request_that_dribbles_in_is_given_up(listen, store, first, then):
 
 
 def test_a_request_that_comes_in_pieces_is_answered(listen):
-    with connect(url := listen(patience=20), timeout=20) as connection:
+    with connect(url := listen(patience=20)) as connection:
         for byte in request_of(url, "POST", "/tasks", b"", b'{"payload": 1}'):
             connection.sendall(bytes([byte]))
         assert connection.recv(65536).startswith(b"HTTP/1.1 201 ")
@@ -950,17 +912,13 @@ def test_a_connection_that_is_used_again_and_again_is_kept(listen):
 
 
 def test_nobody_has_to_wait_for_those_who_do_not_read(listen):
-    url, greedy = listen(patience=2), []
-    # more than there are threads, and each asks for more than the server would keep for it
-    for _ in range(12):
-        greedy.append(socket.socket())
-        greedy[-1].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        greedy[-1].connect(("127.0.0.1", urlsplit(url).port))
-        greedy[-1].sendall(b"GET /swagger/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n" * 30)
+    url = listen(patience=2)
+    # More clients than there are threads, and each asks for more than the server would keep for it.
+    much = b"GET /swagger/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n" * 30
+    greedy = [connect(url, much, buffer=4096) for _ in range(12)]
     for _ in range(5):
         assert send("GET", f"{url}/livez").status == 200
     for connection in greedy:       # and they are cut off
-        connection.settimeout(20)
         with connection, contextlib.suppress(ConnectionResetError):
             while connection.recv(1_000_000):
                 pass
@@ -992,7 +950,7 @@ def assert_no_line_is_forged(log):
 
 
 def test_nobody_can_forge_a_log_line(program):
-    url, forged = program.url, FORGED.replace("%", "\\x")
+    url = program.url
     for method in ("GET", "POST", "DELETE", "OPTIONS", "PUT"):
         for path in (
             f"/tasks/{FORGED}",

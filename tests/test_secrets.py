@@ -2,7 +2,6 @@
 
 import ast
 import contextlib
-import inspect
 import json
 import logging
 import os
@@ -16,7 +15,7 @@ import pytest
 
 import taskmanager
 import worker as worker_program
-from conftest import eventually, http
+from helpers import QUICK, eventually, finished, http
 from taskmanager import (
     MAX_ERROR,
     BadSetting,
@@ -25,13 +24,13 @@ from taskmanager import (
     OneLine,
     Retry,
     Worker,
-    truncate,
     describe,
     new_task,
     redact,
+    truncate,
 )
-from test_handlers import receiver, run, store  # noqa: F401 (fixtures)
-from test_worker import QUICK, finished
+
+pytestmark = pytest.mark.sqlite
 
 
 @pytest.fixture(autouse=True)
@@ -333,12 +332,14 @@ def test_no_part_of_a_password_is_said_at_the_start(monkeypatch, caplog, form):
         if form.startswith("no host") and "@" in between:
             continue  # then what follows is a host
         value = text.format(between.join(SECRET))
+        error = None
         try:
             use(name, value)
         except (BadSetting, taskmanager.Unavailable) as e:
-            assert_hidden(shown(e) + logged(shown(e)))
-            if isinstance(e, BadSetting) and "_TOKEN" not in name and not value.startswith("exec:"):
-                assert "%40" in str(e) or "expected" in str(e)
+            error = e
+        assert_hidden(shown(error) + logged(shown(error)))
+        if isinstance(error, BadSetting) and "_TOKEN" not in name and not value.startswith("exec:"):
+            assert "%40" in str(error) or "expected" in str(error)      # what to do about it
         assert_hidden(caplog.text)
         assert_hidden(taskmanager.show_setting(name, value))
 
@@ -639,14 +640,13 @@ def test_nobody_else_can_read_the_tasks_and_the_log(start, tmp_path, usual_umask
     )
     assert http("POST", f"{program.url}/tasks").status == 201
     files = eventually(lambda: len(found := [*tmp_path.glob("tasks.db*"), tmp_path / "log"]) == 4 and found)
-    assert {path.name: oct(mode(path)) for path in files} == {
-        name: "0o600" for name in ("tasks.db", "tasks.db-wal", "tasks.db-shm", "log")
-    }
+    names = ("tasks.db", "tasks.db-wal", "tasks.db-shm", "log")
+    assert {path.name: oct(mode(path)) for path in files} == dict.fromkeys(names, "0o600")
 
 
 def test_the_next_files_of_the_log_are_as_private(tmp_path, usual_umask):
     handler = taskmanager.PrivateLogFile(tmp_path / "log", maxBytes=100, backupCount=2, encoding="utf-8")
-    for n in range(10):
+    for _ in range(10):
         handler.emit(logging.LogRecord("x", logging.INFO, "", 0, "x" * 60, (), None))
     handler.close()
     assert sorted((path.name, mode(path)) for path in tmp_path.iterdir()) == [

@@ -9,7 +9,9 @@ import shutil
 import pytest
 
 import taskmanager
-from conftest import ROOT, http, is_problem, raw
+from helpers import ROOT, http, is_problem, raw
+
+pytestmark = pytest.mark.sqlite
 
 TYPES = {
     ".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8",
@@ -35,11 +37,6 @@ def installed(tmp_path, monkeypatch):
     (tmp_path / "secret.js").write_text("secret")
     monkeypatch.setattr(taskmanager, "HERE", folder)
     return folder
-
-
-@pytest.fixture
-def api(sqlite_database, serve):
-    return serve(taskmanager.open_store(sqlite_database))
 
 
 # --- types

@@ -3,42 +3,23 @@
 import contextlib
 import json
 import re
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 
 import pytest
 
 import taskmanager
+from helpers import LEASE, at_once, expire, raising, set_time, sql
 from taskmanager import (
-    NotInState,
     Invalid,
     KeyReused,
     NewTask,
+    NotInState,
     TaskNotFound,
     Unavailable,
     new_task,
     new_tasks,
 )
-
-LEASE = 30
-
-
-def sql(store, statement, **params):
-    """Plain SQL, as an operator or another program would write it; times are in UTC, and spans in seconds."""
-    seconds = {name: value.total_seconds() for name, value in params.items() if isinstance(value, timedelta)}
-    return store._execute(statement.replace("now()", taskmanager.NOW) + " returning id", params | seconds)
-
-
-def expire(store, id):
-    """Move the clock on: the lease of a task has run out."""
-    sql(
-        store,
-        "update tasks set lease_until = now() - %(hour)s * interval '1 second' where id = %(id)s",
-        id=id,
-        hour=timedelta(hours=1),
-    )
 
 
 def claimed(store, **fields):
@@ -308,13 +289,8 @@ def test_claim_leaves_what_is_scheduled(store):
 
 def test_claim_moves_updated_at(store):
     [id] = store.create()
-    sql(
-        store,
-        "update tasks set created_at = created_at - %(hour)s * interval '1 second',"
-        " updated_at = updated_at - %(hour)s * interval '1 second' where id = %(id)s",
-        id=id,
-        hour=timedelta(hours=1),
-    )
+    for column in ("created_at", "updated_at"):
+        set_time(store, id, column, -3600)
     before = store.read(id)
     store.claim(1, LEASE)
     after = store.read(id)
@@ -325,21 +301,14 @@ def test_claim_moves_updated_at(store):
 
 def test_four_threads_never_claim_the_same_task(store):
     store.create([NewTask()] * 400)
-    got, errors = [], []
+    got = []
 
-    def worker():
-        try:
-            while claims := store.claim(7, LEASE):
-                got.extend(claim.id for claim in claims)
-        except Exception as e:
-            errors.append(e)
+    def work():
+        while claims := store.claim(7, LEASE):
+            got.extend(claim.id for claim in claims)
 
-    threads = [threading.Thread(target=worker) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors and sorted(got) == [row.id for row in store.list_tasks()]
+    at_once(*[work] * 4)
+    assert sorted(got) == [row.id for row in store.list_tasks()]
 
 
 # The holder of an attempt, and nobody else
@@ -502,7 +471,7 @@ def test_an_end_that_is_sent_again_counts_once(store, monkeypatch, caplog, name,
 
 def test_an_end_that_never_took_effect_is_refused_when_another_took_over(store, monkeypatch, caplog):
     claim = claimed(store)
-    monkeypatch.setattr(store, "_batch", lambda *args, **kwargs: (_ for _ in ()).throw(Unavailable("away")))
+    monkeypatch.setattr(store, "_batch", raising(Unavailable("away")))
     for name in ("retry", "release"):
         with pytest.raises(Unavailable):
             VERBS[name](store, claim.id, claim.attempt)
@@ -539,9 +508,10 @@ TAKE = {
 }
 BEFORE = {
     "claim": "priority = 2 - id",
-    "reclaim": "status = 'In Progress', lease_until = now() - %(hours)s * interval '1 second'",
-    "promote": "run_at = now() - %(hours)s * interval '1 second'",
-    "delete_old": "status = 'Completed', updated_at = now() - %(hours)s * interval '1 second'"}
+    "reclaim": "status = 'In Progress', lease_until = now() - %(age)s * interval '1 second'",
+    "promote": "run_at = now() - %(age)s * interval '1 second'",
+    "delete_old": "status = 'Completed', updated_at = now() - %(age)s * interval '1 second'",
+}
 
 
 @pytest.mark.parametrize("verb", TAKE)
@@ -550,7 +520,7 @@ def test_a_row_that_another_transaction_has_locked_is_passed_over(postgres_datab
     monkeypatch.setattr(taskmanager, "STATEMENT_SECONDS", 2)
     store = taskmanager.open_store(postgres_database)
     store.create([NewTask()] * 2)
-    sql(store, f"update tasks set {BEFORE[verb]}", hours=timedelta(hours=100))
+    sql(store, f"update tasks set {BEFORE[verb]}", age=360_000.0)
     with contextlib.closing(psycopg2.connect(postgres_database)) as other:
         other.cursor().execute("select * from tasks where id = 1 for update")
         assert TAKE[verb](store) == [2]
@@ -566,8 +536,8 @@ def test_the_oldest_come_first_where_not_all_can(store, monkeypatch, verb, order
     monkeypatch.setattr(taskmanager, "MANY", 1)
     store.create([NewTask()] * 5)
     for id in [2, 5, 1, 4, 3]:      # so they lie in another order: PostgreSQL moves a row that is changed
-        age = timedelta(hours=100 - order.index(id))
-        sql(store, f"update tasks set {BEFORE[verb]} where id = %(id)s", id=id, hours=age)
+        age = 3600.0 * (100 - order.index(id))
+        sql(store, f"update tasks set {BEFORE[verb]} where id = %(id)s", id=id, age=age)
     if isinstance(store, taskmanager.PostgresStore):
         store._execute("analyze tasks")     # now it knows that the table is small, and reads it as it lies
     seen = []
@@ -588,12 +558,7 @@ def test_reclaim_leaves_a_task_whose_lease_lasts(store):
 
 def test_extend_makes_the_lease_last(store):
     claim = claimed(store)
-    sql(
-        store,
-        "update tasks set lease_until = now() + %(moment)s * interval '1 second' where id = %(id)s",
-        id=claim.id,
-        moment=timedelta(milliseconds=200),
-    )
+    set_time(store, claim.id, "lease_until", 0.2)
     assert store.extend([(claim.id, claim.attempt, 0.25)], LEASE) == {claim.id}
     time.sleep(0.3)
     assert store.reclaim(3) == 0 and store.read(claim.id).progress == 0.25
@@ -714,13 +679,8 @@ def test_retry_by_hand_is_for_failed_tasks(store):
 
 def test_promote_makes_ready_what_is_due_and_leaves_updated_at(store):
     early, late = store.create([new_task({"delay": 3600}), new_task({"delay": 7200})])
-    sql(
-        store,
-        "update tasks set run_at = now() - %(moment)s * interval '1 second',"
-        " updated_at = updated_at - %(moment)s * interval '1 second' where id = %(id)s",
-        id=early,
-        moment=timedelta(seconds=5),
-    )
+    for column in ("run_at", "updated_at"):
+        set_time(store, early, column, -5)
     before = store.read(early)
     assert store.promote() == 1
     assert store.read(early) == before._replace(run_at=None)
@@ -735,11 +695,8 @@ def test_delete_old_deletes_what_was_finished_long_ago(store):
         elif claim.id == ids[1]:
             store.fail([(claim.id, claim.attempt, "why")])
     assert store.delete_old(1) == 0
-    sql(
-        store,
-        "update tasks set updated_at = now() - %(days)s * interval '1 second' where id > 0",
-        days=timedelta(days=2),
-    )
+    for id in ids:
+        set_time(store, id, "updated_at", -2 * 86400)
     assert store.delete_old(1) == 2
     assert [row.id for row in store.list_tasks()] == ids[2:]      # In Progress and New stay, however old
     [id] = store.create()
@@ -748,13 +705,9 @@ def test_delete_old_deletes_what_was_finished_long_ago(store):
 
 def test_it_is_known_how_long_a_task_was_ready(store):
     new, due = store.create([NewTask(), new_task({"delay": 7200})])
-    hours = {"hour": timedelta(hours=1), "hours": timedelta(hours=2)}
-    sql(
-        store,
-        "update tasks set created_at = created_at - %(hours)s * interval '1 second',"
-        " run_at = run_at - %(hours)s * interval '1 second' - %(hour)s * interval '1 second'",
-        **hours,
-    )
+    for id in (new, due):
+        set_time(store, id, "created_at", -7200)
+    set_time(store, due, "run_at", -3600)
     assert round(store.oldest_ready()) == 7200
     store.promote()
     store.claim(2, LEASE)
@@ -766,20 +719,8 @@ def test_it_is_known_how_long_a_task_was_ready(store):
 
 
 def test_apply_schema_may_be_done_again_and_at_once(database):
-    errors = []
-
-    def apply():
-        try:
-            taskmanager.open_store(database).create()
-        except Exception as e:
-            errors.append(e)
-
-    threads = [threading.Thread(target=apply) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors and len(taskmanager.open_store(database).list_tasks()) == 6
+    at_once(*[lambda: taskmanager.open_store(database).create()] * 6)
+    assert len(taskmanager.open_store(database).list_tasks()) == 6
 
 
 @pytest.mark.parametrize(

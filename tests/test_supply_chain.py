@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from conftest import ROOT
+from helpers import ROOT
 
 # The runner of the tests
 
@@ -54,7 +54,7 @@ def pins(file):
         re.fullmatch(r"([a-z0-9-]+)==(\S+)( ; [^;]*?)?((?: +--hash=sha256:[0-9a-f]{64})+)", line)
         for line in lines
     ]
-    assert all(found), [line for line, match in zip(lines, found) if not match]
+    assert all(found), [line for line, match in zip(lines, found, strict=True) if not match]
     return {match[1]: (match[2], re.findall("sha256:(.*?)(?: |$)", match[4])) for match in found}
 
 
@@ -109,7 +109,7 @@ COMPOSE = (ROOT / "docker-compose.yml").read_text()
 def blocks(text, indent):
     """name: text of the blocks that begin at this indentation."""
     parts = re.split(rf"^ {{{indent}}}([\w-]+):(?=\s)", text, flags=re.MULTILINE)
-    return dict(zip(parts[1::2], parts[2::2]))
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def test_every_container_of_compose_has_few_rights():

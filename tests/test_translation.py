@@ -1,11 +1,12 @@
 """README.ru.md says what README.md says: a change of one without the other fails."""
 
+import itertools
 import re
 from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from conftest import ROOT
+from helpers import ROOT
 
 ENGLISH = (ROOT / "README.md").read_text(encoding="utf-8")
 RUSSIAN = (ROOT / "README.ru.md").read_text(encoding="utf-8")
@@ -21,7 +22,7 @@ def sections(text, end):
         match.start()
         for match in re.finditer(r"^#+ ", CODE.sub(lambda block: "." * len(block[0]), text), re.MULTILINE)
     ]
-    return [text[start:next_start] for start, next_start in zip(starts, [*starts[1:], None])]
+    return [text[start:end] for start, end in itertools.pairwise([*starts, None])]
 
 
 def titles(text):
@@ -49,7 +50,7 @@ TRANSLATED = sections(ENGLISH, "## Configuration")
 TRANSLATION = sections(RUSSIAN, "## Остальное")
 each_section = pytest.mark.parametrize(
     "english, russian",
-    list(zip(TRANSLATED, TRANSLATION)),
+    list(zip(TRANSLATED, TRANSLATION, strict=False)),       # their number is a test of its own
     ids=[section.partition("\n")[0].lstrip("# ") for section in TRANSLATED[: len(TRANSLATION)]],
 )
 

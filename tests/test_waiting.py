@@ -4,7 +4,6 @@ import http.client
 import json
 import select
 import socket
-import struct
 import threading
 import time
 from urllib.parse import urlsplit
@@ -12,32 +11,25 @@ from urllib.parse import urlsplit
 import pytest
 
 import taskmanager
-from conftest import Answer, eventually, http as send, is_problem, raw
-from taskmanager import Config, NewTask, Unavailable, Worker, new_task
+from helpers import Answer, connect, eventually, http as send, is_problem, raising, raw, reset
+from taskmanager import NewTask, Unavailable, new_task
 
 
 class Waiter:
     """A request that was sent, and whose answer is not waited for."""
 
     def __init__(self, url, method="GET", path="/tasks/1", body=None, wait=60, **headers):
-        address, data = urlsplit(url), b"" if body is None else json.dumps(body).encode()
         self.again = lambda: Waiter(url, method, path, body, wait, **headers)
+        self.method = method
+        data = b"" if body is None else json.dumps(body).encode()
         lines = {
-            "Host": address.netloc,
+            "Host": urlsplit(url).netloc,
             "Prefer": f"wait={wait}",
             "Content-Type": "application/json",
             "Content-Length": len(data),
         } | {name.replace("_", "-"): value for name, value in headers.items()}
-        self.method, self.socket = (
-            method,
-            socket.create_connection((address.hostname, address.port), timeout=30),
-        )
-        self.socket.sendall(
-            f"{method} {path} HTTP/1.1\r\n".encode()
-            + b"".join(f"{name}: {value}\r\n".encode() for name, value in lines.items())
-            + b"\r\n"
-            + data
-        )
+        head = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in lines.items()), "", ""]
+        self.socket = connect(url, "\r\n".join(head).encode() + data)
 
     def waits(self):
         """Nothing has come back so far."""
@@ -49,9 +41,7 @@ class Waiter:
             return Answer(response.status, response.headers, response.read())
 
     def hang_up(self, rudely=False):
-        if rudely:      # with a RST
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.socket.close()
+        (reset if rudely else socket.socket.close)(self.socket)
 
 
 def claimer(url, **said):
@@ -81,20 +71,6 @@ def fill(url, places):
 def finish(store, id):
     [claim] = [claim for claim in store.claim(1000, 60) if claim.id == id]
     store.complete([(id, claim.attempt, '"done"')])
-
-
-@pytest.fixture
-def work(store):
-    """work(handler): a worker inside, on the store."""
-    workers = []
-
-    def work(handler=None, **settings):
-        workers.append(Worker(store, Config(poll_seconds=0.05, **settings), handler))
-        workers[-1].start()
-
-    yield work
-    for worker in workers:
-        worker.stop(0)
 
 
 # Until a task is finished
@@ -175,9 +151,7 @@ def test_a_database_that_goes_away_meanwhile(store, serve, monkeypatch):
     eventually(store.list_tasks)
     create, read = waiting(api, create, Waiter(api))
 
-    def away(*args):
-        raise Unavailable("the database can't be reached")
-    monkeypatch.setattr(store, "_execute", away)
+    monkeypatch.setattr(store, "_execute", raising(Unavailable("the database can't be reached")))
     answer = create.answer()
     # it was created, and a second try would create another
     assert (answer.status, answer.body) == (201, b'{"id": 1}')
@@ -186,7 +160,7 @@ def test_a_database_that_goes_away_meanwhile(store, serve, monkeypatch):
     assert answer.headers["Retry-After"]
 
 
-@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+@pytest.mark.sqlite
 class TestTheHeader:
     @pytest.mark.parametrize(
         "header, seconds",

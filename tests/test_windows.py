@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import taskmanager
-from conftest import ROOT, eventually, http
+from helpers import ROOT, eventually, finished, http
 from taskmanager import new_task
 
 # The modules and names that are "Availability: Unix" in the documentation of Python. What is imported first
@@ -68,10 +68,6 @@ def start_there(start, tmp_path, sqlite_database):
     return start_there
 
 
-def completed(store, id):
-    return eventually(lambda: (row := store.read(id)).status in ("Completed", "Failed") and row)
-
-
 def test_importing_works(tmp_path):
     code = AS_ON_WINDOWS + "import taskmanager, worker; print(taskmanager.CONNECTIONS)"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -101,7 +97,7 @@ def test_a_worker_with_an_address_works(start_there, serve, sqlite_database):
 
     program = start_there("worker.py", HANDLER=serve(application), METRICS_PORT=0)
     [id] = store.create([new_task({})])
-    assert completed(store, id).result == '"done elsewhere"'
+    assert finished(store, id).result == '"done elsewhere"'
     assert program.stop() == 0 and "Traceback" not in program.log()
 
 

@@ -1,50 +1,16 @@
 """The worker in this process, on both databases: slots, outcomes, retries, timeouts, cancellation, stop."""
 
+import itertools
 import threading
 import time
-from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
 
 import taskmanager
-from conftest import eventually
 from handlers import obey
-from taskmanager import BadSetting, Config, NewTask, Unavailable, Worker, new_task
-from test_store import expire, sql
-
-QUICK = dict(poll_seconds=0.05, retry_seconds=0.01, grace_seconds=5)
-
-
-@pytest.fixture
-def work(store):
-    """work(handler, …): a running worker on the store."""
-    workers = []
-
-    def work(handler=obey, **settings):
-        worker = Worker(store, Config(**{**QUICK, **settings}), handler)
-        workers.append(worker)
-        worker.start()
-        return worker
-
-    yield work
-    for worker in workers:
-        worker.stop(0)
-
-
-def finished(store, id):
-    return eventually(lambda: (row := store.read(id)).status in ("Completed", "Failed") and row)
-
-
-def create(store, **fields):
-    [id] = store.create([new_task(fields)])
-    return id
-
-
-def order(store, max_attempts=3, timeout=None, **payload):
-    return create(
-        store, payload=payload, max_attempts=max_attempts, **({"timeout": timeout} if timeout else {})
-    )
+from helpers import QUICK, create, eventually, expire, finished, order, set_time, sql
+from taskmanager import BadSetting, Config, NewTask, Unavailable, Worker
 
 
 def test_without_a_handler_a_task_is_completed_at_once(store):
@@ -234,6 +200,7 @@ def test_a_lease_is_extended_for_as_long_as_the_handler_runs(store, work):
     work(lease_seconds=1, poll_seconds=3600)
     id = order(store, max_attempts=1, sleep=1.4, **{"return": "still ours"})
     # another worker, which takes over whatever it may
+
     def ended():
         taken, row = store.reclaim(3, "another"), store.read(id)
         return taken or row.status == "Completed" and row
@@ -258,7 +225,7 @@ def test_half_of_a_lease_is_left_when_it_is_extended(sqlite_database, monkeypatc
         clock.now += worker._idle_seconds() + 0.01      # as _loop() does
         worker._tick()
     moments = [1000.0, *(moment for moment, _ in extended)]
-    assert max(later - earlier for earlier, later in zip(moments, moments[1:])) < 15
+    assert max(later - earlier for earlier, later in itertools.pairwise(moments)) < 15
     assert len(moments) < 60 and {lease for _, lease in extended} == {30}
 
 
@@ -472,10 +439,6 @@ def test_delete_old_is_off_by_default(store, work):
     id = order(store)
     work()
     finished(store, id)
-    sql(
-        store,
-        "update tasks set updated_at = now() - %(age)s * interval '1 second' where id > 0",
-        age=timedelta(days=3000),
-    )
+    set_time(store, id, "updated_at", -3000 * 86400)
     time.sleep(0.3)
     assert store.read(id).status == "Completed"

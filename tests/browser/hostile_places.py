@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from conftest import http
-from page import browser, create, driver, new_browser, rows, service, views  # noqa: F401, fixtures among them
+from helpers import http
+from steps import create, rows, views
 
 LOGIN = b"<!DOCTYPE html><title>Sign in</title><form><input type=password></form>"
 HTML = {"Content-Type": "text/html; charset=utf-8"}
@@ -26,8 +26,8 @@ class Proxy(server.ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, target: str, prefix: str = "", adds: dict[str, str] = {}):
-        self.target, self.prefix, self.adds = urlsplit(target), prefix, adds
+    def __init__(self, target: str, prefix: str = "", adds: dict[str, str] | None = None):
+        self.target, self.prefix, self.adds = urlsplit(target), prefix, adds or {}
         self.says = lambda path, headers: None
         super().__init__(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
@@ -99,9 +99,11 @@ def is_asked(path):
 
 
 def basic(headers, user="ann", password="secret"):
-    """The answer to who does not sign in."""
-    if headers["Authorization"] != "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode():
-        return 401, {"WWW-Authenticate": 'Basic realm="proxy"', **HTML}, b"<h1>401 Unauthorized</h1>"
+    """The answer to a client that has not signed in; None to one that has."""
+    expected = base64.b64encode(f"{user}:{password}".encode()).decode()
+    if headers["Authorization"] == f"Basic {expected}":
+        return None
+    return 401, {"WWW-Authenticate": 'Basic realm="proxy"', **HTML}, b"<h1>401 Unauthorized</h1>"
 
 
 def use(browser, place):

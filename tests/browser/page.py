@@ -14,135 +14,13 @@ from urllib.parse import urlsplit
 import pytest
 
 import taskmanager
-import webdriver
-from conftest import http
+from helpers import http
+from steps import claim, create, fail, focused, hide, requests, rows, say, tab_to, views
 
 AXE = (Path(importlib.util.find_spec("axe_playwright_python").origin).parent / "axe.min.js").read_text(
     encoding="utf-8"
 )
 MARKUP = "<img src=x onerror=\"document.title='hacked'\"><script>document.title='hacked'</script>"
-
-
-@pytest.fixture(scope="session")
-def driver():
-    driver = webdriver.Driver()
-    yield driver
-    driver.close()
-
-
-@pytest.fixture
-def new_browser(driver):
-    """new_browser(language, **prefs): a window; watched until the test ends."""
-    browsers = []
-
-    def new_browser(language="en-US", **prefs):
-        browsers.append(driver.browser(language, **prefs))
-        return browsers[-1]
-
-    yield new_browser
-    wrong = []
-    for browser in browsers:
-        # Chromium itself notes each answer of 400 and more, and each missing one; the tests cause those.
-        wrong += [
-            entry["message"]
-            for entry in browser.log("browser")
-            if entry["level"] != "INFO" and entry["source"] != "network"
-        ]
-        wrong += [
-            url
-            for url, _ in requests(browser)
-            if urlsplit(url).scheme not in ("data", "blob", "chrome", "about")
-            and urlsplit(url).hostname not in ("localhost", "127.0.0.1")
-        ]
-        browser.close()
-    assert not wrong
-
-
-@pytest.fixture
-def browser(new_browser):
-    return new_browser()
-
-
-@pytest.fixture
-def service(start, sqlite_database):
-    """service(**settings): its address. On SQLite, and no worker takes tasks."""
-    def service(**settings):
-        program = start("taskmanager.py", DATABASE_URL=sqlite_database, **{"CONCURRENCY": "0"} | settings)
-        service.program = program
-        return program.url
-    return service
-
-
-@pytest.fixture
-def url(service):
-    return service()
-
-
-def create(url, *tasks, **headers):
-    return http("POST", f"{url}/tasks", json.dumps(tasks or [{}]).encode(), **headers).json
-
-
-def claim(url, number=1, **headers):
-    return [task["id"] for task in http("POST", f"{url}/tasks/claim", {"limit": number}, **headers).json]
-
-
-def say(url, id, verb, attempt=1, **more):
-    answer = http("POST", f"{url}/tasks/{id}/{verb}", {"attempt": attempt, **more})
-    assert answer.status == 200, answer.body
-
-
-def fail(url, payload, error):
-    """A task that has failed; its id."""
-    [id] = create(url, {"payload": payload})
-    assert claim(url) == [id]
-    say(url, id, "fail", error=error, final=True)
-    return id
-
-
-def requests(browser):
-    """The address and the status of each request since one last asked; 0 as long as there is no answer."""
-    found = {}
-    for entry in browser.log("performance"):
-        message = json.loads(entry["message"])["message"]
-        params = message["params"]
-        if message["method"] == "Network.requestWillBeSent":
-            found[params["requestId"]] = params["request"]["url"], 0
-        elif message["method"] == "Network.responseReceived":
-            found[params["requestId"]] = params["response"]["url"], params["response"]["status"]
-    return list(found.values())
-
-
-def rows(browser):
-    return browser.js(
-        "[...document.querySelectorAll('#rows tr')].map(row => row.querySelector('a').textContent)"
-    )
-
-
-def hide(browser):
-    """Hide the window: Chromium without a screen calls each of its windows visible."""
-    browser.js(
-        "[Object.defineProperty(document, 'hidden', {value: true, configurable: true}),"
-        " document.dispatchEvent(new Event('visibilitychange'))]"
-    )
-
-
-def focused(browser):
-    """What has the focus: its id, or else its text."""
-    return browser.js("document.activeElement.id || document.activeElement.textContent.trim()")
-
-
-def tab_to(browser, name):
-    """Press Tab until it is there, and is seen to be there."""
-    for _ in range(60):
-        browser.press("Tab")
-        if focused(browser) == name:
-            has_outline = browser.js(
-                "['', '::after'].some(part =>"
-                " getComputedStyle(document.activeElement, part).outlineStyle != 'none')"
-            )
-            assert has_outline, f"the focus on {name} is not to be seen"
-            return
-    raise AssertionError(f"Tab does not lead to {name}")
 
 
 # --- looking
@@ -622,42 +500,6 @@ def test_no_row_moves_away_under_the_mouse(browser, url):
     browser.until(lambda: rows(browser) == ["3", "2", "1"] and not browser.text("#fresh"))
 
 
-def views(browser, url):
-    """Everything that the page can show, one after the other."""
-    browser.open(f"{url}/")
-    browser.shows("#empty", "There are no tasks yet.")
-    yield "empty"
-    failed = fail(
-        url, {"to": "x" * 300, "text": "word " * 300, "list": list(range(30))}, "Traceback\n  " + "y" * 400
-    )
-    create(url, {"payload": "p"}, {"delay": 3000, "payload": 1}, {"payload": "z" * 400}, *[{}] * 60)
-    [running] = claim(url)
-    say(url, running, "progress", progress=0.4)
-    browser.open(f"{url}/")
-    browser.shows("#rows", "New")
-    browser.shows("#states", "running")
-    yield "list"
-    browser.click("#older")
-    browser.shows("#rows", "In Progress", "40%", "Failed", "yyy")
-    yield "second page"
-    browser.open(f"{url}/?task={failed}")
-    browser.shows("#task", "Failed", "Error", "Payload")
-    yield "failed"
-    browser.click("#delete")
-    browser.shows("#confirm", "Delete task")
-    yield "question"
-    browser.open(f"{url}/?task={running}")
-    browser.shows("#task-progress", "40%")
-    browser.click("#new")
-    browser.type("#priority", "high")
-    browser.click("#create .primary")
-    browser.shows("#priority-error", "expected")
-    yield "form"
-    browser.open(f"{url}/?task=999")
-    browser.shows("#task-error", "There is no task")
-    yield "missing"
-
-
 @pytest.mark.parametrize("width", [360, 640])       # a phone, and a window of 1280 pixels at 200%
 def test_it_fits_without_scrolling_sideways(browser, service, width):
     url = service()
@@ -757,15 +599,6 @@ def test_it_works_under_a_prefix(browser, store_under_prefix):
     browser.until(lambda: browser.js("location.href") == store_under_prefix)
     browser.click("footer a")
     browser.until(lambda: browser.js("location.href") == f"{store_under_prefix}swagger")
-
-
-@pytest.fixture
-def store_under_prefix(sqlite_database, serve):
-    import bottle
-    store = taskmanager.open_store(sqlite_database)
-    app = bottle.Bottle()
-    app.mount("/jobs/", taskmanager.create_app(store))
-    return f"{serve(app)}/jobs/"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
