@@ -75,7 +75,7 @@ def test_processes_that_were_forked_do_not_share_connections(request, kind):
     store.close()
 
 
-def test_a_child_is_not_stopped_by_what_the_parents_threads_hold(store):
+def test_a_forked_child_is_not_stopped_by_the_locks_of_its_parents_threads(store):
     own, pool = store._own, store._own.pool
     with own.counting, own.writing, pool._lock:
         if not (pid := os.fork()):
@@ -275,9 +275,10 @@ def test_what_a_trigger_refuses_is_refused_and_no_outage(postgres_database, capl
     store.create([NewTask()] * 3)
     worker.start()
     try:
-        assert eventually(lambda: [row.status for row in store.list_tasks()]) and eventually(
-            lambda: [row.status for row in store.list_tasks()] == ["Completed", "Failed", "Completed"])
-        assert "not this one" in store.read(2).error and "lost database" not in caplog.text
+        expected = ["Completed", "Failed", "Completed"]
+        eventually(lambda: [row.status for row in store.list_tasks()] == expected)
+        assert "not this one" in store.read(2).error
+        assert "lost database" not in caplog.text
     finally:
         worker.stop()
         store.close()
@@ -348,7 +349,7 @@ def test_a_process_opens_no_more_connections_than_it_may_and_closes_what_is_idle
     store.close()
 
 
-def test_who_finds_all_connections_busy_is_told_so_in_time(store, monkeypatch):
+def test_a_caller_that_finds_all_connections_busy_is_refused_in_time(store, monkeypatch):
     monkeypatch.setattr(taskmanager, "CONNECT_SECONDS", 0.2)
     with contextlib.ExitStack() as stack:
         for _ in range(8):

@@ -52,7 +52,8 @@ def test_env_example_has_every_variable_with_its_default():
     for name, default, _ in Config.table():
         said = re.search(rf"^#?{name}=(.*)$", text, re.MULTILINE)
         assert said, name
-        assert said[1] == default or name in ("DATABASE_URL", "RABBITMQ_URL"), name
+        if name not in ("DATABASE_URL", "RABBITMQ_URL"):        # which are the document's, see below
+            assert said[1] == default, name
     document = "FLASK_APP=app.py\nFLASK_ENV=development\nDATABASE_URL=postgresql://user:password@postgres:5432/task_db\nRABBITMQ_URL=amqp://rabbitmq\n"
     assert document in text
 
@@ -126,7 +127,10 @@ def test_a_value_that_can_not_be_used_stops_the_start_with_one_line(start, sqlit
 )
 def test_a_password_is_not_shown(text):
     shown = taskmanager.redact(text)
-    assert "s3" not in shown and "cret" not in shown and ("host" in shown or "?cret" in text)
+    assert "s3" not in shown
+    assert "cret" not in shown
+    if "?cret" not in text:     # where it is not clear what the host is
+        assert "host" in shown
 
 
 def test_an_empty_variable_counts_as_not_set():
@@ -309,7 +313,8 @@ def test_openapi_says_of_each_operation_what_is_needed():
     for operation in operations().values():
         assert re.search(r"^      operationId: \w+$", operation, re.MULTILINE)
         assert "      summary: " in operation
-        assert "example" in operation or "$ref: '#/components/responses/" in operation
+        has_example = re.search("^ +examples?:", operation, re.MULTILINE)
+        assert has_example or "'204':" in operation, operation      # where an answer has a body
 
 
 def test_openapi_has_the_fields_and_statuses_of_the_program():
@@ -325,8 +330,10 @@ def test_openapi_has_the_fields_and_statuses_of_the_program():
 
     assert properties("NewTask") == list(taskmanager.NEW_TASK)
     assert properties("Task") == [name for name in taskmanager.Row._fields if name not in ("size", "alone")]
-    for status in taskmanager.STATUSES:
-        assert status in OPENAPI and f"'{status}'" in (ROOT / "schema.sql").read_text()
+    [enum] = re.findall(r"^    Status:\n +type: string\n +enum: \[(.*)\]$", OPENAPI, re.MULTILINE)
+    assert enum.split(", ") == list(taskmanager.STATUSES)
+    [check] = re.findall(r"check \(status in \((.*)\)\)", (ROOT / "schema.sql").read_text())
+    assert check == ", ".join(f"'{status}'" for status in taskmanager.STATUSES)
 
 
 # README's commands, and what it says they print

@@ -80,7 +80,7 @@ def test_a_worker_answers_livez_at_once_too(database, start):
 
 # Ready: tasks can be written
 
-def test_to_ask_leaves_no_trace(store, serve):
+def test_readyz_leaves_no_row_behind(store, serve):
     url = serve(store)
     for id in (1, 2):
         assert readyz(url).json == {"status": "ok", "database": "ok"}
@@ -96,7 +96,7 @@ def test_a_row_with_the_last_id_is_no_obstacle(postgres_database, serve):
     assert store._execute("select id, status from tasks") == [(9007199254740991, "New")]
 
 
-def test_who_asks_often_makes_no_work_for_the_disk(store, serve, monkeypatch):
+def test_frequent_calls_of_readyz_write_seldom(store, serve, monkeypatch):
     # /readyz needs no token
     url, tried, real = serve(store), [], store._try_to_write
     monkeypatch.setattr(store, "_try_to_write", lambda: tried.append(1) or real())

@@ -91,7 +91,7 @@ def test_what_is_slow_to_read_keeps_nobody_waiting(serve, store, make):
         assert time.monotonic() - begun < 5
 
 
-def test_a_head_has_an_end(api):
+def test_a_head_that_is_too_large_is_refused(api):
     assert " 431 " in first_line(api, b"GET /tasks HTTP/1.1\r\nX: " + b"x" * MAX_HEAD)
     assert " 431 " in first_line(api, b"GET /tasks HTTP/1.1\r\nHost: x\r\n" + b"X: x\r\n" * 100 + b"\r\n")
     assert " 200 " in first_line(api, b"GET /tasks HTTP/1.1\r\nHost: x\r\n" + b"X: x\r\n" * 99 + b"\r\n")
@@ -280,14 +280,14 @@ def test_an_underscore_makes_no_other_header(api):
         "a proxy's client",
     ],
 )
-def test_who_is_mistaken_is_told_at_once(api, sent, status, detail):
+def test_a_client_of_another_protocol_is_told_so_at_once(api, sent, status, detail):
     with connect(api, sent) as connection:
         head, _, body = connection.recv(65536).partition(b"\r\n\r\n")
         assert f" {status} ".encode() in head and b"application/problem+json" in head
         assert detail in json.loads(body or connection.recv(65536))["detail"]
 
 
-def test_options_of_the_whole_service(api):
+def test_options_of_the_whole_service_names_all_methods(api):
     head, _, body = raw(api, b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n").partition(b"\r\n\r\n")
     assert (
         head.startswith(b"HTTP/1.1 204 ")
@@ -346,7 +346,7 @@ def test_an_answer_waits_on_disk_and_what_was_read_waits_no_longer(server, store
         eventually(lambda: kept(slow) == [0])  # and the connection is still there
 
 
-def test_who_reads_ever_so_slowly_is_cut_off(server, store):
+def test_a_client_that_reads_too_slowly_is_cut_off(server, store):
     asked, slow = large_task(store), server(store)
     slow.adj.channel_timeout = 0.5
     came = 0
@@ -358,7 +358,7 @@ def test_who_reads_ever_so_slowly_is_cut_off(server, store):
     eventually(lambda: not slow.active_channels)
 
 
-def test_where_space_runs_short_the_slowest_goes(server, store, monkeypatch):
+def test_the_slowest_client_is_cut_off_where_space_runs_short(server, store, monkeypatch):
     monkeypatch.setattr(taskmanager, "MAX_KEPT", 2_500_000)
     small = server(store)
     with contextlib.ExitStack() as stack:
@@ -446,7 +446,7 @@ def test_many_requests_at_once_are_answered_one_by_one(server):
     assert seen == [f"/{n}" for n in range(200)] and most <= 1
 
 
-def test_who_asks_for_much_again_and_again_does_not_keep_the_others_waiting(server):
+def test_a_client_that_asks_for_much_again_and_again_does_not_keep_the_others_waiting(server):
     done = []
 
     def app(environ, start):
@@ -465,7 +465,7 @@ def test_who_asks_for_much_again_and_again_does_not_keep_the_others_waiting(serv
         assert len(done) < 30  # of 60 that came before it
 
 
-def test_a_line_takes_turns_and_leaves_a_thread_free():
+def test_a_fair_queue_takes_turns_and_leaves_a_thread_free():
     class Waiting:
         def __init__(self, path):
             self.requests = [Request()]

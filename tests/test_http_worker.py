@@ -52,7 +52,7 @@ def hours_until_run(task):
 
 # A life
 
-def test_the_whole_life_of_a_task(api, store):
+def test_a_task_is_claimed_reported_on_and_completed_over_http(api, store):
     http("POST", f"{api}/tasks", {"payload": {"n": 3}, "priority": 2})
     [task] = claim(api)
     assert (list(task)[-1], task["attempt"], task["status"], task["payload"], task["priority"]) == (
@@ -134,7 +134,7 @@ def refused(api, store, id, attempt, **other):
     assert (store.read(id), lease(store, id)) == (before, until)
 
 
-def test_another_attempt_may_not(api, store):
+def test_a_report_on_another_attempt_is_refused(api, store):
     id, attempt = claimed(api, store)
     tell(api, id, "release", attempt)
     claim(api)
@@ -143,13 +143,13 @@ def test_another_attempt_may_not(api, store):
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_the_holder_may_after_the_lease_expired_as_long_as_nobody_took_over(api, store, verb):
+def test_the_holder_may_report_after_the_lease_expired_until_another_takes_over(api, store, verb):
     id, attempt = claimed(api, store)
     expire(store, id)
     assert tell(api, id, verb, attempt).status == 200
 
 
-def test_a_frozen_worker_may_not_after_another_took_over(api, store):
+def test_a_frozen_worker_is_refused_after_another_took_over(api, store):
     id, frozen = claimed(api, store)
     expire(store, id)
     store.reclaim(3)
@@ -161,13 +161,13 @@ def test_a_frozen_worker_may_not_after_another_took_over(api, store):
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_an_ended_attempt_has_no_holder(api, store, end):
+def test_a_report_on_an_ended_attempt_is_refused(api, store, end):
     id, attempt = claimed(api, store)
     assert tell(api, id, end, attempt).status == 200
     refused(api, store, id, attempt, content="another")
 
 
-def test_a_task_that_is_not_there(api, store):
+def test_a_report_on_an_unknown_task_is_not_found(api, store):
     gone, attempt = claimed(api, store)
     tell(api, gone, "fail", attempt, error="why", final=True)
     store.delete(gone)
@@ -202,7 +202,7 @@ def test_a_repeat_of_what_took_effect_is_answered_alike(api, store, verb, said, 
         assert store.read(id) == before
 
 
-def test_a_repeat_of_a_complete_without_a_result(api, store):
+def test_a_repeated_complete_without_a_result_is_answered_alike(api, store):
     id, attempt = claimed(api, store)
     assert [http("POST", f"{api}/tasks/{id}/complete", {"attempt": attempt}).status for _ in range(2)] == [
         200,
@@ -214,7 +214,7 @@ def test_a_repeat_of_a_complete_without_a_result(api, store):
 @pytest.mark.parametrize(
     "verb, other", [("complete", {"result": {"sum": 7}}), ("fail", {"error": "another"})]
 )
-def test_a_repeat_with_another_content_is_none(api, store, verb, other):
+def test_a_repeat_with_another_content_is_refused(api, store, verb, other):
     id, attempt = claimed(api, store)
     tell(api, id, verb, attempt)
     before = store.read(id)
@@ -222,7 +222,7 @@ def test_a_repeat_with_another_content_is_none(api, store, verb, other):
     assert store.read(id) == before
 
 
-def test_a_repeat_after_the_next_attempt_has_begun_is_stale(api, store):
+def test_a_repeat_after_the_next_attempt_has_begun_is_refused(api, store):
     id, attempt = claimed(api, store)
     tell(api, id, "fail", attempt, error="why", final=True)
     http("POST", f"{api}/tasks/{id}/retry")
@@ -232,7 +232,7 @@ def test_a_repeat_after_the_next_attempt_has_begun_is_stale(api, store):
 
 
 @pytest.mark.parametrize("verb", ["complete", "fail"])
-def test_a_repeat_of_what_ended_as_canceled(api, store, verb):
+def test_a_repeat_of_what_ended_as_canceled_is_answered_alike(api, store, verb):
     id, attempt = claimed(api, store)
     http("POST", f"{api}/tasks/{id}/cancel")
     first, again = (tell(api, id, verb, attempt) for _ in range(2))
@@ -303,7 +303,7 @@ def test_a_final_failure_is_not_tried_again(api, store):
     ],
     ids=str,
 )
-def test_attempts_have_an_end(store, serve, fields, settings, statuses):
+def test_a_task_fails_for_good_when_its_attempts_are_used_up(store, serve, fields, settings, statuses):
     api = serve(store, **settings)
     [id] = store.create([new_task(fields)])
     for status in statuses:
@@ -523,7 +523,7 @@ def work(url):
                 post(f"/tasks/{id}/fail", attempt=attempt, error=repr(e), final=True)
 
 
-def test_a_worker_of_fifteen_lines_works_off_all_there_is(store, serve, monkeypatch):
+def test_a_worker_of_fifteen_lines_completes_all_tasks(store, serve, monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     api = serve(store, waiters=2)
     store.create([new_task({"payload": n}) for n in range(20)])

@@ -220,7 +220,7 @@ def test_two_intakes_share_a_queue(intake, store, channel):
     eventually(lambda: sorted(int(row.payload) for row in store.list_tasks()) == list(range(200)))
 
 
-def test_the_doorbell_wakes_a_worker_in_another_process(start, postgres_database, broker):
+def test_a_notification_wakes_a_worker_in_another_process(start, postgres_database, broker):
     settings = dict(
         DATABASE_URL=postgres_database, RABBITMQ_URL=broker, POLL_SECONDS=3600, LEASE_SECONDS=86400
     )

@@ -139,7 +139,7 @@ def test_the_parser_of_these_tests_is_strict(text, broken):
         parse(text)
 
 
-def test_the_metrics_of_a_service_that_has_done_nothing(api):
+def test_a_service_that_has_done_nothing_shows_zeros(api):
     metrics = scrape(api)
     assert metrics.by("taskmanager_tasks", "status") == {
         "New": 0,
@@ -180,7 +180,7 @@ def test_the_metrics_of_a_service_that_has_done_nothing(api):
     assert metrics.of("taskmanager_rabbitmq_up") is None       # where there should be none
 
 
-def test_head_has_no_body(api):
+def test_head_of_the_metrics_has_no_body(api):
     answer = http("HEAD", f"{api}/metrics")
     assert (answer.status, answer.body, answer.headers["Content-Type"]) == (
         200,
@@ -300,7 +300,7 @@ def test_a_task_whose_worker_died_is_counted_when_it_is_taken_back(api, store, w
     eventually(lambda: statuses(api) == {"New": 1, "In Progress": 1, "Completed": 0, "Failed": 0})
 
 
-def test_how_long_tasks_waited(api, store):
+def test_the_time_that_tasks_waited_is_measured(api, store):
     store.create([NewTask()] * 3)
     set_time(store, 1, "created_at", -20)
     set_time(store, 2, "created_at", -10800)
@@ -311,7 +311,7 @@ def test_how_long_tasks_waited(api, store):
     assert 10820 <= metrics.of("taskmanager_wait_seconds_sum") < 10880
 
 
-def test_how_long_tasks_ran_that_were_done_over_http(api, store):
+def test_the_time_that_tasks_ran_is_measured_over_http(api, store):
     store.create([NewTask()] * 3)
     http("POST", f"{api}/tasks/claim", {"limit": 3})
     for id in (1, 2, 3):
@@ -330,7 +330,7 @@ def test_how_long_tasks_ran_that_were_done_over_http(api, store):
     assert 300 <= metrics.of("taskmanager_run_seconds_sum") < 400
 
 
-def test_how_long_tasks_ran_in_a_worker_inside(api, store, work):
+def test_the_time_that_tasks_ran_is_measured_in_the_embedded_worker(api, store, work):
     store.create([new_task({"payload": "fail", "max_attempts": 1}), new_task({"payload": "done"})])
     work(lambda task: {"done": 1}[task.payload])
     eventually(lambda: events(api) == {"created": 2, "claimed": 2, "completed": 1, "failed": 1})
@@ -468,7 +468,7 @@ def database_is_back(api, store):
     assert metrics.of("taskmanager_database_up") == 1 and metrics.of("taskmanager_tasks", status="New") == 2
 
 
-def test_a_table_that_is_missing(api, store):
+def test_a_missing_table_is_reported_until_it_is_back(api, store):
     store.create([NewTask()] * 2)
     database_is_back(api, store)
     store._execute("alter table tasks rename to hidden")
@@ -480,7 +480,7 @@ def test_a_table_that_is_missing(api, store):
 
 
 @pytest.mark.sqlite
-def test_a_database_file_that_is_missing(api, store):
+def test_a_missing_database_file_is_reported_until_it_is_back(api, store):
     store.create([NewTask()] * 2)
     aside = store.path.rename(store.path.with_suffix(".aside"))
     database_is_away(api, store)
@@ -488,7 +488,7 @@ def test_a_database_file_that_is_missing(api, store):
     database_is_back(api, store)
 
 
-def test_a_database_server_that_is_away(postgres, serve):
+def test_a_database_server_that_is_away_is_reported_until_it_is_back(postgres, serve):
     store = taskmanager.open_store(postgres.create_database("metrics"))
     api = serve(store)
     store.create([NewTask()] * 2)
@@ -548,7 +548,7 @@ def test_nobody_waits_while_another_one_counts(store, monkeypatch):
     assert store.count("New") == 3
 
 
-def test_a_worker_tells_of_itself_on_a_port_of_its_own(start, sqlite_database, broker):
+def test_a_worker_serves_its_health_and_metrics_on_a_port_of_its_own(start, sqlite_database, broker):
     worker = start(
         "worker.py", DATABASE_URL=sqlite_database, RABBITMQ_URL=broker, METRICS_PORT=0, API_TOKEN="s3cret"
     )
@@ -592,7 +592,7 @@ def test_a_worker_opens_no_port_unless_it_is_told_to(start, sqlite_database):
 
 
 @pytest.mark.sqlite
-def test_a_metrics_port_that_is_taken(start, sqlite_database, api):
+def test_a_metrics_port_that_is_taken_stops_the_start(start, sqlite_database, api):
     worker = start("worker.py", DATABASE_URL=sqlite_database, METRICS_PORT=api.rpartition(":")[2])
     assert worker.process.wait(20) == 1
     assert worker.log().startswith("worker.py: METRICS_PORT=") and "Traceback" not in worker.log()

@@ -423,7 +423,7 @@ def test_what_is_no_secret_of_a_setting_is_shown(name, value, expected):
     assert taskmanager.show_setting(name, value) == expected
 
 
-def test_a_configuration_can_be_printed():
+def test_a_printed_configuration_hides_its_secrets():
     """A traceback that shows values, as some services for errors make them."""
     assert_hidden(
         repr(Config(database_url="postgresql://u:Hunter2Secret7x@h/db", api_token="Hunter2Secret7x"))

@@ -147,7 +147,7 @@ def test_the_style_sheet_has_nothing_newer_than_its_browsers():
     newer = r":has\(|:dir\(|@(layer|container|scope|property)|color-mix|light-dark|oklch|subgrid|\n\s*&"
     assert not re.search(newer, css)
     after_what_all_know = re.findall(r"(\S+: calc\(100)vh([^;]+;) \1dvh\2", css)
-    assert css.count("dvh") == len(after_what_all_know)
+    assert css.count("dvh") == len(after_what_all_know) > 0
 
 
 @pytest.mark.parametrize("file", OURS, ids=str)

@@ -176,7 +176,7 @@ def test_a_commit_is_on_the_disk_before_it_is_answered(sqlite_database):
     assert store._execute("pragma synchronous") == [(2,)]
 
 
-def test_create_rings(store):
+def test_create_notifies_the_listeners_after_the_commit(store):
     rung = []
     store.listeners.append(lambda: rung.append(len(store.list_tasks())))
     store.create()
@@ -207,7 +207,7 @@ def test_an_id_that_plain_sql_took_is_passed_over(store):
 # Reading
 
 @pytest.mark.parametrize("id", [0, -1, 1, 2**63 - 1, 2**63, 10**30])
-def test_read_of_an_unknown_id(store, id):
+def test_read_refuses_an_unknown_id(store, id):
     with pytest.raises(TaskNotFound, match=str(id)):
         store.read(id)
 
@@ -219,7 +219,7 @@ def test_list_is_in_id_order_and_pages_by_the_last_id(store):
     assert store.list_tasks(after=2**63 - 1) == []
 
 
-def test_list_by_status(store):
+def test_list_has_only_the_statuses_that_were_asked_for(store):
     ids = store.create([NewTask()] * 4)
     for claim in store.claim(2, LEASE)[:1]:
         store.complete([(claim.id, claim.attempt, None)])
@@ -230,7 +230,7 @@ def test_list_by_status(store):
     assert [row.id for row in store.list_tasks(*taskmanager.STATUSES)] == ids
 
 
-def test_list_backwards(store):
+def test_list_begins_with_the_last_id_in_descending_order(store):
     ids = store.create([NewTask()] * 6)
     assert [row.id for row in store.list_tasks(order="desc")] == ids[::-1]
     assert [row.id for row in store.list_tasks(order="desc", after=ids[3], limit=2)] == [ids[2], ids[1]]
@@ -327,12 +327,12 @@ def verb(request):
     return VERBS[request.param]
 
 
-def test_the_holder_may(store, verb):
+def test_the_holder_of_an_attempt_may_report_on_it(store, verb):
     claim = claimed(store)
     assert verb(store, claim.id, claim.attempt) == {claim.id}
 
 
-def test_another_attempt_may_not(store, verb):
+def test_a_report_on_another_attempt_is_refused(store, verb):
     claim = claimed(store)
     before = store.read(claim.id)
     for attempt in (claim.attempt - 1, claim.attempt + 1):
@@ -340,13 +340,13 @@ def test_another_attempt_may_not(store, verb):
     assert store.read(claim.id) == before
 
 
-def test_the_holder_may_after_the_lease_expired_as_long_as_nobody_took_over(store, verb):
+def test_the_holder_may_report_after_the_lease_expired_until_another_takes_over(store, verb):
     claim = claimed(store)
     expire(store, claim.id)
     assert verb(store, claim.id, claim.attempt) == {claim.id}
 
 
-def test_a_frozen_worker_may_not_after_another_took_over(store, verb):
+def test_a_frozen_worker_is_refused_after_another_took_over(store, verb):
     frozen = claimed(store)
     expire(store, frozen.id)
     assert store.reclaim(3) == 1
@@ -356,7 +356,7 @@ def test_a_frozen_worker_may_not_after_another_took_over(store, verb):
     assert verb(store, claim.id, claim.attempt) == {claim.id}
 
 
-def test_a_task_that_is_not_in_progress_has_no_holder(store, verb):
+def test_a_report_on_a_task_that_is_not_in_progress_is_refused(store, verb):
     claim = claimed(store)
     store.complete([(claim.id, claim.attempt, None)])
     assert verb(store, claim.id, claim.attempt) == set()
@@ -512,6 +512,7 @@ BEFORE = {
     "promote": "run_at = now() - %(age)s * interval '1 second'",
     "delete_old": "status = 'Completed', updated_at = now() - %(age)s * interval '1 second'",
 }
+ARGUMENTS = {"reclaim": (3,), "promote": (), "delete_old": (1, 1)}
 
 
 @pytest.mark.parametrize("verb", TAKE)
@@ -543,7 +544,7 @@ def test_the_oldest_come_first_where_not_all_can(store, monkeypatch, verb, order
     seen = []
     for _ in order:
         before = {row.id: (row.status, row.run_at) for row in store.list_tasks()}
-        assert (store.delete_old(1, 1) if verb == "delete_old" else TAKE[verb](store) and 1) == 1
+        assert getattr(store, verb)(*ARGUMENTS[verb]) == 1
         after = {row.id: (row.status, row.run_at) for row in store.list_tasks()}
         seen += [id for id in before if before[id] != after.get(id)]
     assert seen == order
@@ -582,7 +583,7 @@ def test_reclaim_fails_a_task_that_has_had_its_attempts(store):
     assert store.read(claim.id).error == "the worker died or was cut off during attempt 2 of 2"
 
 
-def test_reclaim_goes_by_the_workers_number_where_the_task_has_none(store):
+def test_reclaim_uses_the_workers_max_attempts_where_the_task_has_none(store):
     claim = claimed(store)
     # once more, alone: it may not have been this task that killed the worker
     for status in ("New", "Failed"):
@@ -592,7 +593,7 @@ def test_reclaim_goes_by_the_workers_number_where_the_task_has_none(store):
         store.claim(1, LEASE)
 
 
-def test_a_row_in_progress_without_a_lease_is_nobodys(store):
+def test_a_row_in_progress_without_a_lease_is_reclaimed(store):
     [(id,)] = sql(store, "insert into tasks (status) values ('In Progress')")
     assert store.reclaim(3) == 1
     assert store.read(id).status == "New"

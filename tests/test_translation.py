@@ -103,6 +103,5 @@ def test_the_links_lead_somewhere():
         if not address.scheme:
             file = ROOT / address.path if address.path else ROOT / "README.ru.md"
             assert file.is_file(), link
-            assert not address.fragment or unquote(address.fragment) in anchors(
-                file.read_text(encoding="utf-8")
-            ), link
+            if address.fragment:
+                assert unquote(address.fragment) in anchors(file.read_text(encoding="utf-8")), link

@@ -120,7 +120,7 @@ def test_a_failure_and_a_cancellation_end_the_waiting_too(store, serve, work):
     assert "ZeroDivisionError" in waiters[1].answer().json["error"]
 
 
-def test_who_waited_long_enough_is_answered_with_the_task_as_it_is(store, serve):
+def test_a_request_that_waited_long_enough_is_answered_with_the_task_as_it_is(store, serve):
     api, began = serve(store, waiters=2), time.monotonic()
     store.create([new_task({"delay": 3600})])
     waiters = Waiter(api, wait=1), Waiter(api, "POST", "/tasks", {"delay": 3600}, wait=1)
@@ -134,7 +134,7 @@ def test_who_waited_long_enough_is_answered_with_the_task_as_it_is(store, serve)
     assert (answer.status, answer.json, answer.headers["Preference-Applied"]) == (200, [], "wait=1")
 
 
-def test_a_task_that_is_deleted_meanwhile(store, serve):
+def test_the_deletion_of_a_task_ends_the_waiting_for_it(store, serve):
     api = serve(store, waiters=2)
     create = Waiter(api, "POST", "/tasks", Idempotency_Key="key")
     eventually(store.list_tasks)
@@ -145,7 +145,7 @@ def test_a_task_that_is_deleted_meanwhile(store, serve):
     is_problem(read.answer(), 404)
 
 
-def test_a_database_that_goes_away_meanwhile(store, serve, monkeypatch):
+def test_an_outage_of_the_database_ends_the_waiting(store, serve, monkeypatch):
     api = serve(store, waiters=2)
     create = Waiter(api, "POST", "/tasks", Idempotency_Key="key")
     eventually(store.list_tasks)
@@ -339,7 +339,7 @@ def test_a_waiter_that_hangs_up_frees_its_place(store, serve, rudely):
     assert len(store.list_tasks()) == 2       # what was created stays
 
 
-def test_a_client_that_says_no_more_is_answered(store, serve):
+def test_a_client_that_sends_no_more_is_answered_at_once(store, serve):
     api = serve(store, waiters=1)
     store.create()
     assert raw(api, b"GET /tasks/1 HTTP/1.0\r\nPrefer: wait=60\r\n\r\n").startswith(b"HTTP/1.0 200 OK\r\n")
@@ -385,7 +385,7 @@ def test_a_claim_that_waits_gets_what_has_become_due_failed_or_was_given_back(st
         assert [(task["id"], task["attempt"]) for task in waiter.answer().json] == [(1, n)]
 
 
-def test_each_of_the_waiting_gets_one_of_many(store, serve):
+def test_each_claim_that_waits_gets_one_of_many_tasks(store, serve):
     api = serve(store, waiters=5, poll_seconds=3600)
     store.create([new_task({"delay": 3600})])
     waiters = waiting(api, *(claimer(api) for _ in range(5)))
@@ -421,7 +421,7 @@ def test_a_claim_is_not_made_for_a_client_that_hung_up_before_it_was_its_turn(st
 
 # The end
 
-def test_a_stop_answers_all_who_wait(start, database):
+def test_a_stop_answers_all_requests_that_wait(start, database):
     program = start("taskmanager.py", DATABASE_URL=database, WORKER="off", WAITERS=6)
     api = program.url
     send("POST", f"{api}/tasks", {"delay": 3600})

@@ -68,13 +68,13 @@ def start_there(start, tmp_path, sqlite_database):
     return start_there
 
 
-def test_importing_works(tmp_path):
+def test_the_modules_can_be_imported_where_python_lacks_what_windows_lacks(tmp_path):
     code = AS_ON_WINDOWS + "import taskmanager, worker; print(taskmanager.CONNECTIONS)"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert int(found.stdout) < 512      # which select() takes there
 
 
-def test_the_api_with_a_function_works(start_there, sqlite_database):
+def test_the_api_runs_tasks_with_a_function_there(start_there, sqlite_database):
     program = start_there("taskmanager.py", HANDLER="tests.handlers:obey")
     url = program.url
     id = http("POST", f"{url}/tasks", {"payload": {"return": "größer"}}).json["id"]
@@ -88,7 +88,7 @@ def test_the_api_with_a_function_works(start_there, sqlite_database):
     assert program.stop() == 0 and "Traceback" not in program.log()
 
 
-def test_a_worker_with_an_address_works(start_there, serve, sqlite_database):
+def test_a_worker_runs_tasks_with_an_address_there(start_there, serve, sqlite_database):
     store = taskmanager.open_store(sqlite_database)
 
     def application(environ, start_response):

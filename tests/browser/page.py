@@ -521,7 +521,7 @@ def test_it_fits_without_scrolling_sideways(browser, service, width):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing(new_browser, service, scheme):
+def test_the_page_passes_the_accessibility_checks_of_axe(new_browser, service, scheme):
     def audit(view):
         browser.js(f"(() => {{ {AXE} }})()")
         passes, violations = browser.js("""axe.run(document, {resultTypes: ['violations']})
@@ -586,7 +586,7 @@ def test_every_text_of_the_page_has_both_languages():
 
 # --- where it lives
 
-def test_it_works_under_a_prefix(browser, store_under_prefix):
+def test_the_page_works_under_a_prefix(browser, store_under_prefix):
     browser.open(store_under_prefix)
     browser.shows("#empty", f"curl -X POST {store_under_prefix}tasks")
     browser.click("#new")
