@@ -273,7 +273,7 @@ class PgBouncer(Server):
         settings.write_text(
             settings.read_text().replace(f"port={postgres.port}", f"port={postgres.port} user=postgres")
         )
-        if os.getuid() == 0:  # which PgBouncer refuses to run as
+        if os.getuid() == 0:  # PgBouncer refuses to run as root
             user = pwd.getpwnam("nobody")
             self.account = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
             os.chown(self.folder, user.pw_uid, user.pw_gid)

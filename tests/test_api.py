@@ -29,11 +29,8 @@ CLOCK = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d"
 )
 def test_post_with_an_empty_body_creates_a_task(api, headers):
     answer = http("POST", f"{api}/tasks", b"", **headers)
-    assert (answer.status, answer.body, answer.headers["Content-Type"]) == (
-        201,
-        b'{"id": 1}',
-        "application/json",
-    )
+    assert (answer.status, answer.body) == (201, b'{"id": 1}')
+    assert answer.headers["Content-Type"] == "application/json"
 
 
 def test_post_without_any_header_about_a_body_creates_a_task(api):
@@ -43,7 +40,8 @@ def test_post_without_any_header_about_a_body_creates_a_task(api):
 def test_get_answers_with_the_documents_four_fields(api):
     http("POST", f"{api}/tasks")
     answer = http("GET", f"{api}/tasks/1")
-    assert answer.status == 200 and answer.headers["Content-Type"] == "application/json"
+    assert answer.status == 200
+    assert answer.headers["Content-Type"] == "application/json"
     assert re.fullmatch(
         rf'{{"id": 1, "status": "New", "created_at": "{CLOCK}", "updated_at": "{CLOCK}"}}',
         answer.body.decode(),
@@ -98,7 +96,8 @@ def test_an_id_that_no_task_has_is_not_found(api, store, method, path):
 
 def test_an_unknown_status_is_refused_and_the_four_are_named(api):
     detail = is_problem(http("GET", f"{api}/tasks?status=Done"), 400)
-    assert "'Done'" in detail and "New, In Progress, Completed, Failed" in detail
+    assert "'Done'" in detail
+    assert "New, In Progress, Completed, Failed" in detail
 
 
 @pytest.mark.parametrize(
@@ -241,7 +240,8 @@ def test_an_unknown_address_or_method_is_refused_as_a_problem_in_json(api, metho
 )
 def test_what_the_server_itself_refuses_is_a_problem_in_json_too(api, request_, status):
     head, _, body = raw(api, request_).partition(b"\r\n\r\n")
-    assert f" {status} ".encode() in head and b"application/problem+json" in head
+    assert f" {status} ".encode() in head
+    assert b"application/problem+json" in head
     assert json.loads(body)["status"] == status
 
 
@@ -336,7 +336,8 @@ def test_a_page_of_large_tasks_ends_early_and_leads_on(api, store):
     answer = http("GET", f"{api}/tasks?order=desc")
     assert [task["id"] for task in answer.json] == ids[:1:-1]
     answer = http("GET", api + links(answer)["next"])
-    assert [task["id"] for task in answer.json] == ids[1::-1] and "next" not in links(answer)
+    assert [task["id"] for task in answer.json] == ids[1::-1]
+    assert "next" not in links(answer)
 
 
 def test_an_array_creates_all_or_none(api, store):
@@ -397,7 +398,8 @@ def test_the_idempotency_key_may_be_bare_or_quoted(api, header, key):
 def test_a_wrong_idempotency_key_is_refused(api, store, header):
     answer = http("POST", f"{api}/tasks", Idempotency_Key=header)
     is_problem(answer, 400)
-    assert answer.json["errors"][0]["header"] == "Idempotency-Key" and store.list_tasks() == []
+    assert answer.json["errors"][0]["header"] == "Idempotency-Key"
+    assert store.list_tasks() == []
 
 
 def test_an_etag_stands_for_the_answer_until_that_changes(api, store):
@@ -405,7 +407,8 @@ def test_an_etag_stands_for_the_answer_until_that_changes(api, store):
     for path in ("/tasks/1", "/tasks", "/tasks?status=New", "/tasks?limit=1"):
         answer = http("GET", api + path)
         tag = answer.headers["ETag"]
-        assert re.fullmatch('"[0-9a-f]+"', tag) and http("HEAD", api + path).headers["ETag"] == tag
+        assert re.fullmatch('"[0-9a-f]+"', tag)
+        assert http("HEAD", api + path).headers["ETag"] == tag
         for known in (tag, f"W/{tag}", f'"x", {tag}', "*"):
             same = http("GET", api + path, If_None_Match=known)
             assert (same.status, same.body, same.headers["ETag"]) == (304, b"", tag)
@@ -474,11 +477,8 @@ def test_cancel_ends_a_task_and_retry_makes_it_new_again(api, store):
     assert (answer.status, answer.json["status"], answer.json["error"]) == (200, "Failed", "canceled")
     assert http("POST", f"{api}/tasks/2/cancel").status == 200
     answer = http("POST", f"{api}/tasks/2/retry")
-    assert (answer.status, list(answer.json), answer.json["status"]) == (
-        200,
-        ["id", "status", "created_at", "updated_at"],
-        "New",
-    )
+    assert (answer.status, answer.json["status"]) == (200, "New")
+    assert list(answer.json) == ["id", "status", "created_at", "updated_at"]
     assert "New" in is_problem(http("POST", f"{api}/tasks/2/retry"), 409)
     [claim] = store.claim(1, 30)
     answer = http("POST", f"{api}/tasks/1/cancel")
@@ -581,7 +581,8 @@ def test_swagger_ui_is_served_from_here_alone(api):
     assert "text/html" in page.headers["Content-Type"]
     assert "script-src 'self'" in page.headers["Content-Security-Policy"]
     files = re.findall(r'(?:src|href)="([^"]+)"', page.body.decode())
-    assert len(files) >= 3 and not re.search(rb"<script>|<style|\sstyle=|\son\w+=", page.body)
+    assert len(files) >= 3
+    assert not re.search(rb"<script>|<style|\sstyle=|\son\w+=", page.body)
     for file in files:
         assert "//" not in file and http("GET", f"{api}/{file}").status == 200
     assert http("GET", f"{api}/swagger/").status == http("GET", f"{api}/swagger/index.html").status == 302

@@ -71,7 +71,7 @@ def test_processes_that_were_forked_do_not_share_connections(request, kind):
     os.write(ready[1], b"0123")
     assert [store.read(id).id for id in ids] == ids
     assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0, 0, 0]
-    assert store.read(ids[0]).id == ids[0]      # which no child has closed
+    assert store.read(ids[0]).id == ids[0]      # no child has closed this connection
     store.close()
 
 
@@ -104,7 +104,8 @@ def test_settings_of_the_session_do_not_change_the_time(empty_database, monkeypa
     [row] = store.claim(10, 30)
     assert (row.id, store.reclaim(3)) == (now, 0)
     assert store.extend([(row.id, row.attempt, 0.5)], 30) == {now}
-    assert store.running(row.id, row.attempt) < 20 and store.oldest_ready() < 20
+    assert store.running(row.id, row.attempt) < 20
+    assert store.oldest_ready() < 20
     assert store.retry([(row.id, row.attempt, "why", 1800)]) == {now}
     for id, delay in (now, 1800), (later, 3600):
         row = store.read(id)
@@ -123,9 +124,11 @@ def test_settings_of_the_database_do_not_change_the_time(empty_database, setting
     store = taskmanager.open_store(url)
     [id] = store.create([new_task({"run_at": "2100-02-03T04:05:06Z", "timeout": 12.375})])
     row = store.read(id)
-    assert (row.run_at, row.timeout) == ("2100-02-03T04:05:06", 12.375) and store.claim(1, 30) == []
+    assert (row.run_at, row.timeout) == ("2100-02-03T04:05:06", 12.375)
+    assert store.claim(1, 30) == []
     [id] = store.create()
-    assert [row.id for row in store.claim(2, 30)] == [id] and store.reclaim(3) == 0
+    assert [row.id for row in store.claim(2, 30)] == [id]
+    assert store.reclaim(3) == 0
     store.close()
 
 
@@ -254,7 +257,8 @@ def test_a_row_that_holds_no_text_in_any_encoding_keeps_nobody_from_anything(emp
         connection.commit()
     [last] = store.create([NewTask(payload='"жук"')])
     rows = store.claim(10, 30)
-    assert [row.id for row in rows] == [key, key + 1, last] and "\ufffd" in json.loads(rows[1].payload)
+    assert [row.id for row in rows] == [key, key + 1, last]
+    assert "\ufffd" in json.loads(rows[1].payload)
     assert json.loads(rows[2].payload) == "жук"
     assert rows[0].idempotency_key == "ключ"
     assert store.list_tasks() == rows
@@ -299,7 +303,8 @@ def test_a_row_that_another_transaction_keeps_locked_holds_up_no_other(postgres_
         eventually(lambda: "lost access to what another transaction keeps locked" in caplog.text)
         assert stores[0].read(ids[1]).status == "In Progress"
     eventually(lambda: len(stores[0].list_tasks("Completed")) == 12)
-    assert {row.attempt for row in stores[0].list_tasks()} == {1} and "refused" not in caplog.text
+    assert {row.attempt for row in stores[0].list_tasks()} == {1}
+    assert "refused" not in caplog.text
     eventually(lambda: "regained access to what another transaction keeps locked" in caplog.text)
     for worker, store in zip(workers, stores, strict=True):
         worker.stop()
@@ -312,7 +317,7 @@ def test_a_sequence_that_stands_behind_the_ids_is_mended(postgres_database, capl
     """A restored dump, a logical replica, rows that were inserted with ids."""
     store = taskmanager.open_store(postgres_database)
     sql(store, "insert into tasks (id) select generate_series(1, 500)")
-    # which must not use up all that are left
+    # The mended sequence must not begin behind this one, the last id that there is.
     sql(store, "insert into tasks (id) values (9007199254740991)")
     caplog.clear()
     with ThreadPoolExecutor(8) as pool:

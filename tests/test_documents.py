@@ -23,9 +23,8 @@ OPENAPI = (ROOT / "openapi.yaml").read_text(encoding="utf-8")
 def section(title):
     """A section of README, down to the next title of its level."""
     level = title.split(" ")[0]
-    return re.search(
-        rf"^{re.escape(title)}$(.*?)(?=^#{{1,{len(level)}}} |\Z)", README, re.MULTILINE | re.DOTALL
-    )[1]
+    pattern = rf"^{re.escape(title)}$(.*?)(?=^#{{1,{len(level)}}} |\Z)"
+    return re.search(pattern, README, re.MULTILINE | re.DOTALL)[1]
 
 
 @pytest.mark.parametrize("name", ["README.md", "README.ru.md"])
@@ -52,7 +51,7 @@ def test_env_example_has_every_variable_with_its_default():
     for name, default, _ in Config.table():
         said = re.search(rf"^#?{name}=(.*)$", text, re.MULTILINE)
         assert said, name
-        if name not in ("DATABASE_URL", "RABBITMQ_URL"):        # which are the document's, see below
+        if name not in ("DATABASE_URL", "RABBITMQ_URL"):        # these two are as in the document, see below
             assert said[1] == default, name
     document = "FLASK_APP=app.py\nFLASK_ENV=development\nDATABASE_URL=postgresql://user:password@postgres:5432/task_db\nRABBITMQ_URL=amqp://rabbitmq\n"
     assert document in text
@@ -106,7 +105,9 @@ def test_a_value_that_can_not_be_used_stops_the_start_with_one_line(start, sqlit
     program = start("taskmanager.py", **{"DATABASE_URL": sqlite_database, name: value})
     assert program.process.wait(20) == 1
     *_, line = program.log().splitlines()
-    assert line.startswith("taskmanager.py: ") and f"{name}=" in line and "can't be used" in line
+    assert line.startswith("taskmanager.py: ")
+    assert f"{name}=" in line
+    assert "can't be used" in line
     assert "Traceback" not in program.log()
     assert "s3cret" not in program.log()
     assert "two words" not in program.log()
@@ -511,7 +512,8 @@ def test_the_documents_own_table_has_room_for_all_ids(postgres_database):
     connection.close()
     store = taskmanager.open_store(postgres_database)
     store._execute("select setval('tasks_id_seq', 2147483647)")      # where its SERIAL ends
-    assert store.create() == [2147483648] and store.read(2147483648).status == "New"
+    assert store.create() == [2147483648]
+    assert store.read(2147483648).status == "New"
     store.close()
 
 

@@ -64,7 +64,8 @@ def test_a_child_that_keeps_the_output_open_holds_nobody_up(outcome, system, tmp
     began = time.monotonic()
     code = f"printf %060000d 7; echo 8; {child} >> /dev/stderr & echo $! > {tmp_path}/pid"
     row = outcome(shell(code))
-    assert json.loads(row.result) == "7".zfill(60_000) + "8" and time.monotonic() - began < 20
+    assert json.loads(row.result) == "7".zfill(60_000) + "8"
+    assert time.monotonic() - began < 20
     pid = int((tmp_path / "pid").read_text())
     if child == "yes":
         eventually(lambda: not is_alive(pid))  # nobody reads it any more
@@ -78,7 +79,8 @@ def test_100_mb_of_output_cost_no_memory(outcome, system):
     row = outcome(shell(code.format(0)))
     assert (row.status, row.attempts, row.error) == ("Failed", 1, f"printed more than {MAX_BODY} bytes")
     row = outcome(shell(code.format(1)), max_attempts=1)
-    assert row.error.startswith("exit status 1: ") and row.error.endswith("the end")
+    assert row.error.startswith("exit status 1: ")
+    assert row.error.endswith("the end")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 60_000  # KiB
 
 
@@ -311,11 +313,10 @@ def test_a_proxy_of_the_environment_is_used(outcome, receiver, proxies):
     receiver.answers = [(200, JSON, b"[1]")]
     assert outcome("http://bob:secret@tasks.example/hook?a=1").result == "[1]"
     [(path, headers, _)] = receiver.requests
-    assert path == "http://tasks.example/hook?a=1" and headers["Host"] == "tasks.example"
-    assert (
-        headers["Proxy-Authorization"] == "Basic YW5uOnBhc3M6d29yZA=="
-        and headers["Authorization"] == "Basic Ym9iOnNlY3JldA=="
-    )
+    assert path == "http://tasks.example/hook?a=1"
+    assert headers["Host"] == "tasks.example"
+    assert headers["Proxy-Authorization"] == "Basic YW5uOnBhc3M6d29yZA=="
+    assert headers["Authorization"] == "Basic Ym9iOnNlY3JldA=="
 
 
 def test_a_proxy_for_https_gets_the_name_and_its_own_login_only(outcome, listener, proxies):
@@ -329,10 +330,8 @@ def test_a_proxy_for_https_gets_the_name_and_its_own_login_only(outcome, listene
     proxies(HTTPS_PROXY=f"http://ann:word@127.0.0.1:{listener(refuse)}")
     row = outcome("https://bob:secret@tasks.example:8443/hook", max_attempts=1)
     assert row.error.startswith("no answer: OSError: Tunnel connection failed: 407")
-    assert (
-        asked[0].startswith(b"CONNECT tasks.example:8443 HTTP/1.")
-        and b"Proxy-Authorization: Basic YW5uOndvcmQ=" in asked[0]
-    )
+    assert asked[0].startswith(b"CONNECT tasks.example:8443 HTTP/1.")
+    assert b"Proxy-Authorization: Basic YW5uOndvcmQ=" in asked[0]
     assert b"Ym9iOnNlY3JldA==" not in asked[0]
 
 

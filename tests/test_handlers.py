@@ -23,7 +23,8 @@ def test_a_function_is_found_by_its_name(run, store):
 
 def test_an_error_says_where_it_was_raised(run, store):
     row = finished(store, run("tests.handlers:obey", payload={"raise": "ValueError"}, max_attempts=1))
-    assert row.error.startswith("ValueError: as told (handlers.py:") and row.error.endswith(" in obey)")
+    assert row.error.startswith("ValueError: as told (handlers.py:")
+    assert row.error.endswith(" in obey)")
 
 
 # A program
@@ -164,7 +165,8 @@ def test_the_task_is_posted_as_json(run, store, receiver):
     id = run(f"{receiver.url}/hook?a=1", payload={"имя": "☃"})
     assert finished(store, id).result == '{"sent": true}'
     [(path, headers, body)] = receiver.requests
-    assert path == "/hook?a=1" and headers["Content-Type"] == "application/json"
+    assert path == "/hook?a=1"
+    assert headers["Content-Type"] == "application/json"
     assert json.loads(body) == {"id": id, "attempt": 1, "payload": {"имя": "☃"}}
 
 
@@ -238,7 +240,8 @@ def test_retry_after_is_honoured(run, store, receiver, value, low, high):
 def test_no_answer_is_tried_again(run, store, receiver):
     receiver.server_close()
     row = finished(store, run(receiver.url, max_attempts=2))
-    assert row.attempts == 2 and row.error.startswith("no answer: ConnectionRefusedError")
+    assert row.attempts == 2
+    assert row.error.startswith("no answer: ConnectionRefusedError")
 
 
 def cut(request):

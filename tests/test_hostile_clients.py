@@ -111,12 +111,10 @@ IN_CHUNKS = (
 @pytest.mark.parametrize("piece", [1, 2, 3, 5, 7, 11, 13, 64, 100_000])
 def test_a_body_in_chunks_may_come_in_any_pieces(piece):
     found = read(IN_CHUNKS + b"GET / HTTP/1.1\r\n", piece)
-    assert (
-        found.completed
-        and not found.error
-        and found.get_body_stream().read() == BODY
-        and found.headers["CONTENT_LENGTH"] == str(len(BODY))
-    )
+    assert found.completed
+    assert not found.error
+    assert found.get_body_stream().read() == BODY
+    assert found.headers["CONTENT_LENGTH"] == str(len(BODY))
 
 
 def test_what_stands_behind_a_body_in_chunks_is_not_taken():
@@ -283,17 +281,16 @@ def test_an_underscore_makes_no_other_header(api):
 def test_a_client_of_another_protocol_is_told_so_at_once(api, sent, status, detail):
     with connect(api, sent) as connection:
         head, _, body = connection.recv(65536).partition(b"\r\n\r\n")
-        assert f" {status} ".encode() in head and b"application/problem+json" in head
+        assert f" {status} ".encode() in head
+        assert b"application/problem+json" in head
         assert detail in json.loads(body or connection.recv(65536))["detail"]
 
 
 def test_options_of_the_whole_service_names_all_methods(api):
     head, _, body = raw(api, b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n").partition(b"\r\n\r\n")
-    assert (
-        head.startswith(b"HTTP/1.1 204 ")
-        and b"\r\nAllow: GET, HEAD, POST, DELETE, OPTIONS\r\n" in head
-        and body == b""
-    )
+    assert head.startswith(b"HTTP/1.1 204 ")
+    assert b"\r\nAllow: GET, HEAD, POST, DELETE, OPTIONS\r\n" in head
+    assert body == b""
 
 
 def test_blank_lines_before_a_request_do_no_harm(api):
@@ -385,7 +382,8 @@ def test_large_bodies_are_refused_where_too_many_wait(server, store, monkeypatch
     full.maintenance = lambda now: None
     url = full.url
     answer = send("POST", f"{url}/tasks", {"payload": "x" * 90_000})
-    assert "large bodies" in is_problem(answer, 503) and answer.headers["Retry-After"] == "1"
+    assert "large bodies" in is_problem(answer, 503)
+    assert answer.headers["Retry-After"] == "1"
     assert send("POST", f"{url}/tasks", {"payload": 1}).status == 201
 
 
@@ -401,11 +399,9 @@ def test_a_folder_for_temporary_files_that_is_missing_is_told_at_the_start(serve
     monkeypatch.setattr(tempfile, "tempdir", "/nonexistent")
     api = serve(store)
     [record] = caplog.records
-    assert (
-        "no temporary file" in record.getMessage()
-        and "TMPDIR" in record.getMessage()
-        and f"{MAX_IN_MEMORY // 1024} KiB" in record.getMessage()
-    )
+    assert "no temporary file" in record.getMessage()
+    assert "TMPDIR" in record.getMessage()
+    assert f"{MAX_IN_MEMORY // 1024} KiB" in record.getMessage()
     assert send("POST", f"{api}/tasks", {"payload": "x" * 50_000}).status == 201
     assert "can't be stored" in is_problem(send("POST", f"{api}/tasks", {"payload": "x" * 90_000}), 503)
     assert send("GET", f"{api}/livez").status == 200
@@ -477,8 +473,7 @@ def test_a_fair_queue_takes_turns_and_leaves_a_thread_free():
     order = []
     while line:
         order.append(line.popleft().requests[0].path)
-    assert (
-        order == ["/a", "/b", "/c", "/a", "/a"] and not line
-    )  # two are left, until one of the three is done
+    assert order == ["/a", "/b", "/c", "/a", "/a"]
+    assert not line  # two are left, until one of the three is done
     line.served(("", "/a", False))
     assert line.popleft().requests[0].path == "/a" and not line

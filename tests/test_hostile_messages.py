@@ -204,7 +204,8 @@ def test_what_can_not_be_rejected_waits_aside_and_is_kept_once(intake, store, ch
     bodies = [rejected(channel)[1] for _ in range(500)]
     assert sorted(bodies) == sorted(b"nonsense %d" % n for n in range(1, 1000, 2))
     eventually(lambda: len(it._rejects) == 0)
-    assert number_of(channel, "task_queue.rejected") == 0 and len(store.list_tasks()) == 500
+    assert number_of(channel, "task_queue.rejected") == 0
+    assert len(store.list_tasks()) == 500
 
 
 def test_what_reaches_no_queue_is_not_lost(intake, channel):
@@ -305,7 +306,7 @@ def test_what_is_held_has_a_bound_in_bytes(intake, store, channel, monkeypatch, 
     assert held.number == 3 and held._bytes <= 1_000_000
     publish(channel, b'{"payload": 99}')
     if kind == "invalid":
-        eventually(lambda: payloads(store) == [99])     # which takes no notice
+        eventually(lambda: payloads(store) == [99])     # it is taken as if nothing were
     away.clear()
     channel.queue_delete("task_queue.rejected")
     if kind == "valid":
@@ -475,7 +476,8 @@ def test_under_an_alarm_and_beyond_the_consumer_timeout_nothing_is_lost_or_doubl
                 channel = connection.channel()
                 assert [rejected(channel)[1] for _ in range(5)] == [b"nonsense"] * 5
                 eventually(lambda: len(it._rejects) == 0)
-                assert number_of(channel, "task_queue.rejected") == 0 and payloads(store) == good
+                assert number_of(channel, "task_queue.rejected") == 0
+                assert payloads(store) == good
                 eventually(lambda: notifier.notify() or woken.wait(0.5))
                 assert it._failures == 0
                 channel.queue_delete("task_queue")      # and makes what is missing

@@ -1,4 +1,4 @@
-"""What a task may be: the validation that both doors share."""
+"""What a task may be: the validation that HTTP and RabbitMQ share."""
 
 import json
 from datetime import datetime

@@ -140,7 +140,8 @@ def test_what_a_sender_set_does_not_lose_a_rejected_message(intake, store, chann
     )
     intake()
     properties, _ = rejected(channel)
-    assert list(properties.headers) == ["reason"] and properties.expiration is properties.user_id is None
+    assert list(properties.headers) == ["reason"]
+    assert properties.expiration is properties.user_id is None
 
 
 def test_what_the_database_refuses_is_rejected_alone(intake, store, channel, monkeypatch):
@@ -213,7 +214,8 @@ def test_intake_comes_back_when_its_queue_is_deleted(intake, store, channel, cap
 
 
 def test_two_intakes_share_a_queue(intake, store, channel):
-    intake(), intake()
+    intake()
+    intake()
     eventually(lambda: exists(channel, "task_queue"))
     for n in range(200):
         publish(channel, b'{"payload": %d}' % n)

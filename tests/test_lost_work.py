@@ -53,6 +53,7 @@ ALIKE = {
     "canceled": ("true",),
     "alone": ("true",),
 }
+NUMERIC = ("attempt", "max_attempts", "priority", "canceled", "alone", "timeout", "progress", "id")
 EXTREMES = {
     "postgres": ALIKE
     | dict.fromkeys(
@@ -95,19 +96,7 @@ EXTREMES = {
         "idempotency_key": ("cast(x'ff' as text)", "x'ff'", "1"),
         "worker": ("x'ff'", "cast(x'ff' as text)"),
         "status": ("x'ff'", "null"),
-        **{
-            name: ("'many'", "1.5", "x'ff'", "1e300", *ALIKE[name])
-            for name in (
-                "attempt",
-                "max_attempts",
-                "priority",
-                "canceled",
-                "alone",
-                "timeout",
-                "progress",
-                "id",
-            )
-        },
+        **{name: ("'many'", "1.5", "x'ff'", "1e300", *ALIKE[name]) for name in NUMERIC},
     },
 }
 
@@ -172,7 +161,8 @@ def test_no_row_that_the_table_accepts_keeps_the_others_from_anything(api, store
         assert {id for id, _ in held} == store.extend([(*each, 0.5) for each in held or nobody], LEASE)
         seen |= {id for id, _ in held}
         if len(held) > 2:
-            store.retry([(*held.pop(), "why", 0.0)]), store.fail([(*held.pop(), "why")])
+            store.retry([(*held.pop(), "why", 0.0)])
+            store.fail([(*held.pop(), "why")])
         store.complete([(*each, "1") for each in held or nobody])
     assert id in seen
     for each in [id, *(row for row, *_ in accepted)]:
@@ -204,7 +194,8 @@ def test_a_table_of_others_is_upgraded_with_all_that_stands_in_it(postgres_datab
         connection.commit()
     store = taskmanager.open_store(postgres_database)
     rows = store.list_tasks()
-    assert len(store._execute("select id from tasks")) == 13 and len(rows) == 11
+    assert len(store._execute("select id from tasks")) == 13
+    assert len(rows) == 11
     assert all(re.match(r"\d{4}-", row.created_at) and re.match(r"\d{4}-", row.updated_at) for row in rows)
     store.reclaim(3)
     assert len(store.claim(100, LEASE)) == 11       # all but Done and Completed
@@ -357,7 +348,7 @@ def test_a_handler_that_keeps_the_interpreter_busy_for_longer_than_the_lease_kee
 
 
 def test_workers_keep_their_tasks_while_the_database_is_away(database, store, monkeypatch):
-    """A failover that takes longer than the lease: whoever comes back first takes nothing from the others."""
+    """A failover takes longer than the lease; the worker that is back first takes nothing from the others."""
     told, away, workers = [], threading.Event(), []
 
     def handle(task):
@@ -408,7 +399,8 @@ def test_a_worker_that_waited_for_the_database_takes_nothing_from_others_at_once
     worker = Worker(taskmanager.open_store(database, wait=True), Config(**QUICK), lambda task: None)
     worker.start()
     id = order(store)
-    assert finished(store, id).status == "Completed" and store.read(row.id).attempt == row.attempt
+    assert finished(store, id).status == "Completed"
+    assert store.read(row.id).attempt == row.attempt
     assert store.complete([(row.id, row.attempt, None)]) == {row.id}
     worker.stop(0)
 
@@ -532,5 +524,6 @@ def test_a_row_that_another_table_refers_to_keeps_no_other_from_being_deleted(po
         worker._next_delete = 0
     assert finished(store, order(store)).status == "Completed"
     worker.stop(0)
-    assert caplog.text.count("can't be deleted") == 1 and "Traceback" not in caplog.text
+    assert caplog.text.count("can't be deleted") == 1
+    assert "Traceback" not in caplog.text
     store.close()

@@ -15,6 +15,7 @@ import taskmanager
 from helpers import eventually, expire, http, is_problem, set_time
 from taskmanager import NewTask, new_task
 
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
 SAMPLE = re.compile(
     r'([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{((?:[a-zA-Z_]\w*="(?:[^"\\\n]|\\["\\n])*",?)+)\})? (\S+)'
 )
@@ -47,9 +48,11 @@ def parse(text):
     for line in lines:
         if line.startswith("#"):
             word, name, meaning = line[2:].split(" ", 2)
-            assert (word, bool(meaning)) == ("HELP", True) and name not in families, line
+            assert (word, bool(meaning)) == ("HELP", True), line
+            assert name not in families, line
             word, typed, kind = next(lines)[2:].split(" ")
-            assert (word, typed) == ("TYPE", name) and kind in ("gauge", "counter", "histogram"), line
+            assert (word, typed) == ("TYPE", name), line
+            assert kind in ("gauge", "counter", "histogram"), line
             assert (kind == "counter") == name.endswith("_total"), line
             families.append(name)
             continue
@@ -73,16 +76,14 @@ def parse(text):
         assert limits[-1] == math.inf
         assert list(limits) == sorted(set(limits))
         assert list(values) == sorted(values)
-        assert values[-1] == metrics.of(f"{name}_count") and metrics.of(f"{name}_sum") is not None
+        assert values[-1] == metrics.of(f"{name}_count")
+        assert metrics.of(f"{name}_sum") is not None
     return metrics
 
 
 def scrape(api, **headers):
     answer = http("GET", f"{api}/metrics", **headers)
-    assert (answer.status, answer.headers["Content-Type"]) == (
-        200,
-        "text/plain; version=0.0.4; charset=utf-8",
-    )
+    assert (answer.status, answer.headers["Content-Type"]) == (200, TEXT)
     return parse(answer.body.decode())
 
 
@@ -158,35 +159,21 @@ def test_a_service_that_has_done_nothing_shows_zeros(api):
         "canceled",
         "deleted",
     }
-    assert {
-        name: metrics.of(name)
-        for name in (
-            "taskmanager_oldest_ready_seconds",
-            "taskmanager_messages_rejected_total",
-            "taskmanager_wait_seconds_count",
-            "taskmanager_run_seconds_count",
-        )
-    } == {
-        "taskmanager_oldest_ready_seconds": 0,
-        "taskmanager_messages_rejected_total": 0,
-        "taskmanager_wait_seconds_count": 0,
-        "taskmanager_run_seconds_count": 0,
-    }
-    assert (
-        metrics.of("taskmanager_info", version=taskmanager.__version__)
-        == metrics.of("taskmanager_database_up")
-        == 1
-    )
+    for name in (
+        "taskmanager_oldest_ready_seconds",
+        "taskmanager_messages_rejected_total",
+        "taskmanager_wait_seconds_count",
+        "taskmanager_run_seconds_count",
+    ):
+        assert metrics.of(name) == 0, name
+    assert metrics.of("taskmanager_info", version=taskmanager.__version__) == 1
+    assert metrics.of("taskmanager_database_up") == 1
     assert metrics.of("taskmanager_rabbitmq_up") is None       # where there should be none
 
 
 def test_head_of_the_metrics_has_no_body(api):
     answer = http("HEAD", f"{api}/metrics")
-    assert (answer.status, answer.body, answer.headers["Content-Type"]) == (
-        200,
-        b"",
-        "text/plain; version=0.0.4; charset=utf-8",
-    )
+    assert (answer.status, answer.body, answer.headers["Content-Type"]) == (200, b"", TEXT)
 
 
 # Tasks
@@ -251,7 +238,7 @@ def test_what_happens_to_tasks_is_counted(api, store):
     }
     tell(5, "complete")
     http("POST", f"{api}/tasks/7/cancel")
-    http("POST", f"{api}/tasks/7/cancel")           # which it was already
+    http("POST", f"{api}/tasks/7/cancel")           # again: it counts once
     http("POST", f"{api}/tasks/2/retry")
     http("DELETE", f"{api}/tasks/1")
     assert events(api) == {
@@ -456,7 +443,8 @@ def database_is_away(api, store):
     metrics = scrape(api)
     assert metrics.of("taskmanager_database_up") == 0
     # better none than old ones
-    assert not metrics.labels("taskmanager_tasks") and metrics.of("taskmanager_oldest_ready_seconds") is None
+    assert not metrics.labels("taskmanager_tasks")
+    assert metrics.of("taskmanager_oldest_ready_seconds") is None
     assert metrics.of("taskmanager_task_events_total", event="created") == 2
     assert metrics.of("taskmanager_wait_seconds_count") == 0
     return True
@@ -465,7 +453,8 @@ def database_is_away(api, store):
 def database_is_back(api, store):
     assert http("GET", f"{api}/readyz").json == {"status": "ok", "database": "ok"}
     metrics = scrape(api)
-    assert metrics.of("taskmanager_database_up") == 1 and metrics.of("taskmanager_tasks", status="New") == 2
+    assert metrics.of("taskmanager_database_up") == 1
+    assert metrics.of("taskmanager_tasks", status="New") == 2
 
 
 def test_a_missing_table_is_reported_until_it_is_back(api, store):
@@ -582,7 +571,8 @@ def test_a_worker_serves_its_health_and_metrics_on_a_port_of_its_own(start, sqli
         ("GET", "/"),
     ):
         is_problem(http(method, url + path, **token), 404)
-    assert len(worker.log().split("started metrics port=")) == 2 and worker.stop() == 0
+    assert len(worker.log().split("started metrics port=")) == 2
+    assert worker.stop() == 0
 
 
 def test_a_worker_opens_no_port_unless_it_is_told_to(start, sqlite_database):
@@ -595,7 +585,8 @@ def test_a_worker_opens_no_port_unless_it_is_told_to(start, sqlite_database):
 def test_a_metrics_port_that_is_taken_stops_the_start(start, sqlite_database, api):
     worker = start("worker.py", DATABASE_URL=sqlite_database, METRICS_PORT=api.rpartition(":")[2])
     assert worker.process.wait(20) == 1
-    assert worker.log().startswith("worker.py: METRICS_PORT=") and "Traceback" not in worker.log()
+    assert worker.log().startswith("worker.py: METRICS_PORT=")
+    assert "Traceback" not in worker.log()
 
 
 def test_without_rabbitmq_all_is_degraded_and_goes_on(start, sqlite_database, rabbitmq):

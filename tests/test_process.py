@@ -124,7 +124,8 @@ def test_other_signals_stop_a_program_as_sigterm_does(launch, store, script, num
     id = create(store)
     program.logged(f"claimed task={id}")
     assert program.stop(number) == 0
-    assert store.read(id).result == '"done"' and "Traceback" not in program.log()
+    assert store.read(id).result == '"done"'
+    assert "Traceback" not in program.log()
 
 
 def test_nohup_keeps_a_program_running_when_the_terminal_is_closed(launch, store):
@@ -211,7 +212,8 @@ def work(task):
     assert program.stop() == 0
     log = program.log()
     assert (log.count("hello from the child"), log.count("good-bye\n")) == (len(leaves) - 1, 3)
-    assert log.count("claimed") == log.count("completed") == len(leaves) and log.count("stopped worker") == 1
+    assert log.count("claimed") == log.count("completed") == len(leaves)
+    assert log.count("stopped worker") == 1
 
 
 def test_processes_of_multiprocessing_work_and_leave_no_second_worker_behind(launch, store):

@@ -228,7 +228,7 @@ CHUNKS = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in [*PIECES, b
 
 
 class OpenEnd(io.BytesIO):
-    """A connection that the client keeps open: whoever reads on behind the end waits for ever."""
+    """A connection that the client keeps open: a server that reads on behind the end waits for ever."""
 
     def read(self, size=-1):
         data = super().read(size)
@@ -271,7 +271,9 @@ def test_a_chunked_body_that_the_server_keeps_to_itself_makes_no_bare_task(sqlit
     store = taskmanager.open_store(sqlite_database)     # so uWSGI, which has a call of its own for it
     app = taskmanager.create_app(store)
     status, _, body = call_app(app, "POST", "/tasks", HTTP_TRANSFER_ENCODING="chunked")
-    assert status == 400 and b"Content-Length" in body and store.list_tasks() == []
+    assert status == 400
+    assert b"Content-Length" in body
+    assert store.list_tasks() == []
 
 
 def test_a_body_that_is_too_large_is_refused_under_other_servers_too(sqlite_database):
@@ -316,7 +318,8 @@ def test_a_front_end_on_an_allowed_origin_may_do_all_with_its_token(api):
     url = api(allowed_origins=origins, api_token="s3cret")
     page = {"Origin": APP, "Sec-Fetch-Site": "cross-site"}
     before = http("OPTIONS", f"{url}/tasks/1", **page, **PREFLIGHT)       # without the token, as browsers ask
-    assert before.status == 204 and cors(before)["access-control-allow-origin"] == APP
+    assert before.status == 204
+    assert cors(before)["access-control-allow-origin"] == APP
     assert "DELETE" in cors(before)["access-control-allow-methods"]
     assert {"authorization", "content-type", "if-match", "prefer", "idempotency-key"} <= {
         name.strip().lower() for name in cors(before)["access-control-allow-headers"].split(",")}

@@ -131,35 +131,25 @@ class Seen:
         self.deleted: dict[int, float] = {}         # id: when that was answered
 
 
+DEEDS = (
+    "create", "claim", "claim", "complete", "complete", "fail", "release", "extend", "progress",
+    "cancel", "retry", "delete", "read", "list", "clock",
+)
+
+
 def riot(api, store, seen, seed, rounds):
+    """Do so many things by chance, as one of several clients, and note in `seen` what came of them."""
     dice = random.Random(seed)
     for n in range(rounds):
-        what = dice.choice(
-            (
-                "create",
-                "claim",
-                "claim",
-                "complete",
-                "complete",
-                "fail",
-                "release",
-                "extend",
-                "progress",
-                "cancel",
-                "retry",
-                "delete",
-                "read",
-                "list",
-                "clock",
-            )
-        )
+        what = dice.choice(DEEDS)
         if what == "clock":  # a lease runs out, a worker minds the clock
             sql(
                 store,
                 "update tasks set lease_until = now() where status = 'In Progress' and id = %(id)s",
                 id=dice.randint(1, 5),
             )
-            store.reclaim(2), store.promote()
+            store.reclaim(2)
+            store.promote()
             continue
         id, said = dice.randint(1, 5 + len(seen.deleted)), {}
         if what == "claim":
@@ -207,7 +197,8 @@ def test_every_promise_holds_whatever_clients_do_at_the_same_time(api, store):
         [(leased,)] = store._execute(
             "select lease_until is not null from tasks where id = %(id)s", {"id": id}
         )
-        assert row.status in taskmanager.STATUSES and bool(leased) == (row.status == "In Progress")
+        assert row.status in taskmanager.STATUSES
+        assert bool(leased) == (row.status == "In Progress")
         assert row.attempt >= row.attempts >= 0
         assert row.attempt == max((attempt for of, attempt in seen.claims if of == id), default=0)
         assert (row.result is None) == (row.status != "Completed")
@@ -216,7 +207,8 @@ def test_every_promise_holds_whatever_clients_do_at_the_same_time(api, store):
             if row.canceled:
                 assert (row.status, row.error) == ("Failed", "canceled")
         if row.status == "Completed":
-            assert seen.ends[id, row.attempt] == [("complete", row.result.strip('"'))] and row.error is None
+            assert seen.ends[id, row.attempt] == [("complete", row.result.strip('"'))]
+            assert row.error is None
         # None of them is stuck.
         by_status = {"New": 200, "In Progress": 202, "Completed": 409, "Failed": 200 if row.canceled else 409}
         assert send(api, "cancel", id).status == by_status[row.status]
@@ -289,7 +281,8 @@ def test_of_an_array_and_its_variants_under_one_key_only_one_is_created(api, sto
         *(lambda body=body: http("POST", f"{api}/tasks", body, Idempotency_Key="key") for body in rivals)
     )
     won = [body for body, answer in zip(rivals, answers, strict=True) if answer.status == 201]
-    assert {answer.status for answer in answers} == {201, 422} and all(body == won[0] for body in won)
+    assert {answer.status for answer in answers} == {201, 422}
+    assert all(body == won[0] for body in won)
     assert [row.payload for row in store.list_tasks()] == [
         str(task["payload"]) for task in (won[0] if isinstance(won[0], list) else [won[0]])
     ]
@@ -304,7 +297,8 @@ def test_a_key_that_looks_like_one_of_an_array_is_another_key(api, store):
             for key, body in rivals.items()
         )
     )
-    assert all(answer.status in (201, 422) for answer in answers) and answers[2].status == 201
+    assert all(answer.status in (201, 422) for answer in answers)
+    assert answers[2].status == 201
     again = [http("POST", f"{api}/tasks", body, Idempotency_Key=key) for key, body in rivals.items()]
     assert [(answer.status, answer.status == 201 and answer.body) for answer in again] == [
         (answer.status, answer.status == 201 and answer.body) for answer in answers

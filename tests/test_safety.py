@@ -119,7 +119,7 @@ def test_what_a_page_of_another_site_sends_changes_nothing(furnished, store, hea
 
 def test_a_form_of_another_site_changes_nothing(furnished, store):
     before = everything(store)
-    # what a form may send, in a browser that says nothing of where it comes from
+    # The types that a form may send, in a browser that sends no Sec-Fetch-Site.
     for kind in ("application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/plain"):
         is_problem(send("POST", f"{furnished}/tasks", b'{"payload": 1}', Content_Type=kind), 415)
     is_problem(send("POST", f"{furnished}/tasks", b'{"payload": 1}', Content_Encoding="gzip"), 415)
@@ -347,22 +347,11 @@ def test_every_kind_of_answer_has_the_security_headers(store, api, monkeypatch, 
 
 def test_every_answer_forbids_framing_sniffing_and_referrers(api):
     headers = send("GET", f"{api}/tasks").headers
-    assert {
-        name: headers[name]
-        for name in (
-            "X-Content-Type-Options",
-            "X-Frame-Options",
-            "Referrer-Policy",
-            "Cross-Origin-Resource-Policy",
-            "Content-Security-Policy",
-        )
-    } == {
-        "X-Content-Type-Options": "nosniff",
-        "X-Frame-Options": "DENY",
-        "Referrer-Policy": "no-referrer",
-        "Cross-Origin-Resource-Policy": "same-origin",
-        "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    }
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["X-Frame-Options"] == "DENY"
+    assert headers["Referrer-Policy"] == "no-referrer"
+    assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
+    assert headers["Content-Security-Policy"] == "default-src 'none'; frame-ancestors 'none'"
     assert headers["Cache-Control"] in ("no-cache", "no-store")
 
 
@@ -440,7 +429,8 @@ def test_an_error_in_the_program_is_found_in_the_log_under_the_requests_id(
     else:
         assert re.fullmatch("[0-9a-f]{16}", id)
     for inside in ("Traceback", "ZeroDivisionError", "secret", "taskmanager.py", "line "):
-        assert inside not in answer.body.decode() and inside not in str(answer.headers)
+        assert inside not in answer.body.decode()
+        assert inside not in str(answer.headers)
     [record] = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert id in record.getMessage()
     assert "ZeroDivisionError: secret" in caplog.text
@@ -562,7 +552,8 @@ def test_what_the_server_itself_refuses_names_its_address_as_well(api):
 def test_an_error_is_not_much_larger_than_what_it_is_about(api, path):
     answer = send("GET", api + path)
     is_problem(answer, 404 if "?" not in path else 400)
-    assert len(answer.json.get("errors", [])) <= MAX_ERRORS and len(answer.body) < 4 * 65_536
+    assert len(answer.json.get("errors", [])) <= MAX_ERRORS
+    assert len(answer.body) < 4 * 65_536
 
 
 # What is no proper HTTP
@@ -621,7 +612,8 @@ def test_what_is_refused_is_counted(api, store):
 
 def test_a_refusal_of_head_has_no_body(api):
     answer = send_bytes(api, b"HEAD /tasks HTTP/1.1\r\nHost: x\r\nContent-Length: abc\r\n\r\n")
-    assert (answer.status, answer.body) == (400, b"") and int(answer.headers["Content-Length"]) > 0
+    assert (answer.status, answer.body) == (400, b"")
+    assert int(answer.headers["Content-Length"]) > 0
 
 
 # Bytes that are no text

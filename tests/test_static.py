@@ -115,7 +115,8 @@ OUTSIDE = [
 @pytest.mark.parametrize("path", OUTSIDE, ids=lambda path: path[:40])
 def test_nothing_but_the_files_of_the_folder_is_served(api, path):
     answer = raw(api, f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
-    assert re.match(rb"HTTP/1\.1 40[04] ", answer) and b"application/problem+json" in answer
+    assert re.match(rb"HTTP/1\.1 40[04] ", answer)
+    assert b"application/problem+json" in answer
 
 
 def test_links_lead_where_the_operator_put_them_and_nowhere_else(api, installed, tmp_path):

@@ -64,28 +64,30 @@ def test_a_task_with_any_other_field_says_how_many_attempts_it_had(store):
     store.retry([(ids[3], claims[ids[3]], "why", 0)])
     assert [attempts(id) for id in ids] == [1, 0, 1, 1]
     store.promote()
-    assert attempts(ids[3]) == 1 and sorted(row.id for row in store.claim(4, LEASE)) == [ids[1], ids[3]]
+    assert attempts(ids[3]) == 1
+    assert sorted(row.id for row in store.claim(4, LEASE)) == [ids[1], ids[3]]
     store.complete([(ids[3], 2, None)])
     assert attempts(ids[3]) == 2
 
 
 def test_create_keeps_what_it_was_given(store):
-    [id] = store.create(
-        [
-            new_task(
-                {
-                    "payload": {"ключ": [1, "☃"]},
-                    "priority": 3,
-                    "run_at": "2999-01-02T03:04:05Z",
-                    "max_attempts": 4,
-                    "timeout": 2.5,
-                }
-            )
-        ]
-    )
-    assert json.loads(store.read(id).to_json()) | {"created_at": 0, "updated_at": 0} == {
-        "id": id, "status": "New", "created_at": 0, "updated_at": 0, "payload": {"ключ": [1, "☃"]},
-        "priority": 3, "run_at": "2999-01-02T03:04:05", "max_attempts": 4, "timeout": 2.5}
+    given = {
+        "payload": {"ключ": [1, "☃"]},
+        "priority": 3,
+        "run_at": "2999-01-02T03:04:05Z",
+        "max_attempts": 4,
+        "timeout": 2.5,
+    }
+    [id] = store.create([new_task(given)])
+    kept = json.loads(store.read(id).to_json())
+    assert kept == {
+        "id": id,
+        "status": "New",
+        "created_at": kept["created_at"],
+        "updated_at": kept["updated_at"],
+        **given,
+        "run_at": "2999-01-02T03:04:05",
+    }
 
 
 def test_create_gives_ids_in_the_order_of_the_tasks(store):
@@ -100,14 +102,16 @@ def test_an_idempotency_key_makes_one_task(store):
     assert again == first and len({first, none, second}) == 3
     before = [store.read(id) for id in (first, second)]
     assert store.create([other, NewTask(), key])[::2] == [second, first]
-    assert [store.read(id) for id in (first, second)] == before and len(store.list_tasks()) == 4
+    assert [store.read(id) for id in (first, second)] == before
+    assert len(store.list_tasks()) == 4
 
 
 def test_an_idempotency_key_is_still_known_when_its_task_has_moved_on(store):
     task = new_task({"delay": 60}, "key")
     [id] = store.create([task])
     store.cancel(id)
-    assert store.create([new_task({"delay": 60}, "key")]) == [id] and store.read(id).status == "Failed"
+    assert store.create([new_task({"delay": 60}, "key")]) == [id]
+    assert store.read(id).status == "Failed"
 
 
 def test_an_idempotency_key_of_another_task_is_refused_and_so_is_the_whole_batch(store):
@@ -177,10 +181,10 @@ def test_a_commit_is_on_the_disk_before_it_is_answered(sqlite_database):
 
 
 def test_create_notifies_the_listeners_after_the_commit(store):
-    rung = []
-    store.listeners.append(lambda: rung.append(len(store.list_tasks())))
+    seen = []
+    store.listeners.append(lambda: seen.append(len(store.list_tasks())))
     store.create()
-    assert rung == [1]      # after the commit
+    assert seen == [1]      # the new task is there by then
 
 
 def test_a_row_of_plain_sql_is_a_task(store):
@@ -401,7 +405,8 @@ def test_retry_waits_and_says_why(store):
     claim = claimed(store)
     store.retry([(claim.id, claim.attempt, "busy", 3600)])
     row = store.read(claim.id)
-    assert (row.status, row.error) == ("New", "busy") and row.run_at > row.updated_at
+    assert (row.status, row.error) == ("New", "busy")
+    assert row.run_at > row.updated_at
     assert store.promote() == 0 and store.claim(1, LEASE) == []
 
 
@@ -465,7 +470,7 @@ def test_an_end_that_is_sent_again_counts_once(store, monkeypatch, caplog, name,
     assert VERBS[name](store, claim.id, claim.attempt) == set()
     assert store.read(claim.id) == before
     assert logged_and_counted(store, caplog, verb, claim.id) == [verb]
-    VERBS[name](store, claim.id, claim.attempt)     # and whoever says it once more is told
+    VERBS[name](store, claim.id, claim.attempt)     # once more: then it is refused
     assert logged_and_counted(store, caplog, verb, claim.id) == [verb, "refused"]
 
 
@@ -658,7 +663,8 @@ def test_retry_by_hand_begins_anew(store):
 def test_delete_is_for_tasks_that_nobody_runs(store):
     ids = store.create([NewTask()] * 4)
     done, failed, running = store.claim(3, LEASE)
-    store.complete([(done.id, done.attempt, None)]), store.fail([(failed.id, failed.attempt, "why")])
+    store.complete([(done.id, done.attempt, None)])
+    store.fail([(failed.id, failed.attempt, "why")])
     with pytest.raises(NotInState, match="In Progress"):
         store.delete(running.id)
     for id in (done.id, failed.id, ids[3]):
@@ -716,7 +722,9 @@ def test_it_is_known_how_long_a_task_was_ready(store):
     store.release([(new, 1)])
     store.claim(1, LEASE)
     assert "taskmanager_wait_seconds_sum 1080" in store.metrics.text({})
-    assert store.running(new, 2) < 5 and store.running(new, 1) == 0 and store.count("In Progress") == 2
+    assert store.running(new, 2) < 5
+    assert store.running(new, 1) == 0
+    assert store.count("In Progress") == 2
 
 
 def test_apply_schema_may_be_done_again_and_at_once(database):

@@ -84,7 +84,8 @@ def test_sqlite_needs_the_two_packages_in_python_alone():
 def test_no_package_is_installed_without_its_hash():
     for file in ("Makefile", "Dockerfile"):
         commands = re.findall(r"(?:pip|\$\(PIP\)) install .*", (ROOT / file).read_text())
-        assert commands and all("--require-hashes" in command for command in commands), (file, commands)
+        assert commands, (file, commands)
+        assert all("--require-hashes" in command for command in commands), (file, commands)
 
 
 # The vendored Swagger UI
@@ -151,7 +152,8 @@ def test_continuous_integration_installs_the_servers_without_starting_them():
 
 def test_every_variable_of_compose_is_in_env_example():
     names = set(re.findall(r"\$\{(\w+)", COMPOSE))
-    assert names and names <= set(re.findall(r"^#?(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    assert names
+    assert names <= set(re.findall(r"^#?(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
 
 
 # Other WSGI servers

@@ -84,12 +84,8 @@ def test_get_is_answered_when_the_task_is_finished(store, serve, work):
     assert waiter.waits()
     go.set()
     answer = waiter.answer()
-    assert (
-        answer.status,
-        answer.json["status"],
-        answer.json["result"],
-        answer.headers["Preference-Applied"],
-    ) == (200, "Completed", "pong", "wait=60")
+    assert (answer.status, answer.json["status"], answer.json["result"]) == (200, "Completed", "pong")
+    assert answer.headers["Preference-Applied"] == "wait=60"
     assert answer.headers["ETag"] == send("GET", f"{api}/tasks/1").headers["ETag"]
 
 
@@ -97,17 +93,11 @@ def test_post_is_answered_with_the_finished_task(store, serve, work):
     api = serve(store, waiters=1)
     work(lambda task: task.payload * 2)
     answer = send("POST", f"{api}/tasks", {"payload": 21}, Prefer="wait=20")
-    assert (answer.status, answer.json["status"], answer.json["result"], list(answer.json)[0]) == (
-        201,
-        "Completed",
-        42,
-        "id",
-    )
-    assert (
-        answer.headers["Location"],
-        answer.headers["Preference-Applied"],
-        answer.headers["Content-Type"],
-    ) == ("/tasks/1", "wait=20", "application/json")
+    assert (answer.status, answer.json["status"], answer.json["result"]) == (201, "Completed", 42)
+    assert next(iter(answer.json)) == "id"
+    assert answer.headers["Location"] == "/tasks/1"
+    assert answer.headers["Preference-Applied"] == "wait=20"
+    assert answer.headers["Content-Type"] == "application/json"
 
 
 def test_a_failure_and_a_cancellation_end_the_waiting_too(store, serve, work):
@@ -436,4 +426,5 @@ def test_a_stop_answers_all_requests_that_wait(start, database):
     )
     assert program.stop() == 0
     assert [waiter.answer().status for waiter in waiters] == [200, 200, 201, 200, 200, 200]
-    assert "Traceback" not in program.log() and "still running" not in program.log()
+    assert "Traceback" not in program.log()
+    assert "still running" not in program.log()

@@ -248,7 +248,8 @@ def test_a_backoff_doubles_has_an_end_and_is_not_the_same_for_all():
     # many that fail together, as their server went away, should not all come back together
     for tries, longest in (1, 2), (2, 4), (3, 8), (4, 10), (1000, 10):
         waits = [taskmanager.backoff(tries, 2, 10) for _ in range(200)]
-        assert longest / 2 <= min(waits) < 0.6 * longest and 0.9 * longest < max(waits) <= longest
+        assert longest / 2 <= min(waits) < 0.6 * longest
+        assert 0.9 * longest < max(waits) <= longest
 
 
 def test_a_worker_that_lost_its_lease_finds_its_result_refused_and_goes_on(store, work, caplog):
@@ -365,7 +366,8 @@ def test_stop_before_start_and_again_is_no_harm(store):
     worker.start()
     with pytest.raises(RuntimeError):
         worker.start()
-    worker.stop(), worker.stop()
+    worker.stop()
+    worker.stop()
     assert store.listeners == []
 
 
@@ -390,7 +392,8 @@ def test_stop_gives_back_what_does_not_finish_in_time(store, work, monkeypatch):
 
 
 def test_two_workers_share_a_store(store, work):
-    work(), work()
+    work()
+    work()
     ids = [order(store, **{"return": n}) for n in range(60)]
     assert [finished(store, id).result for id in ids] == [str(n) for n in range(60)]
     assert {store.read(id).attempts for id in ids} == {1}

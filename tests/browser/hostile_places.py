@@ -222,7 +222,7 @@ def test_it_says_that_a_browser_sends_one_login_only(browser, service, proxy):
     browser.type("#token-value", "open-sesame")
     browser.press("Enter")
     browser.shows("#token-value-error", "needs its own login (HTTP 401).", "has to add the token itself")
-    front.adds = {"Authorization": "Bearer open-sesame"}        # it was heard
+    front.adds = {"Authorization": "Bearer open-sesame"}        # the operator follows the advice
     browser.do("POST", "refresh")
     use(browser, front.place)
 

@@ -129,7 +129,8 @@ def test_a_task_is_found_by_its_id(browser, url):
     browser.type("#find-id", "2")
     browser.press("Enter")
     browser.shows("#task", "Task 2", "New")
-    assert browser.js("location.search") == "?status=New&task=2" and focused(browser) == "task-title"
+    assert browser.js("location.search") == "?status=New&task=2"
+    assert focused(browser) == "task-title"
     browser.do("POST", "back")
     browser.until(lambda: rows(browser) == ["3", "2", "1"])
     assert browser.js("document.querySelector('#find-id').value") == ""
@@ -191,7 +192,9 @@ def test_a_task_is_created_and_watched_until_it_is_completed(browser, url):
     assert browser.js("document.querySelector('progress').value") == 0.25
     say(url, 1, "complete", result={"sum": 6})
     browser.shows("#task", "Completed", "Result", '"sum": 6')
-    assert not browser.text("#task-progress") and not browser.text("#cancel") and not browser.text("#retry")
+    assert not browser.text("#task-progress")
+    assert not browser.text("#cancel")
+    assert not browser.text("#retry")
 
 
 def test_a_bare_task_and_a_later_one_can_be_created(browser, url):
@@ -224,7 +227,8 @@ def test_an_error_is_shown_at_its_field(browser, url):
     browser.click("#create .primary")
     browser.shows("#priority-error", "expected a whole number from -32768 to 32767")
     browser.shows("#delay-error", "expected a number of seconds from 0 to 315360000")
-    assert focused(browser) == "priority" and not browser.text("#payload-error")
+    assert focused(browser) == "priority"
+    assert not browser.text("#payload-error")
     browser.type("#priority", "")
     browser.type("#delay", "")
     browser.type("#payload", '{"a": 1, "a": 2}')
@@ -382,7 +386,9 @@ def test_the_token_is_asked_for_once_a_session(new_browser, service):
     create(url, {}, **bearer)
     browser.open(f"{url}/")
     browser.shows("#token", "This service needs a token")
-    assert focused(browser) == "token-value" and not browser.text("#shown") and not browser.text("#new")
+    assert focused(browser) == "token-value"
+    assert not browser.text("#shown")
+    assert not browser.text("#new")
     browser.type("#token-value", "wrong")
     browser.press("Enter")
     browser.shows("#token-value-error", "The service does not accept this token.")
