@@ -1817,7 +1817,10 @@ class PostgresStore(Store):
             log.warning("mended the sequence of ids, which stood behind them highest=%s", highest)
 
     def apply_schema(self):
-        schema = (HERE / "schema.sql").read_text()
+        try:
+            schema = (HERE / "schema.sql").read_text()
+        except OSError as e:
+            raise BadSetting("DATABASE_URL", self.url, f"PostgreSQL needs {e.filename}: {e.strerror}") from None
         version = int(re.search(r"comment on table tasks is '.* (\d+)'", schema)[1])
         for comment, is_table, columns in self._execute(FOUND_TABLE):
             ours = re.fullmatch(r"Task Manager, schema (\d+)", comment or "")
@@ -4004,6 +4007,10 @@ def make_server(app: Callable, config: Config, setting: str = "PORT"):
 
 def main() -> None:
     config = set_up("Task Manager's HTTP API, and on SQLite a worker inside it.")
+    try:
+        import waitress     # noqa: F401 (make_server() needs it, but now no table has been made yet)
+    except ImportError as e:
+        sys.exit(f"{Path(sys.argv[0]).name}: {e}: pip install waitress")
     handler = load_handler(config.handler)
     store = open_store(config.database_url, wait=True, connections=config.threads)
     inside = config.worker == "on" or config.worker == "auto" and isinstance(store, SQLiteStore)
@@ -4020,12 +4027,13 @@ def main() -> None:
     database = show_setting("DATABASE_URL", config.database_url)
     log.info("started api url=%s database=%s", url, database)
     url = (config.public_url or url).rstrip("/")
+    pages = (("look at it", url, "static/index.html"), ("Swagger UI", f"{url}/swagger", "static/swagger/index.html"))
+    # This file also runs without the others.
+    present = "".join(f"    {purpose:16}{page}\n" for purpose, page, file in pages if (HERE / file).is_file())
     announce(f"""
   Task Manager {__version__}, tasks in {database}, {'with a worker inside' if worker else 'its workers elsewhere (worker.py)'}
 
-    look at it      {url}
-    Swagger UI      {url}/swagger
-    create a task   curl -X POST {url}/tasks
+{present}    create a task   curl -X POST {url}/tasks
     read it         curl {url}/tasks/1
     stop            Ctrl-C
 
