@@ -3,6 +3,7 @@
 # make test          all tests, several at a time, against a PostgreSQL and a RabbitMQ of their own
 # make browser-test  the page, in a real Chromium
 # make mutants       the tests of the tests: each of some lines, broken, makes its test fail
+# make versions      the tests that need a database on PostgreSQL 12 and 18; PYTHON=python3.13 names a Python
 # make lint          ruff, judges of openapi.yaml and asyncapi.yaml, and a fuzzer; needs Node.js
 
 PYTHON ?= python3
@@ -22,6 +23,9 @@ test: $(VENV)/test.stamp
 mutants: $(VENV)/test.stamp
 	@$(VENV)/bin/python tests/servers.py
 	$(VENV)/bin/python tests/mutants
+
+versions:
+	@tests/versions/run $(PYTHON)
 
 browser-test: $(VENV)/browser.stamp
 	@$(VENV)/bin/python tests/browser/webdriver.py
@@ -54,6 +58,6 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) lint/node_modules lint/.venv .pytest_cache tests/__pycache__ tests/browser/__pycache__ __pycache__
+	rm -rf $(VENV) lint/node_modules lint/.venv tests/versions/node_modules tests/versions/.venv .pytest_cache tests/__pycache__ tests/browser/__pycache__ __pycache__
 
-.PHONY: run demo test mutants browser-test lint clean
+.PHONY: run demo test mutants versions browser-test lint clean

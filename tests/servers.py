@@ -244,7 +244,11 @@ class Postgres(Server):
 
 
 def postgres_binaries() -> Path:
-    """The folder of initdb and postgres: the one on the PATH, else that of the newest version."""
+    """The folder of initdb and postgres: POSTGRES_BIN, else the one on the PATH, else the newest version's."""
+    if chosen := os.environ.get("POSTGRES_BIN"):
+        if (Path(chosen) / "initdb").exists() and (Path(chosen) / "postgres").exists():
+            return Path(chosen).resolve()
+        raise RuntimeError(f"POSTGRES_BIN={chosen}: expected a folder with the programs initdb and postgres")
     found = [Path(name).resolve().parent for name in [shutil.which("initdb")] if name]
     for pattern in ("usr/lib/postgresql/*/bin", "usr/pgsql-*/bin", "opt/homebrew/opt/postgresql*/bin",
                     "usr/local/opt/postgresql*/bin", "Applications/Postgres.app/Contents/Versions/*/bin"):

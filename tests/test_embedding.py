@@ -12,7 +12,7 @@ import pytest
 import waitress
 
 import taskmanager
-from conftest import ROOT, eventually, http, is_problem
+from helpers import ROOT, eventually, http, is_problem
 from servers import free_port
 
 # The whole service with the standard library's server; as README shows it, but for the port and the handler.

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+import servers
 from helpers import ROOT
 
 # The runner of the tests
@@ -34,6 +35,15 @@ def test_left_out():
     assert done.returncode == 1
     assert "assert 7 != 7" in done.stdout and "why not" in done.stdout
     assert done.stdout.splitlines()[-1] == "19 passed, 1 failed, 1 skipped"
+
+
+def test_the_tests_take_the_postgresql_that_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("POSTGRES_BIN", str(tmp_path))
+    with pytest.raises(RuntimeError, match="expected a folder with the programs initdb and postgres"):
+        servers.postgres_binaries()     # and not another PostgreSQL, nor a skipped test
+    for program in ("initdb", "postgres"):
+        (tmp_path / program).touch()
+    assert servers.postgres_binaries() == tmp_path
 
 
 # Packages
@@ -86,6 +96,17 @@ def test_no_package_is_installed_without_its_hash():
         commands = re.findall(r"(?:pip|\$\(PIP\)) install .*", (ROOT / file).read_text())
         assert commands, (file, commands)
         assert all("--require-hashes" in command for command in commands), (file, commands)
+
+
+def test_the_other_versions_of_postgresql_are_pinned_to_files_by_their_hashes():
+    wanted = json.loads((ROOT / "tests/versions/package.json").read_text())["dependencies"]
+    locked = json.loads((ROOT / "tests/versions/package-lock.json").read_text())["packages"]
+    assert locked.pop("")["dependencies"] == wanted and len(locked) == len(wanted)
+    for name, package in wanted.items():
+        found = locked[f"node_modules/{name}"]
+        assert f"npm:{found['name']}@{found['version']}" == package
+        assert found["integrity"].startswith("sha512-")
+    assert "npm ci " in (ROOT / "tests/versions/run").read_text()       # installs what is locked, or nothing
 
 
 # The vendored Swagger UI
