@@ -73,7 +73,7 @@ import threading
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -192,7 +192,7 @@ class EssentialThread(threading.Thread):
 
 
 # ----------------------------------------------------------------------------
-# Configuration: environment variables, parsed once. An empty one counts as not set.
+# Configuration: environment variables, parsed once. An empty variable counts as not set.
 
 TOKENS = ("API_TOKEN", "READ_TOKEN")
 ENCODED = ("user and password percent-encoded "
@@ -202,33 +202,38 @@ _secrets: set[str] = set()      # the tokens and passwords in this process's set
 
 
 def register_secret(name: str, value: str | None) -> None:
-    """Have redact() hide the token that this setting is, or the password in the address that it is."""
+    """Have redact() hide the token that this setting is, or the passwords in the address that it is."""
     if not value:
         return
     scheme, _, rest = value.partition("://")
-    place = rest.partition("/")[0] if scheme.startswith("postgres") else re.match("[^/?#]*", rest)[0]
-    login, _, hosts = place.rpartition("@")
+    if scheme.startswith("postgres"):
+        authority = rest.partition("/")[0]
+    else:
+        authority = re.split("[/?#]", rest)[0]
+    login, _, hosts = authority.rpartition("@")
     user, _, password = login.partition(":")
+
     if name in TOKENS:
         found = {value}
     else:
         found = {password, *re.findall(r"(?i)[?&]\w*(?:pass|pwd|token|secret|key|sig|code)\w*=([^&]*)", rest)}
-    public = f"{hosts} {rest[len(place):].partition('?')[0]} password"
+    public = f"{hosts} {rest[len(authority):].partition('?')[0]} password"
     if scheme in ("http", "https"):
         found.add(user)         # https://TOKEN@host
     else:
         public += f" {user}"
+
     found |= {unquote(secret) for secret in found}
-    for secret in list(found):      # and as a library may split it
+    for secret in list(found):      # and the pieces into which a library may split it
         found.update(re.split("[@/?#:&=+% ]", secret))
-    # What is very short, or names something else too, would spoil texts and give nothing away.
+    # A very short piece, or one that is also a public name, would spoil texts and give nothing away.
     _secrets.update(secret for secret in found if len(secret) > 5 and secret not in public)
 
 
-def _hide(address: re.Match) -> str:
-    """An address, from its :// on, without login and query."""
+def _hide_login(address: re.Match) -> str:
+    """Return an address, from its :// on, without login and query."""
     login, at, rest = address[0].rpartition("@")
-    if "?" in login:            # a part of the password, or an @ in the query: that can't be told
+    if "?" in login:            # part of the password, or an @ in the query: it is impossible to tell
         return "://***"
     if login.endswith("://USER:PASSWORD"):
         return address[0]
@@ -237,32 +242,35 @@ def _hide(address: re.Match) -> str:
 
 
 def redact(text: str) -> str:
-    """The text without the logins and queries of addresses in it, and without the secrets of our settings.
+    """Return the text without the logins and queries of addresses, and without the secrets of our settings.
 
-    What a pattern here begins to look at it also takes, up to the end of the word: so the time is proportional
-    to the length, whatever the text.
+    Each pattern consumes what it has begun to read, up to the end of the word, so that the time is
+    proportional to the length of any text.
     """
     for secret in sorted(_secrets, key=len, reverse=True):
         text = text.replace(secret, "***")
-    text = re.sub(r"://\S*", _hide, text)
+    text = re.sub(r"://\S*", _hide_login, text)
     return re.sub(r"(?i)(passw(?:or)?d ?= ?)(?:'[^']*'|\S+)", r"\1***", text)
 
 
 def truncate(text: str, most: int = MAX_ERROR, beginning: bool = False) -> str:
-    """The end of a text, or its beginning, redacted, and of characters that both databases take."""
+    """Return the last `most` characters of a text (or the first ones), redacted.
+
+    NUL and lone surrogates are replaced, so that both databases take the text.
+    """
     window = text[:2 * most] if beginning else text[-2 * most:]
     window = window.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
     shown = redact(window)
-    if shown != window and len(text) > len(window):     # where it was cut may have been in a password
+    if shown != window and len(text) > len(window):     # the cut may have been inside a password
         words = shown.rsplit(maxsplit=1)[:-1] if beginning else shown.split(maxsplit=1)[1:]
         shown = words[0] if words else "***"
     return shown[:most] if beginning else shown[-most:]
 
 
 def show_setting(name: str, value: Any) -> str:
-    """The value of a setting, or what of it is no secret.
+    """Return the value of a setting without its secrets.
 
-    Of an address it is the scheme, the hosts, the ports and the name of the database, of a command the program.
+    Of an address it keeps the scheme, hosts, ports and the name of the database; of a command, the program.
     """
     text = str(value)
     if name in TOKENS:
@@ -277,40 +285,54 @@ def show_setting(name: str, value: Any) -> str:
         return command[0] + " ***" * (command[0] != text)
     if name == "HANDLER" and re.fullmatch(r"[\w.]+:[\w.]+", text):
         return text
+
     parts = re.fullmatch(
         r"(\w+://)([^?]*@)?((?:[\w.%,-]|\[[\w:.%]*\]|:[0-9]{1,5}(?![^,/?]))*)(/[^?#@\s]*)?(\?[^@]*)?", text)
     if not parts:
         return "***"
     scheme, login, hosts, path, query = parts.groups(default="")
-    path = "/***" if name == "HANDLER" and len(path) > 1 else path      # which may be the secret of a webhook
+    if name == "HANDLER" and len(path) > 1:
+        path = "/***"           # it may be the secret of a webhook
     return scheme + ("***@" if login else "") + hosts + path + ("?***" if query else "")
 
 
 class BadSetting(ValueError):
-    """An environment variable that can't be used; the message names it, its value and why or what is expected."""
+    """An environment variable can't be used; the message names it, its value and what is expected."""
 
     def __init__(self, name: str, value: Any, why: str):
         super().__init__(f"{name}={show_setting(name, value)!r} can't be used: {redact(why)}")
 
 
-def _number(low: float, high: float, kind: type = float) -> tuple[Callable[[str], Any], str]:
-    def parse(text: str):
+class Format(NamedTuple):
+    """The form of a setting's text."""
+
+    parse: Callable[[str], Any]     # returns the value; raises ValueError
+    expected: str                   # the form in words, for the message of BadSetting
+
+
+def _number(low: float, high: float, kind: type = float) -> Format:
+    def parse(text: str) -> Any:
         if not low <= (value := kind(text)) <= high:
             raise ValueError
         return value
-    return parse, f"{'a whole number' if kind is int else 'a number'} from {low:g} to {high:g}"
+    return Format(parse, f"{'a whole number' if kind is int else 'a number'} from {low:g} to {high:g}")
 
 
-def _match(pattern: str, expected: str | None = None, convert: Callable[[str], Any] = str) -> tuple[Callable[[str], Any], str | None]:
-    def parse(text: str):
+def _match(pattern: str, expected: str, convert: Callable[[str], Any] = str) -> Format:
+    def parse(text: str) -> Any:
         if not re.fullmatch(pattern, text):
             raise ValueError
         return convert(text)
-    return parse, expected
+    return Format(parse, expected)
+
+
+def _comma_separated(parse: Callable[[str], str], expected: str) -> Format:
+    """Values separated by commas and optional blanks, which are removed."""
+    return Format(lambda text: ",".join(parse(each.strip().lower()) for each in text.split(",")), expected)
 
 
 def _host(text: str) -> str:
-    """A name, a domain (.example.com) or an address, as Host has it; `*` is any. Raise ValueError."""
+    """Return a host name, a domain (.example.com), an address as Host has it, or `*`. Raise ValueError."""
     with contextlib.suppress(ValueError):
         address = ipaddress.ip_address(text.strip("[]"))
         return f"[{address}]" if address.version == 6 else str(address)
@@ -320,93 +342,124 @@ def _host(text: str) -> str:
 
 
 def _origin(text: str) -> str:
-    """An origin as a browser writes it: without a path, and without the default port. Raise ValueError."""
+    """Return an origin as browsers write it: without path and default port. Raise ValueError."""
     match = re.fullmatch(r"([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|\w[\w.-]*)(:[1-9][0-9]*)?", text)
-    if not match or urlsplit(text).port == 0:       # which raises ValueError for one above 65535
+    if not match or urlsplit(text).port == 0:       # `port` raises ValueError above 65535
         raise ValueError
     scheme, host, port = match.groups(default="")
     return f"{scheme}://{_host(host)}" + port * (scheme + port not in ("http:80", "https:443"))
 
 
 def _public_url(text: str) -> str:
-    """An address with a slash at its end. Raise ValueError."""
+    """Return an address with a slash at its end. Raise ValueError."""
     match = re.fullmatch(r"(?i)(https?://[^/]+)((/[a-z0-9._~%!$&'()*+,;=:@-]+)*)/?", text)
     if not match:
         raise ValueError
     return _origin(match[1].lower()) + match[2] + "/"
 
 
-def _several(one: Callable[[str], str], expected: str) -> tuple[Callable[[str], str], str]:
-    """Values separated by commas, with or without blanks; kept without."""
-    return lambda text: ",".join(one(each.strip().lower()) for each in text.split(",")), expected
-
-
-def _short(name: str) -> str:
-    """A name to which a suffix can be added, and AMQP still takes it: its limit is 255 bytes."""
-    if len(name.encode()) > 200:
+def _queue_name(text: str) -> str:
+    """Check a queue's name: with any suffix of ours it must fit into AMQP's 255 bytes. Raise ValueError."""
+    if len(text.encode()) > 200:
         raise ValueError
-    return name
+    return text
 
 
-def _setting(default, parse: tuple[Callable[[str], Any], str | None], meaning: str):
-    """`parse`: what makes the value of the text, and what it expects (by default: the meaning)."""
-    return dataclasses.field(default=default, metadata={"parse": parse[0], "expected": parse[1] or meaning.replace("`", ""), "meaning": meaning})
+def _setting(default: Any, form: Format, meaning: str) -> Any:
+    """Declare a setting. `meaning` is shown by --help and in README.md."""
+    return dataclasses.field(default=default, metadata={"format": form, "meaning": meaning})
 
 
-@dataclasses.dataclass(frozen=True, repr=False)     # for its passwords would stand there
+@dataclasses.dataclass(frozen=True, repr=False)     # a repr would show its passwords
 class Config:
-    """Every setting; the environment variable of each is its name in capitals."""
+    """All settings. The environment variable of each is its name in capitals."""
 
-    database_url: str = _setting("sqlite:///tasks.db", _match(r"sqlite:///(?!:memory:)[^?]+|postgres(ql)?://.+"),
-                                 "`sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST:PORT/NAME`")
-    rabbitmq_url: str | None = _setting(None, _match(r"amqps?://.+", "amqp://USER:PASSWORD@HOST:PORT/VHOST"), "`amqp://USER:PASSWORD@HOST:PORT/VHOST`; without it no tasks come from RabbitMQ")
-    host: str = _setting("127.0.0.1", _match(r".*"), "address that the API listens on")
-    port: int = _setting(5000, _number(0, 65535, int), "port that the API listens on; 0 takes a free one")
-    threads: int = _setting(8, _number(1, 1000, int), "HTTP requests that are worked on at the same time")
-    waiters: int = _setting(32, _number(0, 1000, int), "requests that may wait for a task at the same time (`Prefer: wait`); others are answered at once")
+    database_url: str = _setting(
+        "sqlite:///tasks.db",
+        _match(r"sqlite:///(?!:memory:)[^?]+|postgres(ql)?://.+",
+               "sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/NAME"),
+        "the database: `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST:PORT/NAME`")
+    rabbitmq_url: str | None = _setting(
+        None, _match(r"amqps?://.+", "amqp://USER:PASSWORD@HOST:PORT/VHOST"),
+        "RabbitMQ: `amqp://USER:PASSWORD@HOST:PORT/VHOST`; not set: RabbitMQ is not used")
+    host: str = _setting("127.0.0.1", _match(r".*", "an address"), "address that the API listens on")
+    port: int = _setting(5000, _number(0, 65535, int), "port that the API listens on; 0: any free port")
+    threads: int = _setting(8, _number(1, 1000, int), "HTTP requests that are processed at the same time")
+    waiters: int = _setting(
+        32, _number(0, 1000, int),
+        "requests that may wait at the same time (`Prefer: wait`); further ones are answered at once")
     public_url: str | None = _setting(
-        None, (_public_url, "https://HOST/PATH/ or http://HOST/PATH/, without user, query and fragment"),
-        "where clients reach the service through a proxy, which strips the path: `https://HOST/PATH/`")
+        None,
+        Format(_public_url, "https://HOST/PATH/ or http://HOST/PATH/, without user, query and fragment"),
+        "public address of the service behind a proxy, which strips the path: `https://HOST/PATH/`")
     allowed_hosts: str | None = _setting(
-        None, _several(_host, "names such as tasks.example.com, .example.com or *, separated by commas"),
-        "where there is no token: the names that requests may call the service by, separated by commas; "
-        "`.example.com`: also all below it; `*`: any; not set: its own on a loopback address, "
-        "else addresses and names without a dot")
+        None,
+        _comma_separated(_host, "names such as tasks.example.com, .example.com or *, separated by commas"),
+        "when there is no token: host names under which the service answers, separated by commas; "
+        "`.example.com` includes all subdomains, `*` is any name; "
+        "not set: on a loopback address its own names, else IP addresses and names without a dot")
     allowed_origins: str | None = _setting(
-        None, _several(_origin, "origins separated by commas, such as https://app.example.com"),
-        "other sites whose pages may use the service, such as `https://app.example.com`, separated by commas")
-    api_token: str | None = _setting(None, _match(r"[!-~]+", "printable ASCII without spaces"),
-                                     "when set, requests need `Authorization: Bearer …`, but for `/livez`, `/readyz` and the static pages")
-    metrics_port: int | None = _setting(None, _number(0, 65535, int), "port on which `worker.py` answers `/metrics`, `/livez` and `/readyz`; not set: none")
-    worker: str = _setting("auto", _match(r"on|off|auto", "on, off or auto"), "run a worker inside the API process: `on`, `off`, or `auto`: on for SQLite, off for PostgreSQL")
-    handler: str | None = _setting(None, _match(r".*"), "what a task does: `package.module:function`, `exec:program args…` or `https://…`; not set: nothing")
-    concurrency: int = _setting(8, _number(0, 1000, int), "tasks that a worker runs at the same time; 0: none, all are left to workers that claim over HTTP")
-    max_attempts: int = _setting(3, _number(1, 1000, int), "attempts of a task that does not say")
-    retry_seconds: float = _setting(1.0, _number(0, 3600), "wait before the second attempt; doubles with each further one, up to an hour")
-    task_timeout: float | None = _setting(None, _number(0.001, 31536000), "seconds that one attempt may take, for a task that does not say; not set: no limit")
-    lease_seconds: float = _setting(30.0, _number(1, 86400), "how long a task stays with a worker that is not heard of")
-    poll_seconds: float = _setting(1.0, _number(0.01, 3600), "how often a worker looks at the table when nothing wakes it")
-    grace_seconds: float = _setting(10.0, _number(0, 86400), "what running handlers are given to finish at a stop")
-    retention_days: float | None = _setting(None, _number(0, 36500), "finished tasks older than this are deleted; not set: kept for ever")
-    task_queue: str = _setting("task_queue", _match(r"(?!amq\.)\S+", "up to 200 bytes without spaces, "
-                                                    "not beginning with amq.", _short),
-                               "RabbitMQ queue that tasks are taken from")
-    log_level: str = _setting("INFO", _match(r"(?i)debug|info|warning|error|critical", convert=str.upper), "`DEBUG`, `INFO`, `WARNING`, `ERROR` or `CRITICAL`")
-    log_file: str | None = _setting(None, _match(r".+", convert=os.path.expandvars),
-                                    "also log to this file, rotating at 10 MB; one process a file (`$HOSTNAME` and the like are expanded)")
+        None, _comma_separated(_origin, "origins separated by commas, such as https://app.example.com"),
+        "other origins whose pages may use the API (CORS), separated by commas, "
+        "such as `https://app.example.com`")
+    api_token: str | None = _setting(
+        None, _match(r"[!-~]+", "printable ASCII without spaces"),
+        "token that requests must send (`Authorization: Bearer TOKEN`), except for `/livez`, `/readyz` "
+        "and static files; not set: none is needed")
+    metrics_port: int | None = _setting(
+        None, _number(0, 65535, int),
+        "port on which `worker.py` serves `/metrics`, `/livez` and `/readyz`; not set: none")
+    worker: str = _setting(
+        "auto", _match(r"on|off|auto", "on, off or auto"),
+        "run a worker inside the API process: `on`, `off`, or `auto` (on for SQLite, off for PostgreSQL)")
+    handler: str | None = _setting(
+        None, _match(r".*", "package.module:function, exec:program args… or https://…"),
+        "what runs a task: `package.module:function`, `exec:program args…` or `https://…`; "
+        "not set: tasks are completed at once")
+    concurrency: int = _setting(
+        8, _number(0, 1000, int),
+        "tasks that a worker runs at the same time; 0: all tasks are left to workers that claim over HTTP")
+    max_attempts: int = _setting(3, _number(1, 1000, int), "default number of attempts per task")
+    retry_seconds: float = _setting(
+        1.0, _number(0, 3600),
+        "seconds before the second attempt; doubled for each further attempt, up to an hour")
+    task_timeout: float | None = _setting(
+        None, _number(0.001, 31536000), "default timeout of an attempt in seconds; not set: no limit")
+    lease_seconds: float = _setting(
+        30.0, _number(1, 86400), "seconds without a heartbeat after which another worker may take a task")
+    poll_seconds: float = _setting(
+        1.0, _number(0.01, 3600), "seconds after which a worker looks for tasks, even without a notification")
+    grace_seconds: float = _setting(
+        10.0, _number(0, 86400), "seconds that running handlers have to finish when a worker is stopped")
+    retention_days: float | None = _setting(
+        None, _number(0, 36500), "days after which finished tasks are deleted; not set: never")
+    task_queue: str = _setting(
+        "task_queue",
+        _match(r"(?!amq\.)\S+", "up to 200 bytes without spaces, not beginning with amq.", _queue_name),
+        "RabbitMQ queue from which tasks are taken")
+    log_level: str = _setting(
+        "INFO",
+        _match(r"(?i)debug|info|warning|error|critical", "DEBUG, INFO, WARNING, ERROR or CRITICAL",
+               str.upper),
+        "lowest level that is logged: `DEBUG`, `INFO`, `WARNING`, `ERROR` or `CRITICAL`")
+    log_file: str | None = _setting(
+        None, _match(r".+", "a file", os.path.expandvars),
+        "file to log to as well, rotated at 10 MB; one per process "
+        "(variables such as `$HOSTNAME` are expanded)")
 
     @classmethod
-    def from_env(cls, environ=os.environ) -> Config:
-        """Raise BadSetting for the first variable that can't be used."""
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> Config:
+        """Read all settings from environment variables. Raise BadSetting for the first that can't be used."""
         values = {}
         for field in dataclasses.fields(cls):
-            name, text = field.name.upper(), environ.get(field.name.upper(), "").strip()
+            name = field.name.upper()
+            text = environ.get(name, "").strip()
             if not text:
                 continue
             try:
-                values[field.name] = field.metadata["parse"](text)
+                values[field.name] = field.metadata["format"].parse(text)
             except ValueError:
-                raise BadSetting(name, text, f"expected {field.metadata['expected']}") from None
+                raise BadSetting(name, text, f"expected {field.metadata['format'].expected}") from None
         return cls(**values)
 
     def __post_init__(self):
@@ -415,50 +468,51 @@ class Config:
 
     @classmethod
     def table(cls) -> Iterable[tuple[str, str, str]]:
-        """Name, default and meaning of each variable."""
+        """Yield name, default and meaning of each environment variable."""
         for field in dataclasses.fields(cls):
-            default = "" if field.default is None else f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
-            yield field.name.upper(), default, field.metadata["meaning"]
+            default = f"{field.default:g}" if isinstance(field.default, float) else field.default
+            yield field.name.upper(), "" if default is None else str(default), field.metadata["meaning"]
 
 
 # ----------------------------------------------------------------------------
-# Errors: what a caller of the store or the API may see, each with the HTTP status that it becomes.
-# An outage is no error: whoever loses a server says so once, waits longer each time, and goes on for ever.
+# Errors: what a caller of the store or of the API may see, each with the HTTP status that it becomes.
+# An outage is no error: the part that has lost its server logs it once, and retries for ever with backoff.
+
 
 class TaskError(Exception):
-    """The root of the errors below. `status` is the HTTP status, `code` what a program tells the error by."""
+    """The base of the errors below. `status` is the HTTP status, `code` identifies the error for programs."""
 
     status = 500
     code = "internal-error"
 
     def __init__(self, detail: str = "", **members: Any):
-        """`members`: what else a program may want to know, by name."""
+        """`members`: further values for programs, by name."""
         super().__init__(detail)
         self.members = members
 
 
 class InputError(NamedTuple):
-    """One thing that is wrong with an input."""
+    """One error in an input."""
 
     where: str      # a JSON pointer into the body ("" is all of it), "?" and a query parameter, or a header
-    code: str       # what a program tells it by
+    code: str       # identifies the error for programs
     detail: str     # what is wrong, or what is expected
     limits: dict[str, Any] = {}     # `minimum` and `maximum`, where there are any
 
 
 class Invalid(TaskError):
-    """The input is wrong. `errors` lists everything that is wrong with it."""
+    """The input is invalid. `errors` lists everything that is wrong with it."""
 
     status, code = 400, "invalid-input"
 
     def __init__(self, *errors: InputError):
-        super().__init__("; ".join(f"{error.where.lstrip('?')}: {error.detail}" if error.where else error.detail
-                                   for error in errors))
+        texts = (f"{e.where.lstrip('?')}: {e.detail}" if e.where else e.detail for e in errors)
+        super().__init__("; ".join(texts))
         self.errors = errors
 
 
 def invalid(code: str, detail: str, where: str = "", **limits: Any) -> Invalid:
-    """An Invalid with one error."""
+    """Make an Invalid with one error."""
     return Invalid(InputError(where, code, detail, limits))
 
 
@@ -492,6 +546,7 @@ class NotFound(TaskError):
 
 
 class TaskNotFound(NotFound):
+    """There is no task with this id."""
     code = "task-not-found"
 
 
@@ -533,64 +588,76 @@ class Locked(Unavailable):
     code = "locked"
 
 
-def backoff(tries: int, first: float, most: float) -> float:
-    """Seconds to wait after so many tries: `first`, doubled by each further one up to `most`, with jitter."""
-    return min(most, first * 2 ** min(tries - 1, 40)) * random.uniform(0.5, 1)
+def backoff(tries: int, first: float, longest: float) -> float:
+    """Return the seconds to wait after `tries` failures: `first`, doubled for each further one, with jitter.
+
+    They are at most `longest`. Half of them is random, so that clients that failed together retry apart.
+    """
+    return min(longest, first * 2 ** min(tries - 1, 40)) * random.uniform(0.5, 1)
 
 
 def describe(error: BaseException) -> str:
-    """An exception in one line, without passwords."""
+    """Describe an exception in one line, without secrets."""
     try:
         text = " ".join(truncate(str(error) or ", ".join(map(repr, error.args))).split())
-    except BaseException:       # of an exception's own methods
+    except BaseException:       # raised by the exception's own methods
         text = "it can't be shown"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 class Outage:
-    """Says once that something is lost, or not there yet, once each new cause, and once that it is back."""
+    """Logs once that something can't be reached, once for each new cause, and once that it is back."""
 
     def __init__(self, what: str):
-        self.what, self.since, self.met = what, None, False
-        self.causes: set[str] = set()       # that were told since then
+        self.what = what
+        self.since: float | None = None         # time.monotonic() of the loss; None while there is none
+        self.was_reached = False
+        self.logged_causes: set[str] = set()    # of this outage
 
     def lost(self, error: BaseException) -> None:
+        """Log the loss, or a cause of it that was not yet logged."""
         cause = describe(error)
-        if self.since is not None and (cause in self.causes or len(self.causes) >= MAX_ERRORS):
+        if self.since is not None and (cause in self.logged_causes or len(self.logged_causes) >= MAX_ERRORS):
             return
-        how = "lost" if self.met else "waiting for"
+        state = "lost" if self.was_reached else "waiting for"
         if self.since is not None:
-            how = f"still {'without' if self.met else how}"
+            state = "still without" if self.was_reached else "still waiting for"
         self.since = self.since or time.monotonic()
-        self.causes.add(cause)
-        log.warning("%s %s error=%r: trying again until it answers", how, self.what, cause)
+        self.logged_causes.add(cause)
+        log.warning("%s %s error=%r: trying again until it answers", state, self.what, cause)
 
     def back(self) -> None:
+        """Log that it is reached, if it was lost."""
         since, self.since = self.since, None
-        self.causes.clear()
+        self.logged_causes.clear()
         if since is not None:
-            how = "regained" if self.met else "reached"
-            log.warning("%s %s after=%.1fs", how, self.what, time.monotonic() - since)
-        self.met = True
+            state = "regained" if self.was_reached else "reached"
+            log.warning("%s %s after=%.1fs", state, self.what, time.monotonic() - since)
+        self.was_reached = True
 
 
 # ----------------------------------------------------------------------------
-# What a task may be. Both doors ask the functions here, and nothing else decides.
+# What a task may be. HTTP and RabbitMQ check their input with these functions, and with nothing else.
 
 class NewTask(NamedTuple):
-    """A task to create, in the order of CREATE's columns. `payload` is JSON text; times are UTC without zone."""
-    payload: str | None = None
+    """A task to create, checked. The fields are in the order of CREATE's columns."""
+
+    payload: str | None = None          # JSON text
     priority: int = 0
-    run_at: datetime | None = None
+    run_at: datetime | None = None      # UTC, without zone
     max_attempts: int | None = None
-    timeout: float | None = None
+    timeout: float | None = None        # seconds
     idempotency_key: str | None = None
-    fingerprint: str | None = None      # of what came with the key
+    fingerprint: str | None = None      # of the request that had the key
     delay: float | None = None          # seconds from now, by the database's clock
 
 
+def _too_deep() -> Invalid:
+    return invalid("too-deep", f"nested deeper than {MAX_DEPTH} levels", maximum=MAX_DEPTH)
+
+
 def parse_json(data: bytes) -> Any:
-    """Parse strict JSON: UTF-8 without a byte order mark, no NaN or Infinity, no duplicate keys. Raise Invalid."""
+    """Parse strict JSON: UTF-8 without a byte order mark, NaN, Infinity and duplicate keys. Raise Invalid."""
     def refuse(constant: str):
         raise invalid("not-json", f"not JSON: {constant}")
 
@@ -611,14 +678,10 @@ def parse_json(data: bytes) -> Any:
         raise invalid("not-json", f"not JSON: {str(e).split(';')[0]}") from None
 
 
-def _too_deep() -> Invalid:
-    return invalid("too-deep", f"nested deeper than {MAX_DEPTH} levels", maximum=MAX_DEPTH)
-
-
 def encode_json(value: Any) -> str:
     """Encode a value as JSON text that both databases take.
 
-    Raise Invalid for what JSON has no form for, for NUL, lone surrogates, and deep nesting.
+    Raise Invalid when JSON can't express it, and for NUL, lone surrogates and deep nesting.
     """
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
@@ -630,10 +693,10 @@ def encode_json(value: Any) -> str:
     except (TypeError, ValueError) as e:
         raise invalid("not-json", f"can't be written as JSON: {e}") from None
 
-    most = 2 * MAX_BODY         # numbers may be longer than they came
+    most = 2 * MAX_BODY         # a number may be longer here than in the body that it came in
     if len(text) > most:
         raise invalid("too-large", f"has more than {most} characters when written out", maximum=most)
-    plain = text.replace(r"\\", "")     # so that each backslash that is left belongs to what follows it
+    plain = text.replace(r"\\", "")     # so that each remaining backslash escapes the character after it
     if r"\u0000" in plain:
         raise invalid("nul-character", "contains the character NUL (\\u0000), which PostgreSQL can't store")
     if text.count("[") + text.count("{") > MAX_DEPTH:
@@ -655,7 +718,7 @@ def _boolean(value: Any) -> bool:
 
 def _error_text(value: Any) -> str:
     if not isinstance(value, str) or not value:
-        raise invalid("wrong-type", "expected a text that is not empty")
+        raise invalid("wrong-type", "expected a string that is not empty")
     return truncate(value)
 
 
@@ -704,7 +767,7 @@ def _timestamp(value: Any) -> datetime:
 
 
 def _once(texts: list[str]) -> str:
-    """The value of a query parameter that may be given once."""
+    """Return the value of a query parameter that may be given once. Raise Invalid."""
     if len(texts) > 1:
         raise invalid("repeated-parameter", "expected once")
     return texts[0]
@@ -737,7 +800,7 @@ def _whole_number(low: int, high: int) -> Check:
     return check
 
 
-Checks = dict[str, Check]       # of the fields of a JSON object, or the parameters of a query
+Checks = dict[str, Check]       # by the names of the fields of a JSON object, or of the parameters of a query
 
 DELAY = _between(0, 315360000)      # seconds, up to ten years
 
@@ -806,12 +869,12 @@ def parse_body(body: bytes) -> Any:
 
 
 def fingerprint(value: Any) -> str:
-    """A hash that is the same for JSON texts that differ only in white space and the order of keys."""
+    """Return a hash that is the same for JSON texts that differ only in white space and the order of keys."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def check_key(idempotency_key: str | None) -> str | None:
-    """Check an idempotency key; an empty one is None. Raise Invalid."""
+    """Check an idempotency key, and return None for an empty one. Raise Invalid."""
     if idempotency_key and (len(idempotency_key) > 255 or not idempotency_key.isprintable()):
         raise invalid("invalid-key", "expected up to 255 printable characters", "Idempotency-Key")
     return idempotency_key or None
@@ -839,7 +902,7 @@ def parse_task(body: bytes, idempotency_key: str | None = None) -> NewTask:
 def new_tasks(items: list[Any], idempotency_key: str | None = None) -> list[NewTask]:
     """Check an array of tasks. Raise Invalid.
 
-    The key is for all together: the first task has it as it is, the others with their number behind it.
+    The key is for all of them: the first task gets it as it is, the others with their number appended.
     """
     if not 0 < len(items) <= MAX_TASKS:
         raise invalid("out-of-range", f"expected 1 to {MAX_TASKS} tasks, not {len(items)}",
