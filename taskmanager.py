@@ -39,6 +39,7 @@ import codecs
 import collections
 import contextlib
 import dataclasses
+import enum
 import errno
 import functools
 import gzip
@@ -75,11 +76,12 @@ import traceback
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
+from email.message import Message
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
-from urllib.parse import quote, unquote, unquote_to_bytes, urlencode, urlsplit
-from urllib.request import getproxies_environment, proxy_bypass_environment
+from urllib.parse import SplitResult, quote, unquote, unquote_to_bytes, urlencode, urlsplit
+from urllib.request import getproxies_environment, proxy_bypass_environment    # type: ignore[attr-defined]
 
 import bottle
 
@@ -93,6 +95,7 @@ MAX_DEPTH = 100             # levels of nesting in a JSON value
 MAX_ERROR = 2000            # characters of an error that are kept
 MAX_ERRORS = 20             # things that are named as wrong at once
 MAX_BACKOFF = 3600          # seconds between two attempts
+MAX_DELAY = 315360000       # seconds that a task may be delayed: ten years
 MAX_PAGE = 1000             # tasks in an answer,
 MAX_PAGE_SIZE = 1_000_000   # and the bytes of payloads and results after which no further ones are put into it
 MAX_WAIT = 60               # seconds that a request may ask to wait
@@ -802,7 +805,7 @@ def _whole_number(low: int, high: int) -> Check:
 
 Checks = dict[str, Check]       # by the names of the fields of a JSON object, or of the parameters of a query
 
-DELAY = _between(0, 315360000)      # seconds, up to ten years
+DELAY = _between(0, MAX_DELAY)
 
 NEW_TASK: Checks = {
     "payload": encode_json,
@@ -2122,23 +2125,32 @@ def open_store(url: str, wait: bool = False, connections: int = 8) -> Store:
 
 
 # ----------------------------------------------------------------------------
-# Handlers: what a task does. The operator names one with HANDLER, a client never can. A handler is a callable
-# that takes a Task; what it returns becomes the result, and an exception is the error of this attempt.
+# Handlers: what runs a task. The operator chooses one with HANDLER, a client never can. A handler is a callable
+# that takes a Task; what it returns becomes the result, and an exception is the error of the attempt.
 
 class Failed(Exception):
-    """Raised by a handler: the task has failed for good and is not to be tried again."""
+    """Raised by a handler: the task has failed for good, without a further attempt."""
 
 
 class Retry(Exception):
-    """Raised by a handler: try the task again, after `delay` seconds if given, as long as it has attempts left."""
+    """Raised by a handler: the attempt has failed; try again after `delay` seconds, or with the usual backoff."""
 
     delay: float | None = None
 
     def __init__(self, message: str = "", delay: float | None = None):
         super().__init__(message)
-        if delay is not None and not 0 <= delay <= 315360000:
-            raise ValueError(f"a delay is from 0 to 315360000 seconds, not {delay!r}")
+        if delay is not None and not 0 <= delay <= MAX_DELAY:
+            raise ValueError(f"expected a delay from 0 to {MAX_DELAY} seconds, not {delay!r}")
         self.delay = delay
+
+
+class StopReason(enum.Enum):
+    """Why a handler is told to stop; the text is for the log and for the task's error."""
+
+    CANCELED = "canceled"
+    TIMED_OUT = "timed out"
+    LEASE_LOST = "another attempt has begun"
+    SHUTDOWN = "the worker stops"
 
 
 class Task:
@@ -2147,21 +2159,27 @@ class Task:
     id:       the task's id
     attempt:  1 for the first attempt; grows with each one
     timeout:  seconds that this attempt may take, or None
+    deadline: the time.monotonic() at which they are over, or None
     idempotency_key: the same for every attempt of this task, and for no other task
     json:     the payload as JSON text ("null" when the task has none)
+    stop_reason: why the handler was told to stop, or None
     """
 
-    def __init__(self, row: Row, timeout: float | None):
+    def __init__(self, row: Row, default_timeout: float | None):
         self.id, self.attempt, self.json = row.id, row.attempt, row.payload or "null"
         self.idempotency_key = f"task-{row.id}-{row.created_at}"
-        self.timeout = row.timeout or timeout
-        self.begun = time.monotonic()
-        self.deadline = self.begun + self.timeout if self.timeout else None
+        self.timeout = row.timeout or default_timeout
+        self.started_at = time.monotonic()
+        self.deadline = self.started_at + self.timeout if self.timeout else None
+        self.stop_reason: StopReason | None = None
+
+        # For the worker:
         self.row = row
-        self.fraction: float | None = None      # progress that was reported and is not yet in the table
-        self.stopped: str | None = None         # why the handler was told to stop,
-        self.stopped_at, self.forced = 0.0, False   # when, and whether it was by force
-        self._lock, self._hook = threading.Lock(), None
+        self.unsaved_progress: float | None = None      # reported, but not yet in the table
+        self.stopped_at = 0.0                           # the time.monotonic() of the last stop()
+        self.was_forced = False                         # a further stop() could do no more
+        self._lock = threading.Lock()
+        self._hook: Callable[[bool], None] | None = None
 
     @functools.cached_property
     def payload(self) -> Any:
@@ -2171,49 +2189,61 @@ class Task:
     def progress(self, fraction: float) -> None:
         """Report how much is done, from 0 to 1. Cheap: it is written about once per POLL_SECONDS."""
         if not 0 <= fraction <= 1:
-            raise ValueError(f"progress is from 0 to 1, not {fraction!r}")
-        self.fraction = float(fraction)
+            raise ValueError(f"expected a progress from 0 to 1, not {fraction!r}")
+        self.unsaved_progress = float(fraction)
 
     @property
     def canceled(self) -> bool:
-        """Whether to stop: the task was canceled, timed out or was lost to another worker, or this worker stops."""
-        return self.stopped is not None
+        """Whether the handler is to stop, for any reason; see StopReason."""
+        return self.stop_reason is not None
 
     def on_stop(self, hook: Callable[[bool], None] | None) -> None:
-        """Have `hook(force)` called, from another thread, when the handler is to stop; a second time, with
-        True, when it has not done so within seconds."""
+        """Have `hook(force)` called, from another thread, when the handler is to stop.
+
+        It is called with False first, and with True when the handler has not ended STOP_SECONDS later.
+        """
         with self._lock:
             self._hook = hook
-            if hook and self.stopped:
+            if hook and self.stop_reason:
                 hook(False)
 
-    def stop(self, reason: str, force: bool = False) -> None:
-        """Tell the handler to stop."""
+    def stop(self, reason: StopReason, force: bool = False) -> None:
+        """Tell the handler to stop. The first reason stands."""
         with self._lock:
-            self.stopped, self.stopped_at, self.forced = self.stopped or reason, time.monotonic(), force or not self._hook
+            self.stop_reason = self.stop_reason or reason
+            self.stopped_at = time.monotonic()
+            self.was_forced = force or not self._hook
             if self._hook:
                 self._hook(force)
 
 
-def readable(data: bytes) -> bytes:
-    """Unpack what a program or a server said, if it is packed (gzip), but no more than MAX_BODY + 1 bytes."""
+Handler = Callable[[Task], Any]
+
+
+def gunzip(data: bytes) -> bytes:
+    """Decompress the output of a program or a server, if it is gzip, to at most MAX_BODY + 1 bytes."""
     if data[:2] == b"\x1f\x8b":
         with contextlib.suppress(OSError, EOFError, zlib.error):
             return gzip.GzipFile(fileobj=io.BytesIO(data)).read(MAX_BODY + 1)
     return data
 
 
-def decoded(data: bytes) -> str:
-    """Make text of it, without a byte order mark and without NUL."""
+def decode_text(data: bytes) -> str:
+    """Decode UTF-8 or UTF-16, without a byte order mark; replace NUL and what can't be decoded."""
     encoding = "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
     return data.decode(encoding, "replace").replace("\0", "\ufffd")
 
 
-def output(data: bytes) -> Any:
-    """Make a result of what finished work has said: JSON, or else text. Raise Failed for too much of it."""
-    if len(data := readable(data)) > MAX_BODY:
+def parse_output(data: bytes) -> Any:
+    """Return the result that the output of finished work is: JSON, else text; None for blanks.
+
+    Raise Failed for more than MAX_BODY bytes.
+    """
+    data = gunzip(data)
+    if len(data) > MAX_BODY:
         raise Failed(f"more than {MAX_BODY} bytes")
-    if not (text := decoded(data)).strip():
+    text = decode_text(data)
+    if not text.strip():
         return None
     try:
         value = parse_json(text.encode())
@@ -2229,79 +2259,85 @@ class ExecHandler:
     def __init__(self, command: str):
         self.args = shlex.split(command)
         if not self.args or not shutil.which(self.args[0]):
-            raise ValueError("expected a program that can be run behind exec:")
+            raise ValueError("expected a program that can be run after exec:")
 
     def __call__(self, task: Task) -> Any:
+        """Return the result. Raise Retry for another exit status than 0, and Failed for too much output."""
         environ = {name: value for name, value in os.environ.items() if name not in TOKENS}
         environ |= {"TASK_ID": str(task.id), "TASK_ATTEMPT": str(task.attempt)}
-        with tempfile.TemporaryFile() as stdin:     # so that nobody waits for a program that does not read
+        with tempfile.TemporaryFile() as stdin:     # a pipe would block until the program reads it
             stdin.write(task.json.encode())
             stdin.seek(0)
             process = subprocess.Popen(self.args, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                        env=environ, start_new_session=True)
 
-        def end(force: bool) -> None:
+        def end_group(force: bool) -> None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL if force else signal.SIGTERM)
 
         with process:
             try:
-                task.on_stop(end)
-                printed, said = self._listen(process)
+                task.on_stop(end_group)
+                stdout, stderr = self._read_output(process)
                 process.wait()
             except BaseException:
-                end(force=True)
+                end_group(force=True)
                 raise
             finally:
                 task.on_stop(None)
-        if task.stopped:
-            end(force=True)     # what is left of its group
-        if code := process.returncode:
-            how = f"exit status {code}"
-            if code < 0:
-                how = f"ended by signal {-code} ({signal.strsignal(-code)})"
-            tail = truncate(said.decode("utf-8", "replace").strip(), MAX_ERROR - 100)
-            raise Retry(f"{how}: {tail}" if tail else how)
+
+        if task.canceled:
+            end_group(force=True)       # what is left of it
+        if status := process.returncode:
+            error = f"exit status {status}"
+            if status < 0:
+                error = f"ended by signal {-status} ({signal.strsignal(-status)})"
+            tail = truncate(stderr.decode("utf-8", "replace").strip(), MAX_ERROR - 100)
+            raise Retry(f"{error}: {tail}" if tail else error)
         try:
-            return output(printed)
+            return parse_output(stdout)
         except Failed as e:
             raise Failed(f"printed {e}") from None
 
     @staticmethod
-    def _listen(process: subprocess.Popen) -> tuple[bytes, bytes]:
-        """Read what a program prints until it ends; keep the beginning of stdout and the end of stderr.
+    def _read_output(process: subprocess.Popen) -> tuple[bytes, bytes]:
+        """Read what a program prints until it ends; return the beginning of stdout and the end of stderr.
 
-        From pipes, since a program that opens /dev/stdout would empty a file. A child that it leaves behind
-        with its output open holds nobody up: what counts is the program's own end.
+        Both are pipes, since a program that opens /dev/stdout would empty a file. The attempt ends with the
+        program itself, even when a child that it leaves behind has the output still open.
         """
-        printed, said = bytearray(), bytearray()
+        assert process.stdout and process.stderr
+        stdout, stderr = bytearray(), bytearray()
         with selectors.DefaultSelector() as selector, contextlib.ExitStack() as stack:
-            for pipe, kept in (process.stdout, printed), (process.stderr, said):
+            for pipe, buffer in (process.stdout, stdout), (process.stderr, stderr):
                 os.set_blocking(pipe.fileno(), False)
-                selector.register(pipe, selectors.EVENT_READ, kept)
-            pause = 0.1     # seconds between two looks whether it has ended, where the system does not tell
+                selector.register(pipe, selectors.EVENT_READ, buffer)
+
+            check_seconds: float | None = 0.1   # where the system does not tell that a process has ended
             with contextlib.suppress(AttributeError, OSError):
-                ended = os.pidfd_open(process.pid)
-                stack.callback(os.close, ended)
-                selector.register(ended, selectors.EVENT_READ)
-                pause = None
-            is_over = False
-            while not is_over and any(key.data is not None for key in selector.get_map().values()):
-                ready = [key for key, _ in selector.select(pause)]
-                is_over = process.poll() is not None
-                for key in list(selector.get_map().values()) if is_over else ready:
-                    if key.data is not None:
-                        with contextlib.suppress(BlockingIOError):
-                            data = os.read(key.fd, 1 << 20)     # all that a pipe can hold
-                            key.data.extend(data)
-                            if not data:
-                                selector.unregister(key.fileobj)
-                del printed[MAX_BODY + 1:], said[:-12 * MAX_ERROR]
-        return bytes(printed), bytes(said)
+                pidfd = os.pidfd_open(process.pid)
+                stack.callback(os.close, pidfd)
+                selector.register(pidfd, selectors.EVENT_READ)
+                check_seconds = None
+
+            ended = False
+            while not ended and any(key.data is not None for key in selector.get_map().values()):
+                readable = [key for key, _ in selector.select(check_seconds)]
+                ended = process.poll() is not None
+                for key in list(selector.get_map().values()) if ended else readable:
+                    if key.data is None:        # the pidfd
+                        continue
+                    with contextlib.suppress(BlockingIOError):
+                        data = os.read(key.fd, 1 << 20)     # all that a pipe can hold
+                        key.data.extend(data)
+                        if not data:
+                            selector.unregister(key.fileobj)
+                del stdout[MAX_BODY + 1:], stderr[:-12 * MAX_ERROR]
+        return bytes(stdout), bytes(stderr)
 
 
-class Response(http.client.HTTPResponse):
-    """The answer itself, not what a server may send before it (102 Processing, 103 Early Hints)."""
+class FinalResponse(http.client.HTTPResponse):
+    """The response itself, not an interim one before it (102 Processing, 103 Early Hints)."""
 
     def begin(self):
         super().begin()
@@ -2310,17 +2346,36 @@ class Response(http.client.HTTPResponse):
             super().begin()
 
 
+def retry_after(value: str | None) -> float | None:
+    """Parse a Retry-After header (RFC 9110): the seconds of its number or until its date, up to a day.
+
+    Return None for a missing or wrong one.
+    """
+    if value is None:
+        return None
+    try:
+        if value.strip().isdigit():
+            seconds = float(value)
+        else:
+            seconds = (parsedate_to_datetime(value) - datetime.now(timezone.utc)).total_seconds()
+        return min(max(seconds, 0), 86400)
+    except Exception:       # the parser of dates raises many kinds, such as for the year 99999999999
+        return None
+
+
 class HttpHandler:
     """Posts the task as JSON to an address. Redirects are not followed."""
 
     def __init__(self, url: str):
-        parts = self._split(url, "an address")
+        parts = self._split(url, "the address")
         self.is_tls = parts.scheme == "https"
-        self.host, self.port = parts.hostname, parts.port or (443 if self.is_tls else 80)
+        self.host, self.port = parts.hostname or "", parts.port or (443 if self.is_tls else 80)
         self.target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         self.headers = {"Content-Type": "application/json", "User-Agent": f"taskmanager/{__version__}"}
-        self.headers |= self._login("Authorization", parts)
-        self.proxy, self.proxy_login = None, {}
+        self.headers |= self._basic("Authorization", parts)
+
+        self.proxy: SplitResult | None = None
+        self.proxy_headers: dict[str, str] = {}
         proxy = getproxies_environment().get(parts.scheme)
         if not proxy or re.fullmatch(r"localhost|127\.[0-9.]+|::1", self.host):
             return
@@ -2328,25 +2383,27 @@ class HttpHandler:
             return
         proxy = proxy if "://" in proxy else f"http://{proxy}"
         self.proxy = self._split(proxy, f"{parts.scheme.upper()}_PROXY", ("http",))
-        self.proxy_login = self._login("Proxy-Authorization", self.proxy)
+        self.proxy_headers = self._basic("Proxy-Authorization", self.proxy)
         if not self.is_tls:
             self.target = f"http://{parts.netloc.rpartition('@')[2]}{self.target}"
-            self.headers |= self.proxy_login
+            self.headers |= self.proxy_headers
 
     @staticmethod
-    def _split(url: str, what: str, schemes: Sequence[str] = ("http", "https")):
-        # Before urlsplit() sees it, whose errors may quote a part of the password.
+    def _split(url: str, name: str, schemes: Sequence[str] = ("http", "https")) -> SplitResult:
+        """Split an address. Raise ValueError with `name`."""
+        # Checked before urlsplit() sees it, whose errors may quote a part of the password.
         match = re.fullmatch(
             r"(\w+)://(?:[^/?#\[\]]*@)?(?:[^/?#@:\[\]]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{0,5}))?(?:[/?#].*)?",
             url if re.fullmatch("[!-~]+", url) else "")
         if not match or match[1].lower() not in schemes or int(match[2] or 0) > 65535:
-            raise ValueError(f"{what}: expected {' or '.join(schemes)}://USER:PASSWORD@HOST:PORT, "
+            raise ValueError(f"{name}: expected {' or '.join(schemes)}://USER:PASSWORD@HOST:PORT, "
                              f"in ASCII and without spaces, {ENCODED}")
         register_secret("HANDLER", url)
         return urlsplit(url)
 
     @staticmethod
-    def _login(header: str, parts) -> dict[str, str]:
+    def _basic(header: str, parts: SplitResult) -> dict[str, str]:
+        """Return the header that sends the login of an address, if it has one."""
         if parts.username is None:
             return {}
         login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
@@ -2355,19 +2412,25 @@ class HttpHandler:
         return {header: f"Basic {login}"}
 
     def __call__(self, task: Task) -> Any:
-        place = (self.proxy.hostname, self.proxy.port or 80) if self.proxy else (self.host, self.port)
-        left = task.deadline - time.monotonic() if task.deadline else CONNECT_SECONDS
-        connection = (http.client.HTTPSConnection if self.is_tls else http.client.HTTPConnection)(
-            *place, timeout=min(CONNECT_SECONDS, max(left, 0.001)))
-        connection.response_class = Response
+        """Return the result. Raise Retry for no answer or one that allows another attempt, else Failed."""
+        seconds: float = CONNECT_SECONDS
+        if task.deadline:
+            seconds = max(min(seconds, task.deadline - time.monotonic()), 0.001)
+        host, port = self.host, self.port
+        if self.proxy:
+            host, port = self.proxy.hostname or "", self.proxy.port or 80
+        connection_class = http.client.HTTPSConnection if self.is_tls else http.client.HTTPConnection
+        connection = connection_class(host, port, timeout=seconds)
+        connection.response_class = FinalResponse
         if self.proxy and self.is_tls:
-            connection.set_tunnel(self.host, self.port, self.proxy_login)
+            connection.set_tunnel(self.host, self.port, self.proxy_headers)
+
         with contextlib.ExitStack() as stack:
             stack.callback(connection.close)
 
-            def connect(*args):
+            def connect(*args: Any) -> socket.socket:
                 sock = socket.create_connection(*args)
-                # Another handle of it: http.client and the TLS handshake pass theirs on, or forget it.
+                # A handle of our own: http.client and the TLS handshake pass theirs on, or forget it.
                 handle = stack.enter_context(sock.dup())
 
                 def interrupt(force: bool) -> None:
@@ -2375,54 +2438,47 @@ class HttpHandler:
                         handle.shutdown(socket.SHUT_RDWR)
 
                 stack.callback(task.on_stop, None)
-                task.on_stop(interrupt)     # at once, if it was told to stop meanwhile: then nothing is sent
+                task.on_stop(interrupt)     # at once if the task was stopped meanwhile: then nothing is sent
                 return sock
 
-            connection._create_connection = connect     # where http.client connects, before a proxy and TLS
+            # http.client calls this to connect, before it speaks to a proxy and starts TLS.
+            connection._create_connection = connect     # type: ignore[attr-defined]
             try:
                 connection.connect()
                 connection.sock.settimeout(task.timeout or HTTP_SECONDS)
-                body = f'{{"id": {task.id}, "attempt": {task.attempt}, "payload": {task.json}}}'
+                request = f'{{"id": {task.id}, "attempt": {task.attempt}, "payload": {task.json}}}'
                 key = {"Idempotency-Key": f'"{task.idempotency_key}"'}
-                connection.request("POST", self.target, body.encode(), self.headers | key)
+                connection.request("POST", self.target, request.encode(), self.headers | key)
                 with connection.getresponse() as response:
-                    body = bytearray(MAX_BODY + 1)      # for read() takes all after a chunk of -1 bytes
+                    body = bytearray(MAX_BODY + 1)      # read() has no limit after a chunk of -1 bytes
                     del body[response.readinto(body):]
                     if response.length and len(body) <= MAX_BODY:
-                        raise http.client.IncompleteRead(body, response.length)
-                    return self.result(response.status, response.headers, body)
+                        raise http.client.IncompleteRead(bytes(body), response.length)
+                    return self.result(response.status, response.headers, bytes(body))
             except (OSError, http.client.HTTPException) as e:
                 raise Retry(f"no answer: {describe(e)}") from e
 
     @staticmethod
-    def result(status: int, headers, body: bytes) -> Any:
-        """What an answer means."""
+    def result(status: int, headers: Message, body: bytes) -> Any:
+        """Return the result that an answer holds. Raise Retry or Failed for an answer other than 2xx."""
         if 200 <= status < 300:
-            kind = headers.get("Content-Type", "")
-            if not re.match(r"application/([\w.-]+\+)?json\b", kind, re.IGNORECASE):
+            media_type = headers.get("Content-Type", "")
+            if not re.match(r"application/([\w.-]+\+)?json\b", media_type, re.IGNORECASE):
                 return None
             try:
-                return output(body)
+                return parse_output(body)
             except Failed as e:
                 raise Failed(f"answered {status} with {e}") from None
-        text = headers.get("Location", "") if 300 <= status < 400 else decoded(readable(body))
+
+        text = headers.get("Location", "") if 300 <= status < 400 else decode_text(gunzip(body))
         error = f"answered {status}: {truncate(text.strip(), MAX_ERROR - 100, beginning=True)}"
         if status < 200 or status in (408, 425, 429) or status >= 500:
             raise Retry(error, delay=retry_after(headers.get("Retry-After")))
         raise Failed(error)
 
 
-def retry_after(value: str | None) -> float | None:
-    """The seconds that a Retry-After header asks for (RFC 9110: a number or a date), up to a day; None for none."""
-    try:
-        seconds = float(value) if value.strip().isdigit() else (parsedate_to_datetime(value) - datetime.now(timezone.utc)).total_seconds()
-        return min(max(seconds, 0), 86400)
-    except Exception:       # whatever the year 99999999999 does to a parser of dates
-        return None
-
-
-def load_handler(text: str | None) -> Callable[[Task], Any] | None:
-    """The handler that HANDLER names. Raise BadSetting."""
+def load_handler(text: str | None) -> Handler | None:
+    """Return the handler that HANDLER names, or None. Raise BadSetting."""
     if not text:
         return None
     try:
@@ -2434,31 +2490,21 @@ def load_handler(text: str | None) -> Callable[[Task], Any] | None:
             return HttpHandler(text)
         if not re.fullmatch(r"[\w.]+:[\w.]+", text):
             raise ValueError("expected package.module:function, exec:program args… or https://…")
-        before = time.sleep
+
+        sleep = time.sleep
         function = pkgutil.resolve_name(text)
-        if time.sleep is not before:
+        if time.sleep is not sleep:
             raise ValueError("its module replaces the standard library's threads, in which a worker runs its "
                              "tasks (as monkey.patch_all() of gevent does): expected one that does not")
         if not callable(function) or inspect.iscoroutinefunction(function):
-            raise ValueError(f"{text} is not a function (an async one would have to run an event loop of its own)")
+            raise ValueError(f"expected a function, and no async one: {text}")
         return function
     except (Exception, SystemExit) as e:
         raise BadSetting("HANDLER", text, str(e) if type(e) is ValueError else describe(e)) from e
 
 
-def call_handler(handler: Callable[[Task], Any], task: Task) -> Any:
-    """Return or raise what the handler does. A process that it forked and that comes back from it, however,
-    ends here: it must not become a second worker."""
-    process = os.getpid()
-    try:
-        return handler(task)
-    finally:
-        if os.getpid() != process:
-            _end_child(sys.exc_info()[1])
-
-
 def _end_child(error: BaseException | None) -> NoReturn:
-    """End a forked process as Python ends a program, but for what its parent has registered with atexit."""
+    """End a forked process as Python ends a program, but without the atexit functions of its parent."""
     code: Any = 1
     try:
         code = error.code if isinstance(error, SystemExit) else 1 if error else 0
@@ -2472,360 +2518,434 @@ def _end_child(error: BaseException | None) -> NoReturn:
         os._exit(code or 0)
 
 
+def call_handler(handler: Handler, task: Task) -> Any:
+    """Return or raise what the handler does.
+
+    A process that the handler forked and that returns from it ends here: it must not become a second worker.
+    """
+    process = os.getpid()
+    try:
+        return handler(task)
+    finally:
+        if os.getpid() != process:
+            _end_child(sys.exc_info()[1])
+
+
 # ----------------------------------------------------------------------------
-# The worker: one thread talks to the database (claims what there are free slots for, writes all outcomes that
-# have come in since it last did, extends leases), and a thread a slot runs handlers. No RabbitMQ in it.
+# The worker. One thread talks to the database: it writes outcomes, extends leases and claims tasks for free
+# slots. Handlers run in threads of their own, one per slot. It knows nothing of RabbitMQ.
+
+class Outcome(NamedTuple):
+    """How an attempt has ended: the transition of its task that is to be written."""
+
+    transition: str                 # complete, retry, fail or release, as the methods of Store
+    values: tuple[Any, ...] = ()    # what that method takes after the task's id and the number of the attempt
+
 
 def retry_delay(row: Row, config: Config, delay: float | None = None) -> float | None:
-    """Seconds until a task whose attempt has failed is tried again (`delay`, or the backoff); None when it has had its attempts."""
+    """Return the seconds until the next attempt after a failed one: `delay`, or the backoff.
+
+    Return None when it was the last.
+    """
     if row.attempts >= (row.max_attempts or config.max_attempts):
         return None
     return backoff(row.attempts, config.retry_seconds, MAX_BACKOFF) if delay is None else delay
 
 
-# Why a handler is told to stop, besides a timeout and "canceled".
-LOST, STOPS = "another attempt has begun", "the worker stops"
+def _outcome_of_failure(task: Task, config: Config, error: str, final: bool = False,
+                        delay: float | None = None) -> Outcome:
+    seconds = None if final else retry_delay(task.row, config, delay)
+    if seconds is None:
+        return Outcome("fail", (truncate(error),))
+    return Outcome("retry", (truncate(error), seconds))
+
+
+def _outcome_of_result(result: Any) -> Outcome:
+    """The handler has returned. Raise Failed for what can't be a result."""
+    try:
+        text = None if result is None else encode_json(result)
+    except Invalid as e:
+        raise Failed(f"its result {e}") from None
+    if text and len(text.encode()) > MAX_BODY:
+        raise Failed(f"its result has more than {MAX_BODY} bytes")
+    return Outcome("complete", (text,))
+
+
+def _outcome_of_exception(task: Task, config: Config, error: BaseException) -> Outcome:
+    """The handler has raised an exception."""
+    if isinstance(error, (Failed, Retry)):
+        text, delay = truncate(str(error)) or describe(error), getattr(error, "delay", None)
+        return _outcome_of_failure(task, config, text, isinstance(error, Failed), delay and DELAY(delay))
+    log.debug("traceback task=%s attempt=%s", task.id, task.attempt, exc_info=error)
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = next((frame for frame in reversed(frames) if "/lib/python" not in frame.filename), frames[-1])
+    place = f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}"
+    return _outcome_of_failure(task, config, f"{describe(error)} ({place})")
+
+
+def _outcome_of_stop(task: Task, config: Config, reason: StopReason) -> Outcome:
+    """The handler was told to stop: what it returned or raised, maybe early, does not count."""
+    if reason is StopReason.SHUTDOWN:
+        return Outcome("release")
+    error = reason.value
+    if reason is StopReason.TIMED_OUT:
+        error += f" after {task.timeout:g} s"
+    return _outcome_of_failure(task, config, error, final=reason is StopReason.CANCELED)
 
 
 class Worker:
     """Runs the tasks of a store until it is stopped. Any number of workers may share a store."""
 
-    def __init__(self, store: Store, config: Config = Config(), handler: Callable[[Task], Any] | None = None):
+    def __init__(self, store: Store, config: Config = Config(), handler: Handler | None = None):
         """`handler`: a callable that takes a Task; None for the one that config.handler names."""
         self.store, self.config = store, config
         self.handler = handler or load_handler(config.handler)
-        # Where a task does nothing there is nothing to run side by side, and a whole batch is done at once.
-        self.slots = config.concurrency if self.handler or not config.concurrency else MANY
-        self._running: dict[tuple[int, int], Task] = {}
-        self._outcomes: dict[str, list[tuple]] = {"complete": [], "retry": [], "fail": [], "release": []}      # by the method of the store that writes them, and takes them so
-        self._lock = threading.Lock()           # of the two above
-        self._inbox: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
-        self._event = threading.Event()         # something happened
-        self._look = True                       # there may be ready tasks in the table
-        self._deadline: float | None = None     # set by stop()
-        self._next_tick = self._next_extend = self._next_reclaim = self._next_delete = 0.0
-        self._ticked = -math.inf if store.waited else math.inf      # when a tick was last done to its end
-        self._told_kept = False                 # that old tasks can't be deleted
-        self._threadless = 0                    # slots for which no thread could be started yet
-        self._shortage = Outage("a thread for each slot")
-        self._access = Outage("access to what another transaction keeps locked")
+        self.slots = config.concurrency         # tasks that are held at the same time
+        if self.slots and not self.handler:
+            self.slots = MANY                   # nothing runs: a whole batch is completed at once
+
+        # Shared by all threads, under the lock.
+        self._lock = threading.Lock()
+        self._running: dict[tuple[int, int], Task] = {}     # by id and attempt
+        self._outcomes: dict[str, list[tuple]] = {          # still to be written, by transition
+            "complete": [], "retry": [], "fail": [], "release": []}
+
+        # Signals between the threads.
+        self._claimed: queue.SimpleQueue[Task | None] = queue.SimpleQueue()     # None ends a handler thread
+        self._woken = threading.Event()         # the database thread has something to do
+        self._may_be_ready = True               # there may be tasks to claim
+        self._stop_at: float | None = None      # when running handlers are told to stop; set by begin_stop()
+
+        # The database thread's own. Times are those of time.monotonic().
+        self._next_poll = self._next_heartbeat = self._next_reclaim = self._next_delete = 0.0
+        self._polled_at = -math.inf if store.waited else math.inf       # the last whole poll's end; see _poll()
+        self._missing_threads = 0               # slots without a thread
+        self._undeletable_logged = False
+        self._threads = Outage("a thread for each slot")
+        self._locked_rows = Outage("access to rows that another transaction keeps locked")
         self._thread = EssentialThread("worker", self._loop)
+
+    # On the caller's thread
 
     def start(self) -> None:
         """Begin to take tasks, in threads of its own."""
-        self._threadless = self.slots if self.handler else 0
+        self._missing_threads = self.slots if self.handler else 0
         self._thread.start()
         self.store.listeners.append(self.wake)
-        named = self.config.handler and show_setting("HANDLER", self.config.handler)
-        name = named or getattr(self.handler, "__qualname__", type(self.handler).__name__)
+        name = "none"
+        if self.config.handler:
+            name = show_setting("HANDLER", self.config.handler)
+        elif self.handler:
+            name = getattr(self.handler, "__qualname__", type(self.handler).__name__)
         does_nothing = self.slots and not self.handler
         slots = ", so each task is completed at once" if does_nothing else f" slots={self.slots}"
-        log.info("started worker handler=%r%s", name if self.handler else "none", slots)
+        log.info("started worker handler=%r%s", name, slots)
 
     def wake(self) -> None:
-        """There may be work."""
-        self._look = True
-        self._event.set()
+        """Look for tasks now, for there may be new ones."""
+        self._may_be_ready = True
+        self._woken.set()
 
     def begin_stop(self, grace: float | None = None) -> None:
-        """Take no more tasks; let handlers finish for `grace` seconds (config.grace_seconds), then tell them to stop."""
+        """Claim no more tasks; tell handlers to stop that still run after `grace` seconds (GRACE_SECONDS)."""
         grace = self.config.grace_seconds if grace is None else grace
-        if self._deadline is None:
-            self._deadline = time.monotonic() + grace
+        if self._stop_at is None:
+            self._stop_at = time.monotonic() + grace
             if self._running:
                 log.info("stopping worker running=%s grace=%gs", len(self._running), grace)
-        self._event.set()
+        self._woken.set()
 
     def stop(self, grace: float | None = None) -> None:
-        """begin_stop(), and wait until all is finished or given back."""
+        """Stop, as begin_stop() does, and wait until all tasks have ended or are given back."""
         self.begin_stop(grace)
+        assert self._stop_at is not None
         if self.wake in self.store.listeners:
             self.store.listeners.remove(self.wake)
-        if self._thread.ident is None:
+        if self._thread.ident is None:          # it was never started
             return
-        self._thread.join(max(0, self._deadline - time.monotonic()) + 2 * STOP_SECONDS + 1)
+        self._thread.join(max(0, self._stop_at - time.monotonic()) + 2 * STOP_SECONDS + 1)
         for _ in range(self.slots):
-            self._inbox.put(None)
+            self._claimed.put(None)
         if self._thread.is_alive() or self._tasks():    # the database does not answer, or the thread failed
             for task in self._tasks():
-                task.stop(STOPS, force=True)
+                task.stop(StopReason.SHUTDOWN, force=True)
             log.warning("stopped worker; what it could not give back will be reclaimed")
         else:
             log.info("stopped worker")
 
-    @functools.cached_property
-    def name(self) -> str:
-        """The name of this worker in the table, which no other has on any machine; made by the process that claims."""
-        return f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}"
-
-    def _fill_slots(self) -> None:
-        """Start a thread for each slot that has none; when the system has no more threads, later."""
-        while self._threadless:
-            try:
-                EssentialThread("handler", self._slot).start()
-            except (RuntimeError, MemoryError) as e:
-                return self._shortage.lost(e)
-            self._threadless -= 1
-        self._shortage.back()
+    # On the database thread, in the order of its loop
 
     def _loop(self) -> None:
-        tries = 0
-        while not self._finished():
+        """Do in turn what is to be done, whenever something happens or is due. Go on after an error."""
+        failures = 0
+        while not self._is_done():
             try:
-                self._event.wait(self._idle_seconds())
-                self._event.clear()
-                self._mind_handlers()
-                locked = self._write_outcomes()
-                self._tick()
-                self._fill_slots()
+                self._woken.wait(self._seconds_to_wait())
+                self._woken.clear()
+                self._stop_handlers()
+                all_written = self._write_outcomes()
+                self._poll()
+                self._start_threads()
                 self._claim()
-                tries = 0
-                if not locked:
-                    self._access.back()
+                failures = 0
+                if all_written:
+                    self._locked_rows.back()
             except Exception as e:
-                tries += 1
+                failures += 1
                 if isinstance(e, Locked):
-                    self._access.lost(e)
-                if tries == 1 and not isinstance(e, Unavailable):   # the store has told of that one
+                    self._locked_rows.lost(e)
+                if failures == 1 and not isinstance(e, Unavailable):    # the store has logged that one
                     log.exception("worker goes on after an error")
-                time.sleep(backoff(tries, 0.1, 1 if self._deadline else 5))
+                time.sleep(backoff(failures, 0.1, 1 if self._stop_at else 5))
                 self.wake()
 
-    def _tasks(self) -> list[Task]:
-        with self._lock:
-            return list(self._running.values())
-
-    def _finished(self) -> bool:
-        if self._deadline is None:
+    def _is_done(self) -> bool:
+        """Whether the worker was stopped, and has ended all its tasks or has no more time for them."""
+        if self._stop_at is None:
             return False
         with self._lock:
-            return not (self._running or any(self._outcomes.values())) or time.monotonic() >= self._deadline + 2 * STOP_SECONDS
+            has_tasks = self._running or any(self._outcomes.values())
+        return not has_tasks or time.monotonic() >= self._stop_at + 2 * STOP_SECONDS
 
-    def _idle_seconds(self) -> float:
-        times = [self._next_tick]
+    def _seconds_to_wait(self) -> float:
+        """Return the seconds until something is due: a poll, or to stop a handler."""
+        times = [self._next_poll]
         for task in self._tasks():
-            times.append(task.stopped_at + STOP_SECONDS if task.stopped else task.deadline or math.inf)
-        if self._deadline is not None and time.monotonic() < self._deadline:
-            times.append(self._deadline)
+            times.append(task.stopped_at + STOP_SECONDS if task.stop_reason else task.deadline or math.inf)
+        if self._stop_at is not None and time.monotonic() < self._stop_at:
+            times.append(self._stop_at)
         return max(0, min(times) - time.monotonic())
 
-    def _claim(self) -> None:
-        running = self._tasks()
-        free = self.slots - self._threadless - len(running)
-        if self._deadline is not None or not self._look or free <= 0 or any(task.row.alone for task in running):
-            return
-        self._look = False
-        busy = max((time.monotonic() - task.begun + 0.001 for task in running), default=0.0)
-        try:
-            rows = self.store.claim(free, self.config.lease_seconds, self.name, busy, self.slots == 1)
-        except Exception:
-            self._next_tick = self._next_extend = 0.0       # to give back what it may have taken
-            raise
-        for row in rows:
-            if self.handler:
-                task = Task(row, self.config.task_timeout)
-                with self._lock:
-                    self._running[row.id, row.attempt] = task
-                self._inbox.put(task)
-            else:
-                self._outcomes["complete"].append((row.id, row.attempt, None))
-        if may_have_more(rows, free) or any(row.alone for row in rows):
-            self._look = True       # when a slot is free again; to go round at once would only make the batches smaller
-        if rows and not self.handler:
-            self._event.set()
-
-    def _slot(self) -> None:
-        while task := self._inbox.get():
-            if not self._end(task, *self._run(task)):
-                if self._deadline is None:
-                    log.warning("refused task=%s attempt=%s: its handler came back after it had been given up", task.id, task.attempt)
-                return      # another thread has this one's slot
-
-    def _end(self, task: Task, verb: str, *values: Any) -> bool:
-        """A task has ended so; False when it had ended before."""
-        with self._lock:
-            ours = self._running.pop((task.id, task.attempt), None) is task
-            if ours:
-                self._outcomes[verb].append((task.id, task.attempt, *values))
-        self._event.set()
-        return ours
-
-    def _run(self, task: Task) -> tuple:
-        """How the attempt ended: the verb that writes it, and what that takes behind id and attempt."""
-        begun = time.monotonic()
-        try:
-            result = call_handler(self.handler, task)
-            outcome = "complete", self._encode(result)
-        except BaseException as e:      # a handler's sys.exit() must not end the slot
-            try:
-                outcome = self._raised(task, e)
-            except BaseException:       # nor must what it has raised, when it is looked at
-                outcome = self._failure(task, describe(e), final=isinstance(e, Failed))
-        self.store.metrics.observe("run", [time.monotonic() - begun])
-        # One that was told to stop may have returned early: what it says does not count.
-        return self._stopped(task) if task.stopped else outcome
-
-    def _raised(self, task: Task, error: BaseException) -> tuple:
-        """How an attempt ended whose handler has raised this."""
-        if isinstance(error, (Failed, Retry)):
-            said, delay = truncate(str(error)) or describe(error), getattr(error, "delay", None)
-            return self._failure(task, said, isinstance(error, Failed), delay and DELAY(delay))
-        log.debug("traceback task=%s attempt=%s", task.id, task.attempt, exc_info=error)
-        frames = traceback.extract_tb(error.__traceback__)
-        frame = next((frame for frame in reversed(frames) if "/lib/python" not in frame.filename), frames[-1])
-        place = f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}"
-        return self._failure(task, f"{describe(error)} ({place})")
-
-    @staticmethod
-    def _encode(result: Any) -> str | None:
-        try:
-            text = None if result is None else encode_json(result)
-        except Invalid as e:
-            raise Failed(f"its result {e}") from None
-        if text and len(text.encode()) > MAX_BODY:
-            raise Failed(f"its result has more than {MAX_BODY} bytes")
-        return text
-
-    def _stopped(self, task: Task) -> tuple:
-        if task.stopped == STOPS:
-            return "release",
-        return self._failure(task, task.stopped, final=task.stopped == "canceled")
-
-    def _failure(self, task: Task, error: str, final: bool = False, delay: float | None = None) -> tuple:
-        delay = None if final else retry_delay(task.row, self.config, delay)
-        return ("fail", truncate(error)) if delay is None else ("retry", truncate(error), delay)
-
-    def _mind_handlers(self) -> None:
-        """Tell handlers to stop whose time is up, then use force, and at last go on without them."""
+    def _stop_handlers(self) -> None:
+        """Tell handlers to stop whose time is over, then use force, and at last go on without them."""
         now = time.monotonic()
         for task in self._tasks():
-            if not task.stopped:
+            if not task.stop_reason:
                 if task.deadline and now >= task.deadline:
-                    task.stop(f"timed out after {task.timeout:g} s")
-                elif self._deadline is not None and now >= self._deadline:
-                    task.stop(STOPS)
+                    task.stop(StopReason.TIMED_OUT)
+                elif self._stop_at is not None and now >= self._stop_at:
+                    task.stop(StopReason.SHUTDOWN)
             elif now >= task.stopped_at + STOP_SECONDS:
-                if not task.forced:
-                    task.stop(task.stopped, force=True)
-                elif self._end(task, *self._stopped(task)):
+                if not task.was_forced:
+                    task.stop(task.stop_reason, force=True)
+                elif self._record(task, _outcome_of_stop(task, self.config, task.stop_reason)):
                     # Python can't end a thread. This one keeps what it holds; a new one takes its slot.
-                    self._threadless += 1
-                    log.error("gave up on the handler of task=%s attempt=%s: it was told to stop (%s) and did not", task.id, task.attempt, task.stopped)
+                    self._missing_threads += 1
+                    log.error("gave up on the handler of task=%s attempt=%s: "
+                              "it was told to stop (%s) and did not",
+                              task.id, task.attempt, task.stop_reason.value)
 
     def _write_outcomes(self) -> bool:
-        """Write how attempts have ended; whether some are still to be written, for their tasks are locked."""
-        for verb, outcomes in self._outcomes.items():
+        """Write how attempts have ended. Return whether that was all: outcomes of locked tasks are kept."""
+        for transition, outcomes in self._outcomes.items():
             if batch := outcomes[:]:
-                locked = self._write(verb, batch)
+                locked = self._write(transition, batch)
                 with self._lock:
                     outcomes[:len(batch)] = locked      # not before: all stay when the database is away
-        return any(self._outcomes.values())
+        return not any(self._outcomes.values())
 
-    def _write(self, verb: str, batch: list[tuple]) -> list[tuple]:
-        """Write outcomes; return those that are still to be written."""
+    def _write(self, transition: str, batch: list[tuple]) -> list[tuple]:
+        """Write outcomes; return those of locked tasks. Raise Unavailable when the database is away."""
         try:
-            getattr(self.store, verb)(batch)
+            getattr(self.store, transition)(batch)
         except Exception as e:
             if isinstance(e, Unavailable) and not isinstance(e, Locked):
                 raise
-            if len(batch) > 1:
-                return [each for outcome in batch for each in self._write(verb, [outcome])]
+            if len(batch) > 1:          # so that one does not keep the others
+                return [kept for outcome in batch for kept in self._write(transition, [outcome])]
             if isinstance(e, Locked):
-                self._access.lost(e)
+                self._locked_rows.lost(e)
                 return batch
-            if verb == "complete":        # the database would refuse the result of the next attempt as well
+            if transition == "complete":        # the database would refuse the next attempt's result as well
                 id, attempt, _ = batch[0]
-                if self._write("fail", [(id, attempt, truncate(f"its result can't be kept: {describe(e)}"))]):
+                error = truncate(f"its result can't be stored: {describe(e)}")
+                if self._write("fail", [(id, attempt, error)]):
                     return batch
             else:
                 log.exception("could not write an outcome task=%s: it will be reclaimed", batch[0][0])
         return []
 
-    def _tick(self) -> None:
-        """Everything that goes by the clock."""
+    def _poll(self) -> None:
+        """Do what is due by the clock: heartbeats, cancellations, tasks that are due or lost, old tasks."""
         now, config = time.monotonic(), self.config
-        if now < self._next_tick:
+        if now < self._next_poll:
             return
-        self._next_tick = now + min(config.poll_seconds, config.lease_seconds / 3)
-        self._extend(now)       # before all else, so that one that comes back keeps what nobody has taken over
+        self._next_poll = now + min(config.poll_seconds, config.lease_seconds / 3)
+        self._send_heartbeats(now)      # first: after a freeze, keep what nobody has taken over
         for id, attempt in self.store.canceled().items():
             task = self._running.get((id, attempt))
-            if task and not task.stopped:
-                task.stop("canceled")
-        if self._deadline is not None:
+            if task and not task.stop_reason:
+                task.stop(StopReason.CANCELED)
+        if self._stop_at is not None:
             return
-        if now > self._ticked + config.lease_seconds:       # the database was away for all, maybe, or this worker
+
+        if now > self._polled_at + config.lease_seconds:
+            # The database was away, for all workers maybe: they may come back, and keep their tasks.
             self._next_reclaim = now + RETURN_SECONDS
-        freed = self.store.promote()
+        ready = self.store.promote()
         if now >= self._next_reclaim:
-            freed += self.store.reclaim(config.max_attempts, self.name)
-        if freed >= MANY:
-            self._next_tick = now       # there is more
-        if freed:
+            ready += self.store.reclaim(config.max_attempts, self.name)
+        if ready >= MANY:
+            self._next_poll = now       # there is more
+        if ready:
             self.store.notify()
         if config.retention_days is not None and now >= self._next_delete:
-            self._next_delete = now + 86400     # unless this one is done before
-            threading.Thread(target=self._delete_old, name="retention", daemon=True).start()
-        self._look = True
-        self._ticked = time.monotonic()
+            self._next_delete = now + 86400     # _delete_old() sets an earlier time when it ends
+            threading.Thread(target=self._delete_old, args=[config.retention_days],
+                             name="retention", daemon=True).start()
+        self._may_be_ready = True
+        self._polled_at = time.monotonic()
 
-    def _extend(self, now: float) -> None:
+    @functools.cached_property
+    def name(self) -> str:
+        """The name of this worker in the table; no other worker has it, on any machine or after a fork."""
+        return f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}"
+
+    def _send_heartbeats(self, now: float) -> None:
+        """Extend the leases of running tasks, when that is due or there is progress to write.
+
+        Tell handlers to stop whose leases are lost. Give back tasks that this worker holds without knowing.
+        """
         with self._lock:
             running = list(self._running.values())
             known = {(id, attempt) for outcomes in self._outcomes.values() for id, attempt, *_ in outcomes}
             known.update(self._running)
-        held = [task for task in running if task.stopped != LOST]
-        reported = {task: task.fraction for task in held if task.fraction is not None}
-        due = now >= self._next_extend
-        if held and (due or reported):
-            wanted = [(task.id, task.attempt, reported.get(task)) for task in held]
-            ours = self._hold(wanted)
-            newest = {task.id: task.attempt for task in held}
+        held = [task for task in running if task.stop_reason is not StopReason.LEASE_LOST]
+        progress = {task: task.unsaved_progress for task in held if task.unsaved_progress is not None}
+        is_due = now >= self._next_heartbeat
+
+        if held and (is_due or progress):
+            extended = self._extend([(task.id, task.attempt, progress.get(task)) for task in held])
+            newest = {task.id: task.attempt for task in held}       # two attempts of a task may run here
             for task in held:
-                if task.fraction == reported.get(task):
-                    task.fraction = None
-                if not task.stopped and (task.id not in ours or newest[task.id] != task.attempt):
+                if task.unsaved_progress == progress.get(task):
+                    task.unsaved_progress = None
+                if not task.stop_reason and (task.id not in extended or newest[task.id] != task.attempt):
                     log.warning("lost task=%s attempt=%s: another attempt has begun, or it was ended",
                                 task.id, task.attempt)
-                    task.stop(LOST)
-        if due:     # what else the table says is ours: the answer to a claim was lost, which may take effect later
+                    task.stop(StopReason.LEASE_LOST)
+
+        if is_due:
+            # The answer to a claim may be lost, and the claim may take effect later.
             if unknown := self.store.own(self.name) - known:
                 self.store.release(sorted(unknown))
-            self._next_extend = now + self.config.lease_seconds / 3
+            self._next_heartbeat = now + self.config.lease_seconds / 3
 
-    def _hold(self, wanted: list[tuple[int, int, float | None]]) -> set[int]:
-        """Extend leases; the ids that are still ours, and those whose rows can't be written at the moment."""
+    def _extend(self, held: list[tuple[int, int, float | None]]) -> set[int]:
+        """Extend leases; return the ids of tasks that are still ours, or whose rows can't be written now."""
         try:
-            return self.store.extend(wanted, self.config.lease_seconds)
+            return self.store.extend(held, self.config.lease_seconds)
         except (Invalid, Locked):
-            if len(wanted) == 1:
-                return {wanted[0][0]}
-            return set().union(*(self._hold([each]) for each in wanted))
+            if len(held) == 1:
+                return {held[0][0]}
+            return set().union(*(self._extend([each]) for each in held))
 
-    def _delete_old(self) -> None:
-        """Delete the tasks whose time is over, in a thread of its own, in batches that grow while they are quick."""
+    def _start_threads(self) -> None:
+        """Start a thread for each slot that has none; when the system has no more threads, later."""
+        while self._missing_threads:
+            try:
+                EssentialThread("handler", self._run_tasks).start()
+            except (RuntimeError, MemoryError) as e:
+                return self._threads.lost(e)
+            self._missing_threads -= 1
+        self._threads.back()
+
+    def _claim(self) -> None:
+        """Claim tasks for the free slots; but none while a task runs that is to run alone."""
+        running = self._tasks()
+        free = self.slots - self._missing_threads - len(running)
+        runs_alone = any(task.row.alone for task in running)
+        if self._stop_at is not None or not self._may_be_ready or free <= 0 or runs_alone:
+            return
+
+        self._may_be_ready = False
+        busy = max((time.monotonic() - task.started_at + 0.001 for task in running), default=0.0)
+        try:
+            rows = self.store.claim(free, self.config.lease_seconds, self.name, busy, self.slots == 1)
+        except Exception:
+            self._next_poll = self._next_heartbeat = 0.0    # to give back what may have been claimed
+            raise
+
+        for row in rows:
+            if self.handler:
+                task = Task(row, self.config.task_timeout)
+                with self._lock:
+                    self._running[row.id, row.attempt] = task
+                self._claimed.put(task)
+            else:
+                self._outcomes["complete"].append((row.id, row.attempt, None))
+        if may_have_more(rows, free) or any(row.alone for row in rows):
+            self._may_be_ready = True   # for the next free slot; going round at once would make batches small
+        if rows and not self.handler:
+            self._woken.set()
+
+    # On handler threads
+
+    def _run_tasks(self) -> None:
+        """Run claimed tasks, one after the other."""
+        while task := self._claimed.get():
+            if not self._record(task, self._run(task)):
+                if self._stop_at is None:
+                    log.warning("refused task=%s attempt=%s: its handler returned after it had been given up",
+                                task.id, task.attempt)
+                return      # another thread has this one's slot
+
+    def _run(self, task: Task) -> Outcome:
+        """Run the handler; return how the attempt has ended."""
+        assert self.handler
+        began = time.monotonic()
+        try:
+            outcome = _outcome_of_result(call_handler(self.handler, task))
+        except BaseException as error:      # a handler's sys.exit() must not end the thread,
+            try:
+                outcome = _outcome_of_exception(task, self.config, error)
+            except BaseException:           # nor must a method of the exception itself
+                outcome = _outcome_of_failure(task, self.config, describe(error), isinstance(error, Failed))
+        self.store.metrics.observe("run", [time.monotonic() - began])
+        return _outcome_of_stop(task, self.config, task.stop_reason) if task.stop_reason else outcome
+
+    # On a thread of its own, started by _poll()
+
+    def _delete_old(self, days: float) -> None:
+        """Delete finished tasks older than `days`, in batches that grow as long as they are quick."""
         began, limit, kept = time.monotonic(), 1, 0
         try:
-            while self._deadline is None:
+            while self._stop_at is None:
                 asked = time.monotonic()
                 try:
-                    if self.store.delete_old(self.config.retention_days, limit, kept) < limit:
+                    if self.store.delete_old(days, limit, kept) < limit:
                         break
-                    limit = min(2 * limit, MANY) if time.monotonic() - asked < 0.2 else max(limit // 2, 1)
+                    is_quick = time.monotonic() - asked < 0.2
+                    limit = min(2 * limit, MANY) if is_quick else max(limit // 2, 1)
                 except (Invalid, Unavailable) as e:
                     self.store.ping()       # raises when it is not about these tasks
                     if limit == 1:
-                        kept += 1
-                        if not self._told_kept:
-                            log.warning("kept an old task that can't be deleted, and maybe further ones: %s", e)
-                        self._told_kept = True
+                        kept += 1           # passed over from now on
+                        if not self._undeletable_logged:
+                            self._undeletable_logged = True
+                            log.warning("kept an old task that can't be deleted, and maybe others: %s", e)
                     limit = max(limit // 2, 1)
         except Unavailable:
-            pass        # the store has told of it
+            pass        # the store has logged it
         except Exception:
             log.exception("could not delete old tasks")
         finally:
             self._next_delete = time.monotonic() + max(60, 10 * (time.monotonic() - began))
+
+    # On any of these threads
+
+    def _tasks(self) -> list[Task]:
+        with self._lock:
+            return list(self._running.values())
+
+    def _record(self, task: Task, outcome: Outcome) -> bool:
+        """Have an outcome written. Return False when the task had one before, which stands."""
+        with self._lock:
+            is_first = self._running.pop((task.id, task.attempt), None) is task
+            if is_first:
+                self._outcomes[outcome.transition].append((task.id, task.attempt, *outcome.values))
+        self._woken.set()
+        return is_first
 
 
 # ----------------------------------------------------------------------------

@@ -306,12 +306,12 @@ def test_a_row_that_another_transaction_keeps_locked_holds_up_no_other(postgres_
         connection.cursor().execute("select id from tasks where id = %s for update", (ids[1],))
         workers[1].start()
         eventually(lambda: {row.id for row in stores[0].list_tasks("Completed")} >= {*ids} - {ids[1]})
-        eventually(lambda: "lost access to what another transaction keeps locked" in caplog.text)
+        eventually(lambda: "lost access to rows that another transaction keeps locked" in caplog.text)
         assert stores[0].read(ids[1]).status == "In Progress"
     eventually(lambda: len(stores[0].list_tasks("Completed")) == 12)
     assert {row.attempt for row in stores[0].list_tasks()} == {1}
     assert "refused" not in caplog.text
-    eventually(lambda: "regained access to what another transaction keeps locked" in caplog.text)
+    eventually(lambda: "regained access to rows that another transaction keeps locked" in caplog.text)
     for worker, store in zip(workers, stores, strict=True):
         worker.stop()
         store.close()

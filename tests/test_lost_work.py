@@ -411,15 +411,15 @@ def test_a_handler_is_told_to_stop_when_another_attempt_has_begun(store, work):
     def wait(task):
         while not task.canceled:
             time.sleep(0.01)
-        told.append(task.stopped)
+        told.append(task.stop_reason)
     worker = work(wait, lease_seconds=86400, concurrency=1)
     id = order(store)
     eventually(lambda: store.read(id).status == "In Progress")
     expire(store, id)
     assert store.reclaim(3) == 1 and len(store.claim(1, LEASE)) == 1
     assert told == []
-    worker._next_extend = 0.0       # as after a third of the lease
-    eventually(lambda: told == [taskmanager.LOST])
+    worker._next_heartbeat = 0.0       # as after a third of the lease
+    eventually(lambda: told == [taskmanager.StopReason.LEASE_LOST])
 
 
 def test_a_worker_takes_back_nothing_of_its_own(store):

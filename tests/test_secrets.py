@@ -192,7 +192,7 @@ def encoded(text):
         refused("DATABASE_URL"),
         refused("HANDLER"),
         lambda text: describe(ValueError(text)),
-        lambda text: taskmanager.output(text.encode("utf-8", "replace")),
+        lambda text: taskmanager.parse_output(text.encode("utf-8", "replace")),
     ],
     ids=[
         "redact",
@@ -204,7 +204,7 @@ def encoded(text):
         "database",
         "handler",
         "describe",
-        "output",
+        "parse_output",
     ],
 )
 def test_nothing_that_is_said_takes_longer_than_its_length(call):

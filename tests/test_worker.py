@@ -222,8 +222,8 @@ def test_half_of_a_lease_is_left_when_it_is_extended(sqlite_database, monkeypatc
     extended = []
     monkeypatch.setattr(store, "extend", lambda held, lease: extended.append((clock.now, lease)) or {row.id})
     while clock.now < 1300:
-        clock.now += worker._idle_seconds() + 0.01      # as _loop() does
-        worker._tick()
+        clock.now += worker._seconds_to_wait() + 0.01      # as _loop() does
+        worker._poll()
     moments = [1000.0, *(moment for moment, _ in extended)]
     assert max(later - earlier for earlier, later in itertools.pairwise(moments)) < 15
     assert len(moments) < 60 and {lease for _, lease in extended} == {30}
@@ -313,7 +313,7 @@ def test_a_handler_that_does_not_stop_is_given_up_and_its_slot_is_not_lost(store
     assert f"gave up on the handler of task={row.id}" in caplog.text
     for _ in range(3):
         assert finished(store, order(store)).status == "Completed"
-    eventually(lambda: f"refused task={row.id} attempt=1: its handler came back" in caplog.text)
+    eventually(lambda: f"refused task={row.id} attempt=1: its handler returned" in caplog.text)
     assert finished(store, order(store)).status == "Completed"
 
 
