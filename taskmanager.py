@@ -1,4 +1,4 @@
-"""Task Manager: hand it a task over HTTP or RabbitMQ; it runs it, keeps its state in a table, and never loses it.
+"""Task Manager: runs tasks that it gets over HTTP or RabbitMQ, and keeps their state in one table.
 
             claim                     complete
       New ─────────▶ In Progress ──────────────────▶ Completed
@@ -10,14 +10,25 @@
        └─────────────  Failed ◀── cancel (of a New task)
           retry by hand
 
-A task is one row of the table `tasks`, and the row is the truth. Each arrow is one guarded SQL statement.
+A task is one row of the table `tasks`, and nothing else holds its state. Each arrow is one guarded SQL
+statement, which changes nothing when the task is no longer in the state where the arrow begins.
 
-    python taskmanager.py           the HTTP API; on SQLite with a worker inside (see --help)
+    python taskmanager.py           the HTTP API, on SQLite with a worker inside; --help lists the settings
     python worker.py                a worker that also takes tasks from RabbitMQ
 
-The file reads from top to bottom, and nothing refers to what stands below it: configuration, errors and
-outages, what a task may be (the validation that both doors share), the SQL in the order of a task's life,
-metrics, the store on PostgreSQL and SQLite, the handlers, the worker, notifications, the HTTP API, main().
+The file reads from top to bottom, and nothing refers to what stands below it:
+
+    configuration           environment variables, and which of them are secret
+    errors and outages      what callers see, and what happens while a server is away
+    what a task may be      the validation that HTTP and RabbitMQ share
+    SQL                     one statement per transition, in the order of a task's life
+    metrics, the store      the statements as methods, on PostgreSQL and on SQLite
+    handlers                what runs a task: a function, a program, or an address
+    the worker              claims tasks, runs handlers, extends leases, writes outcomes
+    notifications           tell other workers that there are new tasks
+    the HTTP API            the routes of openapi.yaml
+    the server, main()      waitress with limits, and the program
+
 Importing this module connects to nothing and starts nothing.
 """
 
@@ -81,43 +92,61 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import SplitResult, quote, unquote, unquote_to_bytes, urlencode, urlsplit
-from urllib.request import getproxies_environment, proxy_bypass_environment    # type: ignore[attr-defined]
+from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
 
 import bottle
 
 __version__ = "0.1.0"
 
+# What the author of a handler and an embedding application may use; the rest may change at any time.
+__all__ = [
+    "Task", "StopReason", "Failed", "Retry",
+    "Config", "Store", "Row", "Worker", "Notifier", "open_store", "create_app", "own_names",
+    "NewTask", "new_task", "new_tasks", "parse_task",
+    "BadSetting", "TaskError", "Invalid", "InputError", "KeyReused", "TooLarge", "NotFound", "TaskNotFound",
+    "NotInState", "Changed", "LeaseLost", "Unavailable", "Locked",
+]
+
 HERE = Path(__file__).resolve().parent
 STATUSES = ("New", "In Progress", "Completed", "Failed")
-MAX_BODY = 1024 * 1024      # bytes of a request, a message or a result
-MAX_TASKS = 10_000          # tasks that are created at once
-MAX_DEPTH = 100             # levels of nesting in a JSON value
-MAX_ERROR = 2000            # characters of an error that are kept
-MAX_ERRORS = 20             # things that are named as wrong at once
-MAX_BACKOFF = 3600          # seconds between two attempts
-MAX_DELAY = 315360000       # seconds that a task may be delayed: ten years
-MAX_PAGE = 1000             # tasks in an answer,
-MAX_PAGE_SIZE = 1_000_000   # and the bytes of payloads and results after which no further ones are put into it
-MAX_WAIT = 60               # seconds that a request may ask to wait
-MAX_ID = 2**63 - 1          # a bigint; a larger number would make PostgreSQL scan the table
-MANY = 500                  # rows of a batch that nothing else bounds
-STATEMENT_SECONDS = 20      # what the database may take to answer,
-LOCK_SECONDS = 1            # and how long of that it may wait for another transaction
-STOP_SECONDS = 5            # what a handler that was told to stop is given to do so
-CONNECTIONS = 1000 if hasattr(select, "poll") else 400      # of clients at the same time; select() takes 512
-CLIENT_SECONDS = 30         # for a client to send a request, to read an answer, and to use a connection again
-MAX_SWALLOWED = 16 * MAX_BODY       # of a body that is refused: who is cut off while sending does not see why
-MAX_HEAD = 32 * 1024        # bytes of a request before its body,
-MAX_LINE = 8 * 1024         # of its first line, and of a chunk's or a trailer,
-MAX_FIELDS = 100            # and the header fields in it
-MAX_IN_MEMORY = 64 * 1024   # bytes of a body or an answer that wait in memory; larger ones wait in a file,
-MAX_KEPT = 256 * 1024**2    # and the bytes of all, from which on the clients that take longest are let go
-FILES = 10_000              # open ones: 1,000 connections, and 1,000 programs with their input and output
-RATE_SECONDS = 10           # over which it is counted how many tasks end
-IDLE_SECONDS = 60           # after which a connection to the database is closed that nobody needs
-RETURN_SECONDS = 10         # after an outage: what other workers are given to come back before their tasks are taken
-CONNECT_SECONDS = 10        # what a connection to the database or to an http(s) handler may take,
-HTTP_SECONDS = 300          # and how long the latter may keep silent when the task has no timeout
+
+# What a client may send and gets
+MAX_BODY = 1024 * 1024              # bytes of the body of a request, of a message, and of a result
+MAX_TASKS = 10_000                  # tasks in one request or message
+MAX_DEPTH = 100                     # levels of nesting in a JSON value
+MAX_ID = 2**63 - 1                  # the largest bigint; PostgreSQL would scan the table for a larger number
+MAX_DELAY = 315_360_000             # seconds until a delayed task is due: ten years
+MAX_TIMEOUT = 31_536_000            # seconds of an attempt: one year
+MAX_WAIT = 60                       # seconds that a request may wait (Prefer: wait)
+MAX_ERROR = 2000                    # characters of a task's error; the beginning of a longer one is cut off
+MAX_ERRORS = 20                     # errors of one input that are listed
+MAX_PAGE = 1000                     # tasks in one answer
+MAX_PAGE_SIZE = 1_000_000           # bytes of payloads and results, after which an answer ends
+
+# Work
+MAX_BACKOFF = 3600                  # seconds between two attempts
+STOP_SECONDS = 5                    # seconds between telling a handler to stop and forcing it
+RETURN_SECONDS = 10                 # seconds after an outage before other workers' tasks are taken over
+HTTP_SECONDS = 300                  # seconds of silence from an http(s) handler, for a task without a timeout
+CONNECT_SECONDS = 10                # seconds to connect to the database or to an http(s) handler
+
+# The database
+MANY = 500                          # rows that one statement changes, where nothing else limits them
+STATEMENT_SECONDS = 20              # seconds for one statement
+LOCK_SECONDS = 1                    # seconds that a statement waits for a lock of another transaction
+IDLE_SECONDS = 60                   # seconds after which an unused connection to the database is closed
+RATE_SECONDS = 10                   # seconds over which the number of finished tasks per second is measured
+
+# The HTTP server
+CONNECTIONS = 1000 if hasattr(select, "poll") else 400      # clients at the same time; select() takes 512
+CLIENT_SECONDS = 30                 # seconds for a client to send a request, to read an answer, or to be idle
+MAX_HEAD = 32 * 1024                # bytes of a request before its body
+MAX_LINE = 8 * 1024                 # bytes of the first line of a request or a chunk, and of a trailer
+MAX_FIELDS = 100                    # header fields of a request
+MAX_SWALLOWED = 16 * MAX_BODY       # bytes read of a body that is refused, so that its client sees the answer
+MAX_IN_MEMORY = 64 * 1024           # bytes of a body or an answer in memory; a larger one is kept in a file
+MAX_KEPT = 256 * 1024**2            # bytes of all bodies and answers; above, the slowest clients are cut off
+FILES = 10_000                      # open files: for 1,000 connections, and 1,000 programs with their pipes
 
 
 # ----------------------------------------------------------------------------
@@ -427,7 +456,7 @@ class Config:
         1.0, _number(0, 3600),
         "seconds before the second attempt; doubled for each further attempt, up to an hour")
     task_timeout: float | None = _setting(
-        None, _number(0.001, 31536000), "default timeout of an attempt in seconds; not set: no limit")
+        None, _number(0.001, MAX_TIMEOUT), "default timeout of an attempt in seconds; not set: no limit")
     lease_seconds: float = _setting(
         30.0, _number(1, 86400), "seconds without a heartbeat after which another worker may take a task")
     poll_seconds: float = _setting(
@@ -813,7 +842,7 @@ NEW_TASK: Checks = {
     "run_at": _timestamp,
     "delay": DELAY,
     "max_attempts": _between(1, 1000, whole=True),
-    "timeout": _between(0.001, 31536000),
+    "timeout": _between(0.001, MAX_TIMEOUT),
     "status": _new_status,
 }
 
@@ -853,9 +882,8 @@ def check_fields(fields: Any, checks: Checks, required: Iterable[str] = (), at: 
                 raise invalid("unknown-field", f"unknown; expected {' or '.join(checks) or 'none'}")
             values[name] = checks[name](value)
         except Invalid as e:
-            if at != "?":
-                name = name.replace("~", "~0").replace("/", "~1")       # RFC 6901
-            where = at + name[:100].encode("utf-8", "replace").decode()
+            token = name if at == "?" else name.replace("~", "~0").replace("/", "~1")      # RFC 6901
+            where = at + token[:100].encode("utf-8", "replace").decode()
             errors.append(e.errors[0]._replace(where=where))
         if len(errors) >= MAX_ERRORS:
             break
@@ -2133,7 +2161,7 @@ class Failed(Exception):
 
 
 class Retry(Exception):
-    """Raised by a handler: the attempt has failed; try again after `delay` seconds, or with the usual backoff."""
+    """Raised by a handler: the attempt has failed; try again after `delay` seconds, or the usual backoff."""
 
     delay: float | None = None
 
@@ -2618,7 +2646,7 @@ class Worker:
 
         # The database thread's own. Times are those of time.monotonic().
         self._next_poll = self._next_heartbeat = self._next_reclaim = self._next_delete = 0.0
-        self._polled_at = -math.inf if store.waited else math.inf       # the last whole poll's end; see _poll()
+        self._polled_at = -math.inf if store.waited else math.inf       # the end of the last whole poll
         self._missing_threads = 0               # slots without a thread
         self._undeletable_logged = False
         self._threads = Outage("a thread for each slot")
@@ -2846,7 +2874,8 @@ class Worker:
             try:
                 EssentialThread("handler", self._run_tasks).start()
             except (RuntimeError, MemoryError) as e:
-                return self._threads.lost(e)
+                self._threads.lost(e)
+                return
             self._missing_threads -= 1
         self._threads.back()
 
@@ -2949,23 +2978,31 @@ class Worker:
 
 
 # ----------------------------------------------------------------------------
-# The doorbell: "there is work", said to the workers of other processes. A ring is a small transient message
-# to a fanout exchange; losing one costs POLL_SECONDS at most, so nobody ever waits for it.
+# Notifications tell the workers of other processes that there are new tasks. Each is a small transient
+# message to a fanout exchange. A lost one costs POLL_SECONDS at most, so nothing ever waits until it is sent.
 
-def amqp_parameters(url: str, name: str):
-    """pika's parameters for `url`, with a name for the connection that the broker shows. Raise BadSetting."""
+AMQP_LIMITS = {"frame_max": (8192, 131072), "channel_max": (16, 65535), "heartbeat": (0, 65535)}
+
+
+def amqp_parameters(url: str, name: str) -> Any:
+    """Return pika's parameters for an address. Raise BadSetting.
+
+    `name`: the name of the connection that the broker shows.
+    """
     try:
         import pika
     except ImportError as e:
         raise BadSetting("RABBITMQ_URL", url, f"{e}: pip install pika") from None
+
     parameters = None
-    with contextlib.suppress(Exception):        # whose text may be a part of the password
+    with contextlib.suppress(Exception):        # its text may be a part of the password
         parameters = pika.URLParameters(url)
     if not parameters or not re.fullmatch(r"\w+://[^/?#]*(/[^@#]*)?(\?[^@#]*)?", url):
         raise BadSetting("RABBITMQ_URL", url,
                          f"expected amqp://USER:PASSWORD@HOST:PORT/VHOST, {ENCODED}, "
-                         "the port a number, and behind a ? only parameters that pika knows")
-    parts, limits = urlsplit(url), {"frame_max": (8192, 131072), "channel_max": (16, 65535), "heartbeat": (0, 65535)}
+                         "with a number as port, and after a ? only parameters that pika knows")
+
+    parts = urlsplit(url)
     wrong = None
     if not re.fullmatch(r"[\w.:-]+", parts.hostname or "localhost"):
         wrong = f"the host {parts.hostname!r}: expected one name or address"
@@ -2977,74 +3014,79 @@ def amqp_parameters(url: str, name: str):
         wrong = "expected one / after the host; in a vhost it is %2F"
     elif len(parameters.virtual_host.encode()) > 255:
         wrong = "the vhost: expected up to 255 bytes"
-    for setting, (low, high) in limits.items():
-        value = getattr(parameters, setting)
+    for limited, (low, high) in AMQP_LIMITS.items():
+        value = getattr(parameters, limited)
         if value is not None and not low <= value <= high:
-            wrong = f"{setting}={value}: expected {low} to {high}"
+            wrong = f"{limited}={value}: expected {low} to {high}"
     if wrong:
         raise BadSetting("RABBITMQ_URL", url, wrong)
     parameters.client_properties = {"connection_name": name}
     return parameters
 
 
-def amqp_address(parameters) -> str:
-    """Where a connection leads, for the log."""
+def amqp_address(parameters: Any) -> str:
+    """Return the server of a connection, for the log."""
     return f"RabbitMQ {parameters.host}:{parameters.port}"
 
 
 def notification_exchange(config: Config) -> str:
-    """The exchange to which a worker binds a queue of its own."""
+    """Return the name of the exchange to which each worker binds a queue of its own."""
     return f"{config.task_queue}.notifications"
 
 
 class Notifier:
-    """Rings from a thread of its own, which reconnects for ever."""
+    """Publishes notifications from a thread of its own, which reconnects for ever."""
 
     def __init__(self, config: Config):
+        assert config.rabbitmq_url
         self.config, self.parameters = config, amqp_parameters(config.rabbitmq_url, "taskmanager notifier")
         self.connected = False
         self._pending, self._stopped = threading.Event(), threading.Event()
         self._thread = EssentialThread("notifier", self._loop)
 
     def start(self) -> None:
+        """Begin to connect, and then to publish."""
         self._thread.start()
 
     def notify(self) -> None:
-        """Never blocks; rings that come close together are one."""
+        """Have a notification published soon; return at once. Several in quick succession become one."""
         self._pending.set()
 
     def begin_stop(self) -> None:
+        """Publish no more."""
         self._stopped.set()
         self._pending.set()
 
     def stop(self) -> None:
+        """Stop, and wait for the thread, up to 2 seconds."""
         self.begin_stop()
         if self._thread.ident is not None:
             self._thread.join(2)
 
     def _loop(self) -> None:
         import pika
+        exchange = notification_exchange(self.config)
         outage, tries = Outage(f"{amqp_address(self.parameters)} for notifications"), 0
         while not self._stopped.is_set():
             try:
                 with pika.BlockingConnection(self.parameters) as connection:
                     channel = connection.channel()
-                    channel.exchange_declare(notification_exchange(self.config), "fanout", durable=True)
-                    channel.confirm_delivery()      # or else nobody would tell that the exchange is gone
+                    channel.exchange_declare(exchange, "fanout", durable=True)
+                    channel.confirm_delivery()      # or a deleted exchange would go unnoticed
                     outage.back()
                     self.connected = True
                     while not self._stopped.is_set():
                         if self._pending.wait(1):
                             self._pending.clear()
-                            channel.basic_publish(notification_exchange(self.config), "", b"")
-                        connection.process_data_events(0.01)    # heartbeats; also lets rings come together
+                            channel.basic_publish(exchange, "", b"")
+                        connection.process_data_events(0.01)    # heartbeats; meanwhile notifications add up
                         tries = 0
             except Exception as e:
                 self.connected = False
                 outage.lost(e)
                 tries += 1
                 self._stopped.wait(backoff(tries, 0.5, 10))
-                self._pending.set()        # for the last one may be lost
+                self._pending.set()     # the last notification may be lost
 
 
 # ----------------------------------------------------------------------------

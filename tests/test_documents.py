@@ -551,3 +551,13 @@ def test_schema_is_not_touched_when_it_is_current(postgres_database):
         cursor.execute("select * from tasks")       # such a lock is held by pg_dump for as long as it runs
         assert taskmanager.open_store(postgres_database).create() == [1]
     backup.close()
+
+
+# Embedding
+
+def test_readme_uses_public_names_only():
+    code = re.findall(r"```python\n(.*?)```|`([^`\n]+)`", README, re.DOTALL)
+    used = set(re.findall(r"\btaskmanager\.(?!py\b)(\w+)", " ".join("".join(each) for each in code)))
+    assert used > {"open_store", "Worker", "create_app", "new_task", "Failed", "Retry"}
+    assert used - set(taskmanager.__all__) == set()
+    assert [name for name in taskmanager.__all__ if not hasattr(taskmanager, name)] == []
