@@ -1,11 +1,13 @@
 """What is written is what happens: README, openapi.yaml, .env.example and schema.sql against the programs."""
 
+import ast
 import io
 import os
 import re
 import shlex
 import signal
 import subprocess
+import symtable
 import sys
 from urllib.parse import urlsplit
 
@@ -561,3 +563,30 @@ def test_readme_uses_public_names_only():
     assert used > {"open_store", "Worker", "create_app", "new_task", "Failed", "Retry"}
     assert used - set(taskmanager.__all__) == set()
     assert [name for name in taskmanager.__all__ if not hasattr(taskmanager, name)] == []
+
+
+# The order of the code
+
+# These still stand in the wrong order.
+LATER = {("Store", "expand_values"), ("problem", "describe_input_error"), ("set_up", "raise_file_limit"),
+         ("main", "announce"), ("main", "serve"), ("Connection", "decode_properties")}
+
+
+def global_names(table):
+    """The global names that a function or a class uses, with those of what is defined inside it."""
+    used = [symbol for symbol in table.get_symbols() if symbol.is_global() and symbol.is_referenced()]
+    names = {symbol.get_name() for symbol in used}
+    return names.union(*map(global_names, table.get_children()))
+
+
+@pytest.mark.parametrize("file", ["taskmanager.py", "worker.py"])
+def test_nothing_refers_to_what_stands_below_it(file):
+    text = (ROOT / file).read_text(encoding="utf-8")
+    lines = {}
+    for node in ast.parse(text).body:
+        targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
+        for name in [getattr(node, "name", None), *(getattr(target, "id", None) for target in targets)]:
+            lines.setdefault(name, node.lineno)
+    wrong = {(table.get_name(), name) for table in symtable.symtable(text, file, "exec").get_children()
+             for name in global_names(table) if lines.get(name, 0) > table.get_lineno()}
+    assert wrong - LATER == set()
