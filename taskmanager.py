@@ -110,7 +110,7 @@ __all__ = [
 HERE = Path(__file__).resolve().parent
 STATUSES = ("New", "In Progress", "Completed", "Failed")
 
-# What a client may send and gets
+# What a client may send and get
 MAX_BODY = 1024 * 1024              # bytes of the body of a request, of a message, and of a result
 MAX_TASKS = 10_000                  # tasks in one request or message
 MAX_DEPTH = 100                     # levels of nesting in a JSON value
@@ -121,7 +121,7 @@ MAX_WAIT = 60                       # seconds that a request may wait (Prefer: w
 MAX_ERROR = 2000                    # characters of a task's error; the beginning of a longer one is cut off
 MAX_ERRORS = 20                     # errors of one input that are listed
 MAX_PAGE = 1000                     # tasks in one answer
-MAX_PAGE_SIZE = 1_000_000           # bytes of payloads and results, after which an answer ends
+MAX_PAGE_BYTES = 1_000_000          # bytes of payloads and results, after which an answer ends
 
 # Work
 MAX_BACKOFF = 3600                  # seconds between two attempts
@@ -131,22 +131,22 @@ HTTP_SECONDS = 300                  # seconds of silence from an http(s) handler
 CONNECT_SECONDS = 10                # seconds to connect to the database or to an http(s) handler
 
 # The database
-MANY = 500                          # rows that one statement changes, where nothing else limits them
+BATCH_ROWS = 500                    # rows that one statement changes, where nothing else limits them
 STATEMENT_SECONDS = 20              # seconds for one statement
 LOCK_SECONDS = 1                    # seconds that a statement waits for a lock of another transaction
 IDLE_SECONDS = 60                   # seconds after which an unused connection to the database is closed
 RATE_SECONDS = 10                   # seconds over which the number of finished tasks per second is measured
 
 # The HTTP server
-CONNECTIONS = 1000 if hasattr(select, "poll") else 400      # clients at the same time; select() takes 512
+MAX_CONNECTIONS = 1000 if hasattr(select, "poll") else 400  # clients at once; select() takes 512 sockets
 CLIENT_SECONDS = 30                 # seconds for a client to send a request, to read an answer, or to be idle
-MAX_HEAD = 32 * 1024                # bytes of a request before its body
+MAX_HEADER_BYTES = 32 * 1024        # bytes of a request before its body
 MAX_LINE = 8 * 1024                 # bytes of the first line of a request or a chunk, and of a trailer
-MAX_FIELDS = 100                    # header fields of a request
-MAX_SWALLOWED = 16 * MAX_BODY       # bytes read of a body that is refused, so that its client sees the answer
+MAX_HEADER_FIELDS = 100             # header fields of a request
+MAX_DISCARDED = 16 * MAX_BODY       # bytes read of a body that is refused, so that its client sees the answer
 MAX_IN_MEMORY = 64 * 1024           # bytes of a body or an answer in memory; a larger one is kept in a file
-MAX_KEPT = 256 * 1024**2            # bytes of all bodies and answers; above, the slowest clients are cut off
-FILES = 10_000                      # open files: for 1,000 connections, and 1,000 programs with their pipes
+MAX_BUFFERED = 256 * 1024**2        # bytes of all bodies and answers; above, the slowest clients are cut off
+MAX_OPEN_FILES = 10_000             # open files: for 1,000 connections, and 1,000 programs with their pipes
 
 
 # ----------------------------------------------------------------------------
@@ -227,8 +227,8 @@ class EssentialThread(threading.Thread):
 # Configuration: environment variables, parsed once. An empty variable counts as not set.
 
 TOKENS = ("API_TOKEN", "READ_TOKEN")
-ENCODED = ("user and password percent-encoded "
-           "(@ is %40, / is %2F, % is %25, # is %23, ? is %3F, a space is %20)")
+PERCENT_ENCODING = ("user and password percent-encoded "
+                    "(@ is %40, / is %2F, % is %25, # is %23, ? is %3F, a space is %20)")
 
 _secrets: set[str] = set()      # the tokens and passwords in this process's settings
 
@@ -1323,7 +1323,7 @@ class Row(NamedTuple):
 
 def may_have_more(rows: Sequence[Row], limit: int) -> bool:
     """Whether there may be more where these came from: there are as many as were asked for, or they are large."""
-    return len(rows) >= limit or sum(row.size for row in rows) >= MAX_PAGE_SIZE
+    return len(rows) >= limit or sum(row.size for row in rows) >= MAX_PAGE_BYTES
 
 
 class Pool:
@@ -1542,11 +1542,11 @@ class Store:
     def list_tasks(self, *statuses: str, after: int | None = None, limit: int = MAX_PAGE, order: str = "asc") -> list[Row]:
         """Up to `limit` tasks, with one of the statuses if any are given, in the order of their ids ("asc" or "desc"), beginning behind the id `after`.
 
-        Fewer, but at least one, when they are large: see MAX_PAGE_SIZE.
+        Fewer, but at least one, when they are large: see MAX_PAGE_BYTES.
         """
         params = {f"status{n}": status in statuses for n, status in enumerate(STATUSES)}
         first = (0 if order == "asc" else MAX_ID) if after is None else after
-        rows = self._execute((LIST_STATUS if statuses else LIST)[order], {**params, "after": first, "limit": limit, "size": MAX_PAGE_SIZE})
+        rows = self._execute((LIST_STATUS if statuses else LIST)[order], {**params, "after": first, "limit": limit, "size": MAX_PAGE_BYTES})
         return [Row(*row) for row in rows]
 
     def count(self, status: str) -> int | None:
@@ -1587,7 +1587,7 @@ class Store:
         the oldest attempt runs that this worker has under way. `single`: it never runs one task beside another.
         """
         # Not again when the answer was lost: the worker gives back what it does not know, or the lease runs out.
-        found = self._execute(CLAIM, {"limit": limit, "lease": lease, "size": MAX_PAGE_SIZE,
+        found = self._execute(CLAIM, {"limit": limit, "lease": lease, "size": MAX_PAGE_BYTES,
                                       "worker": worker, "busy": busy, "single": single}, repeat=False)
         rows = sorted((Row(*row) for *row, _ in found), key=lambda row: (-row.priority, row.id))
         for row in rows:
@@ -1679,7 +1679,7 @@ class Store:
 
         `max_attempts` is for those that do not say, `worker` is who asks.
         """
-        rows = self._execute(RECLAIM, {"max_attempts": max_attempts, "limit": MANY, "worker": worker})
+        rows = self._execute(RECLAIM, {"max_attempts": max_attempts, "limit": BATCH_ROWS, "worker": worker})
         for id, attempt, status in sorted(rows):
             log.warning("reclaimed task=%s attempt=%s status=%r: its worker died or was cut off", id, attempt, status)
         self.metrics.count("reclaimed", len(rows))
@@ -1732,12 +1732,12 @@ class Store:
 
     def promote(self) -> int:
         """Make tasks ready whose time has come; how many."""
-        rows = self._execute(PROMOTE, {"limit": MANY})
+        rows = self._execute(PROMOTE, {"limit": BATCH_ROWS})
         for id, in sorted(rows):
             log.debug("promoted task=%s", id)
         return len(rows)
 
-    def delete_old(self, days: float, limit: int = MANY, kept: int = 0) -> int:
+    def delete_old(self, days: float, limit: int = BATCH_ROWS, kept: int = 0) -> int:
         """Delete up to `limit` of the tasks that were finished more than `days` ago; how many.
 
         `kept`: of the oldest, how many to pass over. Raise Invalid when the database refuses to, as for a row that
@@ -1809,7 +1809,7 @@ class PostgresStore(Store):
         if (parts is None or not re.fullmatch("[0-9,]*", parts.get("port", ""))
                 or not re.fullmatch(r"\w+://([^@/]*@)?[^@?]*(\?.*)?", url)):
             raise BadSetting("DATABASE_URL", url,
-                             f"expected postgresql://USER:PASSWORD@HOST:PORT/NAME, {ENCODED}, "
+                             f"expected postgresql://USER:PASSWORD@HOST:PORT/NAME, {PERCENT_ENCODING}, "
                              "the port a number, and behind a ? only parameters that libpq knows")
         # What the operator says goes first. `options` is not ours to give: it would replace his, and poolers refuse it.
         self.parameters = {
@@ -2425,7 +2425,7 @@ class HttpHandler:
             url if re.fullmatch("[!-~]+", url) else "")
         if not match or match[1].lower() not in schemes or int(match[2] or 0) > 65535:
             raise ValueError(f"{name}: expected {' or '.join(schemes)}://USER:PASSWORD@HOST:PORT, "
-                             f"in ASCII and without spaces, {ENCODED}")
+                             f"in ASCII and without spaces, {PERCENT_ENCODING}")
         register_secret("HANDLER", url)
         return urlsplit(url)
 
@@ -2630,7 +2630,7 @@ class Worker:
         self.handler = handler or load_handler(config.handler)
         self.slots = config.concurrency         # tasks that are held at the same time
         if self.slots and not self.handler:
-            self.slots = MANY                   # nothing runs: a whole batch is completed at once
+            self.slots = BATCH_ROWS                   # nothing runs: a whole batch is completed at once
 
         # Shared by all threads, under the lock.
         self._lock = threading.Lock()
@@ -2813,7 +2813,7 @@ class Worker:
         ready = self.store.promote()
         if now >= self._next_reclaim:
             ready += self.store.reclaim(config.max_attempts, self.name)
-        if ready >= MANY:
+        if ready >= BATCH_ROWS:
             self._next_poll = now       # there is more
         if ready:
             self.store.notify()
@@ -2945,7 +2945,7 @@ class Worker:
                     if self.store.delete_old(days, limit, kept) < limit:
                         break
                     is_quick = time.monotonic() - asked < 0.2
-                    limit = min(2 * limit, MANY) if is_quick else max(limit // 2, 1)
+                    limit = min(2 * limit, BATCH_ROWS) if is_quick else max(limit // 2, 1)
                 except (Invalid, Unavailable) as e:
                     self.store.ping()       # raises when it is not about these tasks
                     if limit == 1:
@@ -2999,7 +2999,7 @@ def amqp_parameters(url: str, name: str) -> Any:
         parameters = pika.URLParameters(url)
     if not parameters or not re.fullmatch(r"\w+://[^/?#]*(/[^@#]*)?(\?[^@#]*)?", url):
         raise BadSetting("RABBITMQ_URL", url,
-                         f"expected amqp://USER:PASSWORD@HOST:PORT/VHOST, {ENCODED}, "
+                         f"expected amqp://USER:PASSWORD@HOST:PORT/VHOST, {PERCENT_ENCODING}, "
                          "with a number as port, and after a ? only parameters that pika knows")
 
     parts = urlsplit(url)
@@ -3750,7 +3750,7 @@ def raise_file_limit() -> None:
     with contextlib.suppress(ImportError, ValueError, OSError):     # Windows has no such limit
         import resource
         few, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = FILES if most == resource.RLIM_INFINITY else min(FILES, most)
+        wanted = MAX_OPEN_FILES if most == resource.RLIM_INFINITY else min(MAX_OPEN_FILES, most)
         if 0 <= few < wanted:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
@@ -3815,7 +3815,7 @@ class Request:
                 taken = self.take_head(data)
             else:
                 taken = self.take_chunk(data) if self.is_chunked else self.take_body(data)
-            most = MAX_BODY if self.completed or self.expect_continue else MAX_SWALLOWED
+            most = MAX_BODY if self.completed or self.expect_continue else MAX_DISCARDED
             length = self.size + self.left
             require(length <= most, 413, f"{length} bytes are too many: expected at most {MAX_BODY}")
             if self.completed:
@@ -3841,7 +3841,7 @@ class Request:
         require(not is_tls, 400, "this port speaks HTTP without TLS: expected http://, not https://")
         is_http = _METHOD.match(self.held) and not _BARE.search(self.held, max(before - 1, 0), length)
         require(is_http, 400, "expected METHOD ADDRESS HTTP/1.1, and each line ended by CRLF")
-        require(length <= MAX_HEAD, 431, f"expected at most {MAX_HEAD} bytes before the body")
+        require(length <= MAX_HEADER_BYTES, 431, f"expected at most {MAX_HEADER_BYTES} bytes before the body")
         if end < 0:
             return len(data)
         line, *fields = self.held[:end].split(b"\r\n")
@@ -3857,7 +3857,7 @@ class Request:
         require(version in ("1.0", "1.1"), 505, f"expected HTTP/1.1 or HTTP/1.0, not HTTP/{version}")
         self.version = version
         require(len(line) <= MAX_LINE, 414, f"expected at most {MAX_LINE} bytes in the first line")
-        require(len(fields) <= MAX_FIELDS, 431, f"expected at most {MAX_FIELDS} header fields")
+        require(len(fields) <= MAX_HEADER_FIELDS, 431, f"expected at most {MAX_HEADER_FIELDS} header fields")
         headers = self.headers
         for each in fields:
             field = _FIELD.fullmatch(each)
@@ -4056,7 +4056,7 @@ def make_server(app: Callable, config: Config, setting: str = "PORT"):
                         self.send_continue()
                     return
                 self.request, self.sent_continue = None, False
-                if request.kept > MAX_IN_MEMORY and self.server.queued > MAX_KEPT:
+                if request.kept > MAX_IN_MEMORY and self.server.queued > MAX_BUFFERED:
                     request.error = Refused(503, "too many large bodies wait already: try again later")
                 if request.error:
                     request.close()
@@ -4177,23 +4177,23 @@ def make_server(app: Callable, config: Config, setting: str = "PORT"):
 
         def handle_accept(self):
             """Let in all who wait, not one a round as waitress does: a round of a thousand takes long."""
-            for _ in range(CONNECTIONS // 10):
+            for _ in range(MAX_CONNECTIONS // 10):
                 before = len(self.active_channels)
                 super().handle_accept()
                 if len(self.active_channels) == before:
                     break
-            if len(self.active_channels) > CONNECTIONS - CONNECTIONS // 50:
+            if len(self.active_channels) > MAX_CONNECTIONS - MAX_CONNECTIONS // 50:
                 self.maintenance(time.time())
 
         def maintenance(self, now):
             """Let those go that are idle or slow for too long, or longest where places or space run short."""
             there = [channel for channel in self.active_channels.values() if not channel.will_close]
-            spare, kept = CONNECTIONS - len(there), sum(channel.kept for channel in there)
+            spare, kept = MAX_CONNECTIONS - len(there), sum(channel.kept for channel in there)
             there.sort(key=lambda channel: (channel.kept > 0, channel.last_activity))   # who is at work goes last
             self.queued = sum(channel.kept for channel in there if channel.requests)
             for channel in there:
                 is_late = channel.last_activity < now - self.adj.channel_timeout
-                is_in_the_way = spare < CONNECTIONS // 50 or kept > MAX_KEPT and channel.kept
+                is_in_the_way = spare < MAX_CONNECTIONS // 50 or kept > MAX_BUFFERED and channel.kept
                 if not channel.requests and (is_late or is_in_the_way):
                     spare, kept = spare + 1, kept - channel.kept
                     channel.cut_off()
@@ -4223,7 +4223,7 @@ def make_server(app: Callable, config: Config, setting: str = "PORT"):
                     MAX_IN_MEMORY // 1024, e.strerror)
     sys.setswitchinterval(0.0005)       # or the one that reads waits 5 ms for each that computes, each time
     adjustments = waitress.server.Adjustments(
-        ident=None, backlog=4096, connection_limit=CONNECTIONS + CONNECTIONS // 5, asyncore_use_poll=True,
+        ident=None, backlog=4096, connection_limit=MAX_CONNECTIONS + MAX_CONNECTIONS // 5, asyncore_use_poll=True,
         channel_timeout=CLIENT_SECONDS, outbuf_overflow=MAX_IN_MEMORY)
     adjustments.cleanup_interval = 0.1      # seconds
     return Server(app, {}, _sock=listener, dispatcher=Dispatcher(), adj=adjustments, bind_socket=False,

@@ -16,7 +16,7 @@ import pytest
 
 import taskmanager
 from helpers import connect, eventually, http as send, is_problem, raw
-from taskmanager import MAX_HEAD, MAX_IN_MEMORY, FairQueue, Request
+from taskmanager import MAX_HEADER_BYTES, MAX_IN_MEMORY, FairQueue, Request
 
 pytestmark = pytest.mark.sqlite
 
@@ -92,7 +92,7 @@ def test_what_is_slow_to_read_keeps_nobody_waiting(serve, store, make):
 
 
 def test_a_head_that_is_too_large_is_refused(api):
-    assert " 431 " in first_line(api, b"GET /tasks HTTP/1.1\r\nX: " + b"x" * MAX_HEAD)
+    assert " 431 " in first_line(api, b"GET /tasks HTTP/1.1\r\nX: " + b"x" * MAX_HEADER_BYTES)
     assert " 431 " in first_line(api, b"GET /tasks HTTP/1.1\r\nHost: x\r\n" + b"X: x\r\n" * 100 + b"\r\n")
     assert " 200 " in first_line(api, b"GET /tasks HTTP/1.1\r\nHost: x\r\n" + b"X: x\r\n" * 99 + b"\r\n")
     assert " 414 " in first_line(api, b"GET /tasks?status=" + b"x" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -356,7 +356,7 @@ def test_a_client_that_reads_too_slowly_is_cut_off(server, store):
 
 
 def test_the_slowest_client_is_cut_off_where_space_runs_short(server, store, monkeypatch):
-    monkeypatch.setattr(taskmanager, "MAX_KEPT", 2_500_000)
+    monkeypatch.setattr(taskmanager, "MAX_BUFFERED", 2_500_000)
     small = server(store)
     with contextlib.ExitStack() as stack:
         clients = []
@@ -376,7 +376,7 @@ def test_the_slowest_client_is_cut_off_where_space_runs_short(server, store, mon
 
 
 def test_large_bodies_are_refused_where_too_many_wait(server, store, monkeypatch):
-    monkeypatch.setattr(taskmanager, "MAX_KEPT", 0)
+    monkeypatch.setattr(taskmanager, "MAX_BUFFERED", 0)
     full = server(store)
     full.queued = 1
     full.maintenance = lambda now: None
@@ -412,7 +412,7 @@ def test_a_folder_for_temporary_files_that_is_missing_is_told_at_the_start(serve
 
 def test_a_crowd_that_only_connects_keeps_nobody_waiting(server, store, monkeypatch):
     # Once a tenth was let go a second: twenty seconds.
-    monkeypatch.setattr(taskmanager, "CONNECTIONS", 50)
+    monkeypatch.setattr(taskmanager, "MAX_CONNECTIONS", 50)
     crowded = server(store)
     with contextlib.ExitStack() as stack:
         for _ in range(150):

@@ -424,5 +424,5 @@ import resource
 work = lambda task: resource.getrlimit(resource.RLIMIT_NOFILE)
 """, wrapper=["sh", "-c", 'ulimit -Sn 256; exec "$@"', "sh"])
     soft, hard = run(store)
-    assert soft == min(taskmanager.FILES, hard)
+    assert soft == min(taskmanager.MAX_OPEN_FILES, hard)
     assert program.stop() == 0

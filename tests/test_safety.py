@@ -919,7 +919,7 @@ def test_clients_that_do_not_read_are_cut_off_and_hold_up_nobody(listen):
 
 
 def test_idle_connections_make_room_for_others(listen, monkeypatch):
-    monkeypatch.setattr(taskmanager, "CONNECTIONS", 50)
+    monkeypatch.setattr(taskmanager, "MAX_CONNECTIONS", 50)
     url = listen(patience=60)
     with contextlib.ExitStack() as stack:
         for _ in range(100):

@@ -242,7 +242,7 @@ def test_list_begins_with_the_last_id_in_descending_order(store):
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
 def test_a_page_of_large_tasks_ends_early(store, order):
-    large = NewTask(payload=json.dumps("é" * (taskmanager.MAX_PAGE_SIZE // 6), ensure_ascii=False))
+    large = NewTask(payload=json.dumps("é" * (taskmanager.MAX_PAGE_BYTES // 6), ensure_ascii=False))
     # however many small ones there are before them
     ids = store.create([NewTask()] * 9 + [large] * 10 + [NewTask()] * 9)
     ids.sort(reverse=order == "desc")
@@ -275,7 +275,7 @@ def test_claim_takes_the_most_urgent_first_and_then_the_oldest(store):
 def test_claim_takes_no_more_than_can_be_held(store):
     ids = store.create(
         [
-            NewTask(payload=json.dumps("x" * (taskmanager.MAX_PAGE_SIZE // 3)), priority=n % 2)
+            NewTask(payload=json.dumps("x" * (taskmanager.MAX_PAGE_BYTES // 3)), priority=n % 2)
             for n in range(24)
         ]
     )
@@ -539,7 +539,7 @@ def test_a_row_that_another_transaction_has_locked_is_passed_over(postgres_datab
 )
 def test_the_oldest_come_first_where_not_all_can(store, monkeypatch, verb, order):
     # a day's tasks become due, or too old, at once, or a whole cluster dies
-    monkeypatch.setattr(taskmanager, "MANY", 1)
+    monkeypatch.setattr(taskmanager, "BATCH_ROWS", 1)
     store.create([NewTask()] * 5)
     for id in [2, 5, 1, 4, 3]:      # so they lie in another order: PostgreSQL moves a row that is changed
         age = 3600.0 * (100 - order.index(id))
@@ -837,7 +837,7 @@ def test_postgres_does_not_sort_all_that_is_ready_to_claim_a_few(postgres_databa
     store = taskmanager.open_store(postgres_database)
     store._execute("alter table tasks set (autovacuum_enabled = off)")
     store._execute("insert into tasks (status) select 'New' from generate_series(1, 200000)")
-    plan = plan_of(store, taskmanager.CLAIM, {"limit": 8, "lease": 30, "size": taskmanager.MAX_PAGE_SIZE,
+    plan = plan_of(store, taskmanager.CLAIM, {"limit": 8, "lease": 30, "size": taskmanager.MAX_PAGE_BYTES,
                                               "worker": "w", "busy": 0, "single": False})
     assert "rows=8 " in plan and "rows=200000 " not in plan
     store.close()

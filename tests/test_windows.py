@@ -69,7 +69,7 @@ def start_there(start, tmp_path, sqlite_database):
 
 
 def test_the_modules_can_be_imported_where_python_lacks_what_windows_lacks(tmp_path):
-    code = AS_ON_WINDOWS + "import taskmanager, worker; print(taskmanager.CONNECTIONS)"
+    code = AS_ON_WINDOWS + "import taskmanager, worker; print(taskmanager.MAX_CONNECTIONS)"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert int(found.stdout) < 512      # the limit of select() there
 
