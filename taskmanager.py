@@ -710,6 +710,11 @@ def parse_json(data: bytes) -> Any:
         raise invalid("not-json", f"not JSON: {str(e).split(';')[0]}") from None
 
 
+def is_json(content_type: str) -> bool:
+    """Whether a Content-Type says JSON: `application/json`, or a type that ends in `+json` (RFC 6839)."""
+    return re.match(r"application/([\w.+-]+\+)?json\s*(;|$)", content_type, re.IGNORECASE) is not None
+
+
 def encode_json(value: Any) -> str:
     """Encode a value as JSON text that both databases take.
 
@@ -2490,8 +2495,7 @@ class HttpHandler:
     def result(status: int, headers: Message, body: bytes) -> Any:
         """Return the result that an answer holds. Raise Retry or Failed for an answer other than 2xx."""
         if 200 <= status < 300:
-            media_type = headers.get("Content-Type", "")
-            if not re.match(r"application/([\w.-]+\+)?json\b", media_type, re.IGNORECASE):
+            if not is_json(headers.get("Content-Type", "")):
                 return None
             try:
                 return parse_output(body)
@@ -3090,14 +3094,23 @@ class Notifier:
 
 
 # ----------------------------------------------------------------------------
-# The HTTP API, in the order of openapi.yaml. A route reads the request, calls the store and returns; every
-# error becomes an answer in one place, and what all answers have in common is added in one place.
+# The HTTP API. A route is a method of `Api` that declares what it takes; by default that is nothing, and only
+# with the token. Everything that is the same for all routes is checked in one place, before the method is
+# called: so the method gets checked values, calls the store and returns an answer. Every error becomes an
+# answer in one place, too. The routes stand in the order of openapi.yaml, after what needs no store.
 
 # Of every answer, and besides that of those that a browser shows as a page.
 HEADERS = {
-    "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache",
-    "Cross-Origin-Resource-Policy": "same-origin", "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'"}
-PAGE_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 
 # The system is not asked: where its table says something else of `.js`, no script would run.
 FILE_TYPES = {
@@ -3109,18 +3122,26 @@ LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 # Names that no page of another site can have: the owner of a domain may lead its names here, but no address.
 LOCAL_NAME = re.compile(r"[0-9.]+|\[[0-9a-f:.]+\]|[a-z0-9_-]+|([a-z0-9_-]+\.)+localhost")
 # What pages of ALLOWED_ORIGINS may read of an answer, and may send (CORS). Never cookies.
-EXPOSED = "Allow, Date, ETag, Link, Location, Preference-Applied, Retry-After, WWW-Authenticate, X-Request-Id"
+EXPOSED = ("Allow, Date, ETag, Link, Location, Preference-Applied, Retry-After, WWW-Authenticate, "
+           "X-Request-Id")
 PREFLIGHT = {
-    "Access-Control-Allow-Methods": "GET, HEAD, POST, DELETE", "Access-Control-Max-Age": "600",
+    "Access-Control-Allow-Methods": "GET, HEAD, POST, DELETE",
+    "Access-Control-Max-Age": "600",
     "Access-Control-Allow-Headers":
         "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, Prefer, X-Request-Id"}
-TITLES = http.client.responses | {413: "Content Too Large", 422: "Unprocessable Content"}      # RFC 9110; older Pythons have older names
+TITLES = http.client.responses | {      # RFC 9110; older Pythons have older names
+    413: "Content Too Large", 422: "Unprocessable Content"}
 METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS")
 # The `code` of an error that has no exception of its own, by its HTTP status.
 CODES = {
-    400: "malformed-request", 404: "not-found", 405: "method-not-allowed", 413: "too-large", 414: "uri-too-long",
-    431: "headers-too-large", 500: "internal-error", 501: "unsupported-transfer-encoding", 503: "overloaded",
-    505: "http-version-not-supported"}
+    400: "malformed-request", 404: "not-found", 405: "method-not-allowed", 413: "too-large",
+    414: "uri-too-long", 431: "headers-too-large", 500: "internal-error",
+    501: "unsupported-transfer-encoding", 503: "overloaded", 505: "http-version-not-supported"}
+# What the answer to an error has besides, by its HTTP status.
+ERROR_HEADERS = {401: {"WWW-Authenticate": 'Bearer realm="Task Manager"'}, 503: {"Retry-After": "1"}}
+PORT_OF_HOST = re.compile(r":\d*$")
+TASK_ID = re.compile("[1-9][0-9]{0,18}")
+WAIT = re.compile(r'(?:^|,)\s*wait\s*=\s*(?:"([0-9]{1,99})"|([0-9]{1,99}))\s*(?:[,;]|$)', re.IGNORECASE)
 
 
 def problem(status: int, code: str, detail: str, instance: str, error: BaseException | None = None) -> str:
@@ -3145,479 +3166,640 @@ def request_id(given: str) -> str:
     return given if re.fullmatch(r"[A-Za-z0-9._:+/=@~-]{1,128}", given) else os.urandom(8).hex()
 
 
-def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable[str] = (),
-               rabbitmq: Callable[[], bool] | None = None, only_health: bool = False) -> Callable:
+# What a request says. `header()` and what follows speak of the request that this thread answers.
+
+def header(name: str) -> str:
+    """A header by its name in WSGI, as it came, in latin-1; "" where there is none."""
+    return bottle.request.environ.get(name, "")
+
+
+def header_list(name: str) -> list[str]:
+    return [each.strip() for each in header(name).split(",")]
+
+
+def idempotency_key() -> str | None:
+    """The header Idempotency-Key, bare or as a quoted string (draft-ietf-httpapi-idempotency-key-header)."""
+    if "HTTP_IDEMPOTENCY_KEY" not in bottle.request.environ:
+        return None
+    text = header("HTTP_IDEMPOTENCY_KEY").strip(" \t").encode("latin-1").decode("utf-8", "replace")
+    quoted = re.fullmatch(r'"((?:[^"\\]|\\["\\])*)"', text)
+    is_broken = "\ufffd" in text or text[:1] == '"' and not quoted
+    if text in ("", '""') or is_broken:
+        raise invalid("invalid-key", "expected 1 to 255 printable characters, bare or in double quotes",
+                      "Idempotency-Key")
+    return check_key(re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else text)
+
+
+def preferred_wait() -> int | None:
+    """The seconds of the header `Prefer: wait=N` (RFC 7240), at most MAX_WAIT."""
+    wait = WAIT.search(header("HTTP_PREFER"))
+    return min(int(wait[1] or wait[2]), MAX_WAIT) if wait else None
+
+
+def is_client_gone() -> bool:
+    """Whether a client that is ready to wait has hung up, as far as the server can tell."""
+    if preferred_wait() is None:
+        return False
+    disconnected = bottle.request.environ.get("waitress.client_disconnected")
+    try:
+        return disconnected is not None and not disconnected.__self__.socket.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except (OSError, AttributeError):       # the server has closed it
+        return True
+
+
+def read_body(size: int) -> bytes:
+    """Read the first `size` bytes. Of what comes in chunks nothing more is taken, let alone stored."""
+    request = bottle.request
+    if request.content_length > MAX_BODY:
+        raise TooLarge(request.content_length)
+    stream, taken = request.environ["wsgi.input"], bytearray()
+    pieces = iter(lambda: stream.read(MAX_IN_MEMORY), b"")
+    if not request.environ.get("wsgi.input_terminated"):
+        if not request.chunked:
+            return request.body.read(size)
+        # Some servers have decoded a chunked body and some have not, and these do not say. A chunk begins
+        # with its length, and no task begins with a digit.
+        if not (first := stream.read(1)):
+            raise invalid("missing-header", "expected this header: the server around the application "
+                          "hands over no chunks", "Content-Length")
+        if first in b"0123456789ABCDEFabcdef":
+            begin = iter([first])
+            pieces = request._iter_chunked(lambda n: next(begin, b"") or stream.read(n), MAX_IN_MEMORY)
+        else:
+            taken += first
+    while len(taken) < size and (piece := next(pieces, b"")):
+        taken += piece
+    return bytes(taken[:size])
+
+
+def read_json() -> Any:
+    """Read and parse the body; {} when there is none. Raise Invalid, NotJson, TooLarge."""
+    encoding, content_type = header("HTTP_CONTENT_ENCODING"), header("CONTENT_TYPE")
+    if encoding.lower() not in ("", "identity"):
+        raise NotJson(f"expected a body without Content-Encoding, not one in {encoding}")
+    data = read_body(MAX_BODY + 1)
+    if content_type and data.strip() and not is_json(content_type):
+        raise NotJson(f"expected a body in JSON and Content-Type: application/json, not {content_type}")
+    return parse_body(data)
+
+
+def check_query(checks: Checks) -> dict[str, Any]:
+    """Check the parameters of the query; return their values. Raise Invalid, also for one without a check."""
+    if not bottle.request.query_string:
+        return {}
+    try:
+        query = bottle.request.query.decode()
+    except UnicodeError:
+        raise invalid("not-utf8", "expected UTF-8", "?") from None
+    return check_fields({name: query.getall(name) for name in query}, checks, at="?")
+
+
+def check_id(text: str) -> int:
+    if not TASK_ID.fullmatch(text) or int(text) > MAX_ID:
+        raise TaskNotFound(f"there is no task {text!r}: an id is a whole number from 1 on")
+    return int(text)
+
+
+# Answers
+
+def encode_answer(text: str) -> bytes:
+    """JSON in UTF-8; a lone surrogate, which only somebody's own SQL can have written, is escaped."""
+    return text.encode("utf-8", "backslashreplace")
+
+
+def etag(data: bytes) -> str:
+    return f'"{hashlib.blake2b(data, digest_size=12).hexdigest()}"'
+
+
+def is_known(tag: str) -> bool:
+    """Whether the client has what this ETag stands for (If-None-Match)."""
+    known = [each.removeprefix("W/") for each in header_list("HTTP_IF_NONE_MATCH")]
+    return tag in known or "*" in known
+
+
+def answer(data: str | bytes, status: int = 200, **headers: str) -> bottle.HTTPResponse:
+    """An answer in JSON. The names of headers have _ for -."""
+    data = encode_answer(data) if isinstance(data, str) else data
+    return bottle.HTTPResponse(data, status, Content_Type="application/json", **headers)
+
+
+def answer_with_etag(text: str, **headers: str) -> bottle.HTTPResponse:
+    """An answer in JSON with its ETag, or 304 when the client has it."""
+    data = encode_answer(text)
+    tag = etag(data)
+    if is_known(tag):
+        return bottle.HTTPResponse(status=304, ETag=tag, **headers)
+    return answer(data, ETag=tag, **headers)
+
+
+def answer_with_file(name: str, folder: str = "") -> bottle.HTTPResponse:
+    """A file of this very folder, or 304 when the client has it. Raise NotFound.
+
+    Its ETag is made of its content, for its time says little: after a rollback it is older than what a
+    browser has of it.
+    """
+    path = HERE / folder / name
+    if path not in (HERE / folder).glob("*") or not path.is_file():      # no name leads out of the folder
+        raise NotFound("there is nothing at this address")
+    file = path.open("rb")
+    headers = {"ETag": etag(file.read()), "Content-Security-Policy": PAGE_POLICY}
+    if is_known(headers["ETag"]):
+        file.close()
+        return bottle.HTTPResponse(status=304, headers=headers)
+    headers["Content-Type"] = FILE_TYPES.get(path.suffix, "text/plain; charset=utf-8")
+    headers["Content-Length"] = str(file.tell())
+    file.seek(0)
+    return bottle.HTTPResponse(file, headers=headers)
+
+
+class Route(NamedTuple):
+    """What a route takes, and how it answers when all is well. What it does not declare is refused."""
+
+    method: str
+    path: str                           # as in openapi.yaml: /tasks/{id}
+    name: str                           # of the method of Api, which gets `id`, `query` and `body`, checked
+    statuses: tuple[int, ...] = (200,)
+    query: Checks | None = {}           # its parameters; None: whatever the query says is ignored
+    body: Checks | None = None          # the fields of its body; None: it has no body
+    required: tuple[str, ...] = ()      # those of them that must be there; none: there may be no body at all
+    array: bool = False         # the body may be an array of such objects; the method itself checks it
+    public: bool = False        # needs no token
+    health: bool = False        # is also served on METRICS_PORT of a worker
+    any_host: bool = False      # is answered by whatever name the service is called
+
+
+ROUTES: list[Route] = []
+
+
+def route(method: str, *paths: str, **declared: Any) -> Callable:
+    """Declare a method of Api as the route at these paths; `declared` are further fields of Route."""
+    def declare(function: Callable) -> Callable:
+        ROUTES.extend(Route(method, path, function.__name__, **declared) for path in paths)
+        return function
+    return declare
+
+
+def check_input(route: Route, path: dict[str, str]) -> dict[str, Any]:
+    """Check what a request says, by what its route declares; return the arguments of the route's method.
+
+    Raise NotFound, Invalid, NotJson, TooLarge.
+    """
+    environ = bottle.request.environ
+    arguments: dict[str, Any] = dict(path)
+    # Bottle drops what is not UTF-8 from PATH_INFO.
+    if environ["PATH_INFO"].encode() != environ["bottle.raw_path"].encode("latin-1"):
+        raise NotFound("there is nothing at an address that is not UTF-8")
+
+    if route.query is not None:
+        query = check_query(route.query)
+        if route.query:
+            arguments["query"] = query
+
+    if route.body is not None:
+        body = read_json()
+        arguments["body"] = body if route.array else check_fields(body, route.body, route.required)
+    elif route.method != "GET" and b"".join(read_body(100).split()) not in (b"", b"{}"):
+        raise invalid("unexpected-body", "expected no body")
+
+    if "id" in path:
+        arguments["id"] = check_id(path["id"])
+    return arguments
+
+
+class Api:
     """The WSGI application on a store. It may be mounted under any prefix.
 
-    config:       of which it reads what concerns the API; `waiters` should be no more than the server has threads to spare
+    The server around it (make_server) sets `closing` when it stops, for then no request waits any longer; and
+    where it answers in place of the application, it calls refused() and adds the headers of cors().
+    """
+
+    def __init__(self, store: Store, config: Config, hosts: Iterable[str] = (),
+                 rabbitmq: Callable[[], bool] | None = None, only_health: bool = False):
+        """As create_app() says."""
+        self.store, self.config, self.rabbitmq = store, config, rabbitmq
+        self.routes = [route for route in ROUTES if route.health or not only_health]
+        self.closing = threading.Event()
+        self._waiting = threading.Semaphore(config.waiters)     # requests that may still begin to wait
+        self._wakeups: queue.Queue[None] = queue.Queue(1)       # there may be tasks for a claim that waits
+        self._token = (config.api_token or "").encode()
+
+        public = urlsplit(config.public_url or "")
+        self._prefix = public.path.rstrip("/") + "/" if config.public_url else None
+        self._public_host = PORT_OF_HOST.sub("", public.netloc)
+        self._hosts = {*(config.allowed_hosts.split(",") if config.allowed_hosts else hosts)}
+        self._origins = {*(config.allowed_origins or "").split(",")} - {""}
+        self._trusted = set(self._origins)      # whose pages may act
+        if config.public_url:
+            self._trusted.add(f"{public.scheme}://{public.netloc}")
+
+        self._bottle = bottle.Bottle()
+        self._bottle.default_error_handler = self._answer_error
+        words = [each.path.rpartition("/")[2] for each in ROUTES if re.fullmatch("/tasks/[a-z]+", each.path)]
+        no_word = f"(?!(?:{'|'.join(words)})$)"         # /tasks/claim is no task
+        self._bottle.router.default_pattern = f"{no_word}[^/]+"
+        for each in self.routes:
+            rule = each.path.replace("{", "<").replace("}", ">")
+            self._bottle.route(rule, each.method, self._make_callback(each))
+        store.listeners.append(self._wake_one)
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable) -> Iterable[bytes]:
+        """Answer a request. Whatever becomes of it, it gets an id and the common headers, and is counted."""
+        environ["taskmanager.id"] = request_id(environ.get("HTTP_X_REQUEST_ID", ""))
+        environ["taskmanager.route"] = "other"
+        if "bottle.raw_path" in environ:
+            # A Bottle app that this one is mounted in has decoded what WSGI hands over encoded,
+            for name in ("PATH_INFO", "SCRIPT_NAME"):
+                environ[name] = environ[name].encode().decode("latin-1")
+            if environ["PATH_INFO"] == "/" and not environ["bottle.raw_path"].endswith("/"):
+                environ["PATH_INFO"] = ""       # and has said "/" for this, too.
+
+        def start(status, headers, exc_info=None):
+            self._count(environ["REQUEST_METHOD"], status[:3], environ["taskmanager.route"])
+            common = HEADERS | {"X-Request-Id": environ["taskmanager.id"]} | self.cors(environ)
+            return start_response(status, list((common | dict(headers)).items()), exc_info)
+
+        return self._bottle.wsgi(environ, start)
+
+    def cors(self, environ: dict[str, Any]) -> dict[str, str]:
+        """The headers that let pages of ALLOWED_ORIGINS see an answer, which then differs for each origin."""
+        if not self._origins:
+            return {}
+        headers, origin = {"Vary": "Origin"}, environ.get("HTTP_ORIGIN", "")
+        if origin.lower() in self._origins:
+            headers |= {"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": EXPOSED}
+            headers |= PREFLIGHT if environ["REQUEST_METHOD"] == "OPTIONS" else {}
+        return headers
+
+    def refused(self, method: str, status: str) -> None:
+        """Count an answer that the server gave in place of the application."""
+        self._count(method, status, "other")
+
+    def _count(self, method: str, status: str, path: str) -> None:
+        self.store.metrics.answered(path, method if method in METHODS else "other", status)
+
+    # What is the same for all routes
+
+    def _make_callback(self, route: Route) -> Callable[..., bottle.HTTPResponse]:
+        """Put the checks that all routes have in common before the method of one."""
+        method = getattr(self, route.name)
+
+        def callback(**path: str) -> bottle.HTTPResponse:
+            environ = bottle.request.environ
+            environ["taskmanager.route"] = route.path
+            try:
+                self._check_sender(route)
+                return method(**check_input(route, path))
+            except TaskError as e:
+                return bottle.HTTPError(e.status, str(e), e, **ERROR_HEADERS.get(e.status, {}))
+            except bottle.HTTPResponse as e:        # of Bottle's own functions
+                return e
+            except Exception:
+                log.exception("could not answer %s %r request_id=%s", bottle.request.method,
+                              bottle.request.path, environ["taskmanager.id"])
+                detail = "something went wrong here; the log says what, under the request's id"
+                return bottle.HTTPError(500, detail)
+        return callback
+
+    def _check_sender(self, route: Route) -> None:
+        """Check that a request is meant for this service (host), that its user means to send it (origin), and
+        that its user may (token). Raise HostNotAllowed, CrossSite, Unauthorized."""
+        host = header("HTTP_HOST").lower()
+        if not (self._token or route.any_host):
+            self._check_host(PORT_OF_HOST.sub("", host))
+        if route.method != "GET":
+            self._check_origin(host)
+        if self._token and not route.public:
+            self._check_token()
+
+    def _check_host(self, name: str) -> None:
+        """A page of another site, with a name of its own that leads here (DNS rebinding), could read the
+        answer otherwise. It does not know the token, so where there is one, any name will do."""
+        if not name or name == self._public_host or not self._hosts and LOCAL_NAME.fullmatch(name):
+            return
+        if any(own in ("*", name) or own[0] == "." and f".{name}".endswith(own) for own in self._hosts):
+            return
+        own = ", ".join(sorted(self._hosts)) or "localhost, an address or a name without a dot"
+        raise HostNotAllowed(f"{name!r} is not a name of this service: expected {own}, "
+                             "or what PUBLIC_URL or ALLOWED_HOSTS names; with an API_TOKEN any")
+
+    def _check_origin(self, host: str) -> None:
+        """A page of another site could make a browser send what its user never meant to (CSRF) otherwise."""
+        site, origin = header("HTTP_SEC_FETCH_SITE").lower(), header("HTTP_ORIGIN").lower()
+        if origin in self._trusted:
+            return
+        own = ("", f"http://{host}", f"https://{host}")
+        if not (site in ("same-origin", "none") if site else origin in own):
+            raise CrossSite("a browser sent this for a page of another site; "
+                            "only pages of this service may do so")
+
+    def _check_token(self) -> None:
+        scheme, _, token = header("HTTP_AUTHORIZATION").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), self._token):
+            raise Unauthorized("expected the header Authorization: Bearer, with the token of this service")
+
+    def _answer_error(self, error: bottle.HTTPError) -> str:
+        """The body of the answer to every error, ours and Bottle's own."""
+        request, response = bottle.request, bottle.response
+        status, detail, cause = error.status_code, str(error.body), error.exception
+        if status == 405:
+            allowed = {"OPTIONS", *response.headers["Allow"].split(",")}
+            allowed |= {"HEAD"} if "GET" in allowed else set()
+            response.set_header("Allow", ", ".join(sorted(allowed)))
+            if request.method == "OPTIONS":
+                response.status = 204
+                return ""
+            detail = f"{request.method} is not possible here; expected {', '.join(sorted(allowed))}"
+        elif status == 404 and not cause:
+            detail = "there is nothing at this address"
+        response.content_type = "application/problem+json"
+        path = request.environ.get("bottle.raw_path", request.path).lstrip("/")
+        instance = self._address(quote(path[:500], encoding="latin-1", errors="replace"))
+        code = cause.code if isinstance(cause, TaskError) else CODES.get(status, CODES[500])
+        return problem(status, code, detail, instance, cause)
+
+    def _address(self, rest: str) -> str:
+        """The path of something here, as clients know it."""
+        prefix = self._prefix or quote(bottle.request.script_name, encoding="latin-1")
+        return prefix + rest
+
+    # What several routes do
+
+    def _wake_one(self) -> None:
+        """Let one of the claims that wait look again."""
+        with contextlib.suppress(queue.Full):
+            self._wakeups.put_nowait(None)
+
+    def _wait_for(self, read: Callable[[], Any], is_done: Callable[[Any], bool],
+                  pause: Callable[[float], Any], longest: float) -> tuple[Any, dict[str, str]]:
+        """Call read() until what it returns is done, or as long as the client is ready to wait (Prefer: wait).
+
+        Return what it has returned last, and the header that says that it was waited for. Between two calls
+        pause(seconds) returns after so many seconds, at most `longest`, or earlier.
+        """
+        found, seconds = read(), preferred_wait()
+        if seconds is None:
+            return found, {}
+        applied = {"Preference_Applied": f"wait={seconds}"}
+        if is_done(found):
+            return found, applied
+        if not self._waiting.acquire(blocking=False):
+            return found, {}
+        try:
+            # The pauses double: so an answer is late by no more than what was waited already, and a long wait
+            # is cheap.
+            deadline, gap = time.monotonic() + seconds, 0.01
+            while not is_done(found) and not self.closing.is_set():
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    break
+                pause(min(gap, left))
+                if is_client_gone():
+                    return found, {}
+                found, gap = read(), min(2 * gap, longest)
+            return found, {} if self.closing.is_set() else applied
+        finally:
+            self._waiting.release()
+
+    def _wait_until_ended(self, id: int) -> tuple[Row, dict[str, str]]:
+        def has_ended(row: Row) -> bool:
+            return row.status in ("Completed", "Failed")
+        return self._wait_for(lambda: self.store.read(id), has_ended, self.closing.wait, 0.5)
+
+    def _read_if_match(self, id: int) -> Row | None:
+        """The task, where If-Match says that the client means it as it is now. Raise NotFound, Changed."""
+        if "HTTP_IF_MATCH" not in bottle.request.environ:
+            return None
+        row, known = self.store.read(id), header_list("HTTP_IF_MATCH")
+        if "*" in known:
+            return None
+        if etag(encode_answer(row.to_json())) not in known:
+            raise Changed(f"task {id} is not what If-Match says: it has changed, or was never so")
+        return row
+
+    def _answer_holder(self, id: int, attempt: int, done: set[int],
+                       *repeated: tuple) -> bottle.HTTPResponse:
+        """The task as it is now, for the worker that holds this attempt, when what it asked for was `done`.
+
+        Also when the request only repeats one that was: `repeated` are the status, result and error that the
+        task has then. Raise LeaseLost otherwise.
+        """
+        row = self.store.read(id)
+        is_repeated = row.attempt == attempt and (row.status, row.result, row.error) in repeated
+        if not done and not is_repeated:
+            raise LeaseLost(f"attempt {attempt} of task {id} is over: the task is {row.status}, "
+                            f"and its last attempt was number {row.attempt}", task_status=row.status)
+        return answer(row.to_json())
+
+    def _end_attempt(self, id: int, attempt: int, end: Callable[[], set[int]]) -> set[int]:
+        """Call end(), and note for the metrics how long the attempt ran, if that has ended it."""
+        ran = self.store.running(id, attempt)
+        done = end()
+        if done:
+            self.store.metrics.observe("run", [ran])
+        return done
+
+    # The routes: tasks
+
+    @route("POST", "/tasks", statuses=(201,), body=NEW_TASK, array=True)
+    def create_task(self, body):
+        key = idempotency_key()
+        if isinstance(body, list):
+            return answer(json.dumps(self.store.create(new_tasks(body, key), via="http")), 201)
+
+        [id] = self.store.create([new_task(body, key)], via="http")
+        location = self._address(f"tasks/{id}")
+        if preferred_wait() is not None:
+            with contextlib.suppress(NotFound, Unavailable):        # it was created, whatever comes then
+                row, applied = self._wait_until_ended(id)
+                return answer(row.to_json(), 201, Location=location, **applied)
+        return answer(f'{{"id": {id}}}', 201, Location=location)
+
+    @route("GET", "/tasks", statuses=(200, 304), query=LIST_TASKS)
+    def list_tasks(self, query):
+        statuses, limit = query.get("status", []), query.get("limit", MAX_PAGE)
+        rows = self.store.list_tasks(*statuses, after=query.get("after"), limit=limit + 1,
+                                     order=query.get("order", "asc"))
+        has_more = may_have_more(rows, limit + 1)
+        del rows[limit:]
+
+        filters = [("status", status) for status in statuses]
+        filters += [(name, query[name]) for name in ("order", "limit") if name in query]
+        path = self._address("tasks")
+        first = f"{path}?{urlencode(filters)}" if filters else path
+        links = [f'<{first}>; rel="first"']
+        if has_more:
+            links.append(f'<{path}?{urlencode([*filters, ("after", rows[-1].id)])}>; rel="next"')
+        tasks = ", ".join(row.to_json() for row in rows)
+        return answer_with_etag(f"[{tasks}]", Link=", ".join(links))
+
+    @route("POST", "/tasks/claim", body=CLAIM_TASKS)
+    def claim_tasks(self, body):
+        limit, lease = body.get("limit", 1), body.get("lease", self.config.lease_seconds)
+
+        def claim():
+            return [] if is_client_gone() else self.store.claim(limit, lease)
+
+        def pause(seconds):
+            with contextlib.suppress(queue.Empty):
+                self._wakeups.get(timeout=seconds)
+
+        rows, applied = self._wait_for(claim, bool, pause, min(self.config.poll_seconds, 1))
+        if is_client_gone():
+            self.store.release([(row.id, row.attempt) for row in rows])
+        elif rows:
+            self._wake_one()        # there may be more, for another claim that waits
+        tasks = ", ".join(row.to_json(claimed=True) for row in rows)
+        return answer(f"[{tasks}]", **applied)
+
+    @route("GET", "/tasks/{id}", statuses=(200, 304))
+    def read_task(self, id):
+        row, applied = self._wait_until_ended(id)
+        return answer_with_etag(row.to_json(), **applied)
+
+    @route("DELETE", "/tasks/{id}", statuses=(204,))
+    def delete_task(self, id):
+        self.store.delete(id, self._read_if_match(id))
+        return bottle.HTTPResponse(status=204)
+
+    @route("POST", "/tasks/{id}/cancel", statuses=(200, 202))
+    def cancel_task(self, id):
+        row = self.store.cancel(id, self._read_if_match(id))
+        return answer(row.to_json(), 200 if row.status == "Failed" else 202)
+
+    @route("POST", "/tasks/{id}/retry")
+    def retry_task(self, id):
+        return answer(self.store.retry_by_hand(id, self._read_if_match(id)).to_json())
+
+    # The routes: work, for the holder of an attempt
+
+    @route("POST", "/tasks/{id}/extend", body=EXTEND_TASK, required=("attempt",))
+    def extend_task(self, id, body):
+        attempt, lease = body["attempt"], body.get("lease", self.config.lease_seconds)
+        return self._answer_holder(id, attempt, self.store.extend([(id, attempt, None)], lease))
+
+    @route("POST", "/tasks/{id}/progress", body=REPORT_PROGRESS, required=("attempt", "progress"))
+    def report_progress(self, id, body):
+        attempt, progress = body["attempt"], body["progress"]
+        done = self.store.extend([(id, attempt, progress)], self.config.lease_seconds)
+        return self._answer_holder(id, attempt, done)
+
+    @route("POST", "/tasks/{id}/complete", body=COMPLETE_TASK, required=("attempt",))
+    def complete_task(self, id, body):
+        attempt, result = body["attempt"], body.get("result")
+        done = self._end_attempt(id, attempt, lambda: self.store.complete([(id, attempt, result)]))
+        repeated = [("Completed", result, None), ("Failed", None, "canceled")]
+        return self._answer_holder(id, attempt, done, *repeated)
+
+    @route("POST", "/tasks/{id}/fail", body=FAIL_TASK, required=("attempt", "error"))
+    def fail_task(self, id, body):
+        attempt, error, is_final = body["attempt"], body["error"], body.get("final", False)
+        row = self.store.read(id)
+        delay = None if is_final else retry_delay(row, self.config, body.get("delay"))
+
+        def end():
+            if delay is None:
+                return self.store.fail([(id, attempt, error)])
+            return self.store.retry([(id, attempt, error, delay)])
+
+        done = self._end_attempt(id, attempt, end)
+        repeated = [("Failed", row.result, error), ("Failed", row.result, "canceled")]
+        if not is_final:
+            repeated.append(("New", row.result, error))
+        return self._answer_holder(id, attempt, done, *repeated)
+
+    @route("POST", "/tasks/{id}/release", body=RELEASE_TASK, required=("attempt",))
+    def release_task(self, id, body):
+        attempt = body["attempt"]
+        return self._answer_holder(id, attempt, self.store.release([(id, attempt)]))
+
+    # The routes: health. A probe calls the service by any name, may add any query, and learns nothing else.
+
+    @route("GET", "/livez", query=None, public=True, health=True, any_host=True)
+    def livez(self):
+        return answer('{"status": "ok"}')
+
+    @route("GET", "/readyz", query=None, public=True, health=True, any_host=True)
+    def readyz(self):
+        self.store.ready()
+        state = {"status": "ok", "database": "ok"}
+        if self.rabbitmq:
+            state |= {"rabbitmq": "ok"} if self.rabbitmq() else {"status": "degraded", "rabbitmq": "away"}
+        return answer(json.dumps(state))
+
+    @route("GET", "/metrics", query=None, health=True)
+    def metrics(self):
+        store = self.store
+
+        def known(samples):
+            return {labels: value for labels, value in samples.items() if value is not None}
+
+        gauges = {"taskmanager_info": ("gauge", "The program", {f'{{version="{__version__}"}}': 1})}
+        try:
+            store.ping()
+            gauges["taskmanager_tasks"] = ("gauge", "Tasks in the table", known(
+                {f'{{status="{status}"}}': store.count(status) for status in STATUSES}))
+            gauges["taskmanager_finished_per_second"] = (
+                "gauge", f"Tasks that ended in the last {RATE_SECONDS} seconds, per second", known(
+                    {f'{{status="{status}"}}': store.finished(status) for status in ("Completed", "Failed")}))
+            gauges["taskmanager_oldest_ready_seconds"] = (
+                "gauge", "How long the oldest task waits that could be claimed",
+                known({"": store.oldest_ready()}))
+            is_up = 1
+        except Unavailable:
+            is_up = 0
+        gauges["taskmanager_database_up"] = ("gauge", "Whether the database answers", {"": is_up})
+        if self.rabbitmq:
+            gauges["taskmanager_rabbitmq_up"] = (
+                "gauge", "Whether RabbitMQ is connected", {"": int(self.rabbitmq())})
+        return bottle.HTTPResponse(store.metrics.text(gauges),
+                                   Content_Type="text/plain; version=0.0.4; charset=utf-8")
+
+    # The routes: documents and pages, which are not in openapi.yaml. The page reads its query itself.
+
+    @route("GET", "/openapi.yaml", "/asyncapi.yaml", statuses=(200, 304), query=None, public=True)
+    def description(self):
+        return answer_with_file(bottle.request.path[1:])
+
+    @route("GET", "/", statuses=(200, 302, 304), query=None, public=True)
+    def page(self):
+        if bottle.request.environ["bottle.raw_path"]:
+            return answer_with_file("index.html", "static")
+        # The page's links would not work at the address of a prefix without its slash.
+        query = bottle.request.query_string
+        return bottle.HTTPResponse(status=302, Location=self._address(f"?{query}" if query else ""))
+
+    @route("GET", "/static/{name}", statuses=(200, 304), query=None, public=True)
+    def page_file(self, name):
+        return answer_with_file(name, "static")
+
+    @route("GET", "/swagger", statuses=(200, 304), query=None, public=True)
+    def swagger(self):
+        return answer_with_file("index.html", "static/swagger")
+
+    @route("GET", "/swagger/", "/swagger/index.html", statuses=(302,), query=None, public=True)
+    def swagger_redirect(self):
+        """The links of the page are made for /swagger."""
+        return bottle.HTTPResponse(status=302, Location=self._address("swagger"))
+
+    @route("GET", "/swagger/{name}", statuses=(200, 304), query=None, public=True)
+    def swagger_file(self, name):
+        return answer_with_file(name, "static/swagger")
+
+
+def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable[str] = (),
+               rabbitmq: Callable[[], bool] | None = None, only_health: bool = False) -> Api:
+    """The WSGI application on a store. It may be mounted under any prefix.
+
+    config:       of which it reads what concerns the API; `waiters` should be no more than the server has
+                  threads to spare
     hosts:        the names by which it may be called where there is neither a token nor config.allowed_hosts;
                   none: addresses and names without a dot
     rabbitmq:     tells whether RabbitMQ is connected, where there should be one
     only_health:  just /livez, /readyz and /metrics
     """
-    app = bottle.Bottle()
-    app.router.default_pattern = "(?!claim$)[^/]+"      # /tasks/claim is no task
-    request = bottle.request
-    public = urlsplit(config.public_url or "")
-    names = {*(config.allowed_hosts.split(",") if config.allowed_hosts else hosts)}
-    origins = {*(config.allowed_origins or "").split(",")} - {""}
-    trusted = origins | {config.public_url and f"{public.scheme}://{public.netloc}"}      # whose pages may act
-    places = threading.Semaphore(config.waiters)
-    closing = threading.Event()         # the server stops: nobody waits any longer
-    wakeups: queue.Queue[None] = queue.Queue(1)        # there may be tasks to claim; who takes this looks, and passes it on
-
-    def wake_one() -> None:
-        with contextlib.suppress(queue.Full):
-            wakeups.put_nowait(None)
-
-    store.listeners.append(wake_one)
-
-    def count(method: str, status: str, route: str = "other") -> None:
-        store.metrics.answered(route, method if method in METHODS else "other", status)
-
-    def application(environ, start_response):
-        """Around each request, whatever becomes of it: its id, the common headers, and its count."""
-        environ["taskmanager.id"] = request_id(environ.get("HTTP_X_REQUEST_ID", ""))
-        if "bottle.raw_path" in environ:        # a Bottle app that this one is mounted in has decoded what WSGI hands over encoded
-            for name in ("PATH_INFO", "SCRIPT_NAME"):
-                environ[name] = environ[name].encode().decode("latin-1")
-            if environ["PATH_INFO"] == "/" and not environ["bottle.raw_path"].endswith("/"):
-                environ["PATH_INFO"] = ""       # and has said "/" for this, too
-
-        def start(status, headers, exc_info=None):
-            route = environ.get("bottle.route")
-            count(environ["REQUEST_METHOD"], status[:3], route.rule.replace("<", "{").replace(">", "}") if route else "other")
-            headers = HEADERS | {"X-Request-Id": environ["taskmanager.id"]} | cors(environ) | dict(headers)
-            return start_response(status, list(headers.items()), exc_info)
-        return app.wsgi(environ, start)
-
-    def cors(environ) -> dict[str, str]:
-        """What lets pages of ALLOWED_ORIGINS see an answer; for a cache it then depends on who asks."""
-        headers, origin = {"Vary": "Origin"} if origins else {}, environ.get("HTTP_ORIGIN", "")
-        if origin.lower() in origins:
-            headers |= {"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": EXPOSED}
-            headers |= PREFLIGHT if environ["REQUEST_METHOD"] == "OPTIONS" else {}
-        return headers
-
-    def error_answer(error: bottle.HTTPError) -> str:
-        status, detail, cause = error.status_code, str(error.body), error.exception
-        if status == 405:
-            allowed = set(bottle.response.headers["Allow"].split(",")) | {"OPTIONS"}
-            allowed |= {"HEAD"} & {method.replace("GET", "HEAD") for method in allowed}
-            bottle.response.set_header("Allow", ", ".join(sorted(allowed)))
-            if request.method == "OPTIONS":
-                bottle.response.status = 204
-                return ""
-            detail = f"{request.method} is not possible here; expected {', '.join(sorted(allowed))}"
-        elif status == 404 and not cause:
-            detail = "there is nothing at this address"
-        bottle.response.content_type = "application/problem+json"
-        path = request.environ.get("bottle.raw_path", request.path).lstrip("/")
-        instance = address(quote(path[:500], encoding="latin-1", errors="replace"))
-        code = cause.code if isinstance(cause, TaskError) else CODES.get(status, CODES[500])
-        return problem(status, code, detail, instance, cause)
-
-    app.default_error_handler = error_answer
-
-    def guard(callback):
-        def guarded(*args, **kwargs):
-            try:
-                check_sender()
-                if config.api_token and not request.route.config.get("public"):
-                    check_token()
-                if request.environ["PATH_INFO"].encode() != request.environ["bottle.raw_path"].encode("latin-1"):      # Bottle just drops what is not UTF-8
-                    raise NotFound("there is nothing at an address that is not UTF-8")
-                return callback(*args, **kwargs)
-            except TaskError as e:
-                headers = {401: {"WWW-Authenticate": 'Bearer realm="Task Manager"'}, 503: {"Retry-After": "1"}}.get(e.status, {})
-                raise bottle.HTTPError(e.status, str(e), e, **headers) from None
-            except bottle.HTTPResponse:
-                raise
-            except Exception:
-                log.exception("could not answer %s %r request_id=%s", request.method, request.path, request.environ["taskmanager.id"])
-                raise bottle.HTTPError(500, "something went wrong here; the log says what, under the request's id") from None
-        return guarded
-
-    app.install(guard)
-
-    def header(name: str) -> str:
-        """As it came, in latin-1; Bottle's own way fails where it is not UTF-8."""
-        return request.environ.get(name, "")
-
-    def check_sender() -> None:
-        """A page of another site could make a browser send what its user never meant to (CSRF), and, with a name of its
-        own that leads here (DNS rebinding), even read the answer."""
-        host = header("HTTP_HOST").lower()
-        name = re.sub(r":\d*$", "", host)
-        if name and not config.api_token and not request.route.config.get("any_name") and not is_own(name):
-            own = ", ".join(sorted(names)) or "localhost, an address or a name without a dot"
-            raise HostNotAllowed(f"{name!r} is not a name of this service: expected {own}, "
-                            "or what PUBLIC_URL or ALLOWED_HOSTS names; with an API_TOKEN any")
-        if request.method in ("GET", "HEAD"):
-            return
-        site, origin = header("HTTP_SEC_FETCH_SITE").lower(), header("HTTP_ORIGIN").lower()
-        if origin in trusted:
-            return
-        if not (site in ("same-origin", "none") if site else not origin or origin in (f"http://{host}", f"https://{host}")):
-            raise CrossSite("a browser sent this for a page of another site; only pages of this service may do so")
-
-    def is_own(name: str) -> bool:
-        if name == re.sub(r":\d*$", "", public.netloc) or not names and LOCAL_NAME.fullmatch(name):
-            return True
-        return any(own in ("*", name) or own[0] == "." and f".{name}".endswith(own) for own in names)
-
-    def check_token() -> None:
-        scheme, _, token = header("HTTP_AUTHORIZATION").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), config.api_token.encode()):
-            raise Unauthorized("expected the header Authorization: Bearer, with the token of this service")
-
-    def read_body(size: int) -> bytes:
-        """The first `size` bytes. Of what comes in chunks nothing more is taken, let alone stored."""
-        if request.content_length > MAX_BODY:
-            raise TooLarge(request.content_length)
-        stream, taken = request.environ["wsgi.input"], bytearray()
-        pieces = iter(lambda: stream.read(MAX_IN_MEMORY), b"")
-        if not request.environ.get("wsgi.input_terminated"):
-            if not request.chunked:
-                return request.body.read(size)
-            # Some servers have decoded a chunked body and some have not, and these do not say. A chunk begins
-            # with its length, and no task begins with a digit.
-            if not (first := stream.read(1)):
-                raise invalid("missing-header", "expected one: the server around this hands over no chunks",
-                              "Content-Length")
-            if first in b"0123456789ABCDEFabcdef":
-                begin = iter([first])
-                pieces = request._iter_chunked(lambda n: next(begin, b"") or stream.read(n), MAX_IN_MEMORY)
-            else:
-                taken += first
-        while len(taken) < size and (piece := next(pieces, b"")):
-            taken += piece
-        return bytes(taken[:size])
-
-    def body() -> Any:
-        """What the body says; {} when there is none."""
-        if header("HTTP_CONTENT_ENCODING").lower() not in ("", "identity"):
-            raise NotJson(f"expected a body without Content-Encoding, not one in {header('HTTP_CONTENT_ENCODING')}")
-        data, kind = read_body(MAX_BODY + 1), request.environ.get("CONTENT_TYPE", "")
-        if kind and data.strip() and not re.match(r"application/([\w.+-]+\+)?json\s*(;|$)", kind, re.IGNORECASE):
-            raise NotJson(f"expected a body in JSON and Content-Type: application/json, not {kind}")
-        return parse_body(data)
-
-    def parameters(checks: Checks = {}) -> dict[str, Any]:
-        """What the query says. Nothing but what there is a check for may stand there."""
-        if not request.query_string:
-            return {}
-        try:
-            query = request.query.decode()
-        except UnicodeError:
-            raise invalid("not-utf8", "expected UTF-8", "?") from None
-        return check_fields({name: query.getall(name) for name in query}, checks, at="?")
-
-    def task_id(text: str, nothing_said: bool = False) -> int:
-        parameters()
-        if nothing_said and b"".join(read_body(100).split()) not in (b"", b"{}"):
-            raise invalid("unknown-field", "expected no body")
-        if not re.fullmatch("[1-9][0-9]{0,18}", text) or int(text) > MAX_ID:
-            raise TaskNotFound(f"there is no task {text!r}: an id is a whole number from 1 on")
-        return int(text)
-
-    def idempotency_key() -> str | None:
-        """The header, bare or as a quoted string (draft-ietf-httpapi-idempotency-key-header)."""
-        if "HTTP_IDEMPOTENCY_KEY" not in request.environ:
-            return None
-        text = header("HTTP_IDEMPOTENCY_KEY").strip(" \t").encode("latin-1").decode("utf-8", "replace")
-        quoted = re.fullmatch(r'"((?:[^"\\]|\\["\\])*)"', text)
-        if not text or text == '""' or "\ufffd" in text or text[0] == '"' and not quoted:
-            raise invalid("invalid-key", "expected up to 255 printable characters, bare or in double quotes",
-                          "Idempotency-Key")
-        return check_key(re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else text)
-
-    def answer(text: str, status: int = 200, **headers: str) -> bottle.HTTPResponse:
-        return bottle.HTTPResponse(text.encode("utf-8", "backslashreplace"), status, Content_Type="application/json", **headers)
-
-    def etag(data: bytes) -> str:
-        return f'"{hashlib.blake2b(data, digest_size=12).hexdigest()}"'
-
-    def tags(name: str) -> list[str]:
-        return [each.strip() for each in header(name).split(",")]
-
-    def is_known(tag: str) -> bool:
-        """Whether the client has what this ETag stands for (If-None-Match)."""
-        known = [each.removeprefix("W/") for each in tags("HTTP_IF_NONE_MATCH")]
-        return tag in known or "*" in known
-
-    def tagged(text: str, **headers: str) -> bottle.HTTPResponse:
-        """An answer with its ETag, or 304 when the client has it."""
-        tag = etag(text.encode("utf-8", "backslashreplace"))
-        if is_known(tag):
-            return bottle.HTTPResponse(status=304, ETag=tag, **headers)
-        return answer(text, ETag=tag, **headers)
-
-    def if_match(id: int) -> Row | None:
-        """The task, where If-Match says that the client means it as it is now. Raise NotFound, Changed."""
-        if "HTTP_IF_MATCH" not in request.environ:
-            return None
-        row, known = store.read(id), tags("HTTP_IF_MATCH")
-        if "*" in known:
-            return None
-        if etag(row.to_json().encode("utf-8", "backslashreplace")) not in known:
-            raise Changed(f"task {id} is not what If-Match says: it has changed, or was never so")
-        return row
-
-    def is_gone() -> bool:
-        """Whether a client that would wait has hung up, as far as the server can tell."""
-        if preferred_wait() is None:
-            return False
-        disconnected = request.environ.get("waitress.client_disconnected")
-        try:
-            return disconnected is not None and not disconnected.__self__.socket.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return False
-        except (OSError, AttributeError):       # the server has closed it
-            return True
-
-    def preferred_wait() -> int | None:
-        """The seconds of the header `Prefer: wait=N` (RFC 7240), as far as they are granted."""
-        wish = re.search(r'(?:^|,)\s*wait\s*=\s*(?:"([0-9]{1,99})"|([0-9]{1,99}))\s*(?:[,;]|$)', header("HTTP_PREFER"), re.IGNORECASE)
-        return min(int(wish[1] or wish[2]), MAX_WAIT) if wish else None
-
-    def waited(look: Callable[[], Any], done: Callable[[Any], bool], pause: Callable[[float], Any], longest: float) -> tuple[Any, dict[str, str]]:
-        """What look() returns, asked again until it is done or the client would wait no longer."""
-        found, most = look(), preferred_wait()
-        if most is None:
-            return found, {}
-        applied = {"Preference-Applied": f"wait={most}"}
-        if done(found):
-            return found, applied
-        if not places.acquire(blocking=False):
-            return found, {}
-        try:
-            # Looks that come ever more seldom: late by no more than what was waited already, and cheap when that is long.
-            deadline, gap = time.monotonic() + most, 0.01
-            while not done(found) and (left := deadline - time.monotonic()) > 0 and not closing.is_set():
-                pause(min(gap, left))
-                if is_gone():
-                    return found, {}
-                found, gap = look(), min(2 * gap, longest)
-            return found, {} if closing.is_set() else applied
-        finally:
-            places.release()
-
-    def until_ended(id: int) -> tuple[Row, dict[str, str]]:
-        return waited(lambda: store.read(id), lambda row: row.status in ("Completed", "Failed"), closing.wait, 0.5)
-
-    def address(rest: str) -> str:
-        """The path of something here, as clients know it."""
-        if config.public_url:
-            return public.path.rstrip("/") + "/" + rest
-        return quote(request.script_name, encoding="latin-1") + rest
-
-    @app.post("/tasks")
-    def create_task():
-        parameters()
-        key, said = idempotency_key(), body()
-        if isinstance(said, list):
-            return answer(json.dumps(store.create(new_tasks(said, key), via="http")), 201)
-        [id] = store.create([new_task(said, key)], via="http")
-        headers = {"Location": address(f"tasks/{id}")}
-        if preferred_wait() is None:
-            return answer(f'{{"id": {id}}}', 201, **headers)
-        try:
-            row, applied = until_ended(id)
-            return answer(row.to_json(), 201, **headers, **applied)
-        except (NotFound, Unavailable):     # it was created, whatever came then
-            return answer(f'{{"id": {id}}}', 201, **headers)
-
-    @app.get("/tasks")
-    def list_tasks():
-        query = parameters(LIST_TASKS)
-        statuses, order, limit = list(dict.fromkeys(query.get("status", []))), query.get("order", "asc"), query.get("limit", MAX_PAGE)
-        rows = store.list_tasks(*statuses, after=query.get("after"), limit=limit + 1, order=order)
-        more = may_have_more(rows, limit + 1)
-        del rows[limit:]
-        given = [("status", status) for status in statuses] + [(name, query[name]) for name in ("order", "limit") if name in query]
-        first = address("tasks") + ("?" + urlencode(given) if given else "")
-        links = [f'<{first}>; rel="first"']
-        if more:
-            links.append(f'<{address("tasks")}?{urlencode([*given, ("after", rows[-1].id)])}>; rel="next"')
-        return tagged("[" + ", ".join(row.to_json() for row in rows) + "]", Link=", ".join(links))
-
-    @app.post("/tasks/claim")
-    def claim_tasks():
-        parameters()
-        wish = check_fields(body(), CLAIM_TASKS)
-
-        def look():
-            return [] if is_gone() else store.claim(wish.get("limit", 1), wish.get("lease", config.lease_seconds))
-
-        def pause(span):
-            with contextlib.suppress(queue.Empty):
-                wakeups.get(timeout=span)
-        rows, applied = waited(look, bool, pause, min(config.poll_seconds, 1))
-        if is_gone():
-            store.release([(row.id, row.attempt) for row in rows])
-        elif rows:
-            wake_one()      # there may be more, for another who waits
-        return answer("[" + ", ".join(row.to_json(claimed=True) for row in rows) + "]", **applied)
-
-    @app.get("/tasks/<id>")
-    def read_task(id):
-        row, applied = until_ended(task_id(id))
-        return tagged(row.to_json(), **applied)
-
-    @app.delete("/tasks/<id>")
-    def delete_task(id):
-        id = task_id(id, nothing_said=True)
-        store.delete(id, if_match(id))
-        return bottle.HTTPResponse(status=204)
-
-    @app.post("/tasks/<id>/cancel")
-    def cancel_task(id):
-        id = task_id(id, nothing_said=True)
-        row = store.cancel(id, if_match(id))
-        return answer(row.to_json(), 200 if row.status == "Failed" else 202)
-
-    @app.post("/tasks/<id>/retry")
-    def retry_task(id):
-        id = task_id(id, nothing_said=True)
-        return answer(store.retry_by_hand(id, if_match(id)).to_json())
-
-    def held(id: str, checks: Checks, *required: str) -> tuple[int, int, dict[str, Any]]:
-        """The task and the attempt that a worker over HTTP speaks of, and what it says."""
-        said = check_fields(body(), checks, ("attempt", *required))
-        return task_id(id), said["attempt"], said
-
-    def settled(id: int, attempt: int, ours: set[int], *again: tuple) -> bottle.HTTPResponse:
-        """The task as it is now. When it was not ours any more: still so if this request says `again` what has been done, else 409."""
-        row = store.read(id)
-        if not ours and (row.attempt != attempt or (row.status, row.result, row.error) not in again):
-            raise LeaseLost(f"attempt {attempt} of task {id} is over: the task is {row.status}, "
-                            f"and its last attempt was number {row.attempt}", task_status=row.status)
-        return answer(row.to_json())
-
-    def ended(id: int, attempt: int, end: Callable[[], set[int]]) -> set[int]:
-        ran = store.running(id, attempt)
-        if ours := end():
-            store.metrics.observe("run", [ran])
-        return ours
-
-    @app.post("/tasks/<id>/extend")
-    def extend_task(id):
-        id, attempt, said = held(id, EXTEND_TASK)
-        return settled(id, attempt, store.extend([(id, attempt, None)], said.get("lease", config.lease_seconds)))
-
-    @app.post("/tasks/<id>/progress")
-    def report_progress(id):
-        id, attempt, said = held(id, REPORT_PROGRESS, "progress")
-        return settled(id, attempt, store.extend([(id, attempt, said["progress"])], config.lease_seconds))
-
-    @app.post("/tasks/<id>/complete")
-    def complete_task(id):
-        id, attempt, said = held(id, COMPLETE_TASK)
-        result = said.get("result")
-        return settled(id, attempt, ended(id, attempt, lambda: store.complete([(id, attempt, result)])),
-                       ("Completed", result, None), ("Failed", None, "canceled"))
-
-    @app.post("/tasks/<id>/fail")
-    def fail_task(id):
-        id, attempt, said = held(id, FAIL_TASK, "error")
-        row, error = store.read(id), said["error"]
-        delay = None if said.get("final") else retry_delay(row, config, said.get("delay"))
-        ours = ended(id, attempt, lambda: store.fail([(id, attempt, error)]) if delay is None else store.retry([(id, attempt, error, delay)]))
-        again = [("Failed", row.result, error), ("Failed", row.result, "canceled")] + [("New", row.result, error)] * (not said.get("final"))
-        return settled(id, attempt, ours, *again)
-
-    @app.post("/tasks/<id>/release")
-    def release_task(id):
-        id, attempt, _ = held(id, RELEASE_TASK)
-        return settled(id, attempt, store.release([(id, attempt)]))
-
-    # Those who ask for health do it by whatever address they have, and learn nothing else.
-    @app.get("/livez", public=True, health=True, any_name=True)
-    def livez():
-        return answer('{"status": "ok"}')
-
-    @app.get("/readyz", public=True, health=True, any_name=True)
-    def readyz():
-        store.ready()
-        state = {"status": "ok", "database": "ok"}
-        if rabbitmq:
-            state |= {"rabbitmq": "ok"} if rabbitmq() else {"status": "degraded", "rabbitmq": "away"}
-        return answer(json.dumps(state))
-
-    @app.get("/metrics", health=True)
-    def metrics():
-        def known(samples):
-            return {labels: value for labels, value in samples.items() if value is not None}
-        gauges = {"taskmanager_info": ("gauge", "The program", {f'{{version="{__version__}"}}': 1})}
-        try:
-            store.ping()
-            gauges["taskmanager_tasks"] = ("gauge", "Tasks in the table", known({f'{{status="{status}"}}': store.count(status) for status in STATUSES}))
-            gauges["taskmanager_finished_per_second"] = ("gauge", f"Tasks that ended in the last {RATE_SECONDS} seconds, per second",
-                                                         known({f'{{status="{status}"}}': store.finished(status) for status in ("Completed", "Failed")}))
-            gauges["taskmanager_oldest_ready_seconds"] = ("gauge", "How long the oldest task waits that could be claimed", known({"": store.oldest_ready()}))
-            there = 1
-        except Unavailable:
-            there = 0
-        gauges["taskmanager_database_up"] = ("gauge", "Whether the database answers", {"": there})
-        if rabbitmq:
-            gauges["taskmanager_rabbitmq_up"] = ("gauge", "Whether RabbitMQ is connected", {"": int(rabbitmq())})
-        return bottle.HTTPResponse(store.metrics.text(gauges), Content_Type="text/plain; version=0.0.4; charset=utf-8")
-
-    def static(name: str, folder: str = "") -> bottle.HTTPResponse:
-        """Returns a file of this very folder, or 304. Its ETag is made of its content, for its time says little:
-        after a rollback it is older than what a browser has of it."""
-        path = HERE / folder / name
-        if path not in (HERE / folder).glob("*") or not path.is_file():      # no name leads out of the folder
-            raise NotFound("there is nothing at this address")
-        file = path.open("rb")
-        headers = {"ETag": etag(file.read()), "Content-Security-Policy": PAGE_POLICY}
-        if is_known(headers["ETag"]):
-            file.close()
-            return bottle.HTTPResponse(status=304, headers=headers)
-        headers["Content-Type"] = FILE_TYPES.get(path.suffix, "text/plain; charset=utf-8")
-        headers["Content-Length"] = str(file.tell())
-        file.seek(0)
-        return bottle.HTTPResponse(file, headers=headers)
-
-    @app.get("/openapi.yaml", public=True)
-    @app.get("/asyncapi.yaml", public=True)
-    def description():
-        return static(request.path[1:])
-
-    @app.get("/swagger", public=True)
-    def swagger():
-        return static("index.html", "static/swagger")
-
-    @app.get("/", public=True)
-    def page():
-        if not request.environ["bottle.raw_path"]:      # of a prefix without its slash: links would not work
-            query = f"?{request.query_string}" if request.query_string else ""
-            return bottle.HTTPResponse(status=302, Location=address(query))
-        return static("index.html", "static")
-
-    @app.get("/static/<name>", public=True)
-    def page_file(name):
-        return static(name, "static")
-
-    @app.get("/swagger/", public=True)
-    @app.get("/swagger/index.html", public=True)       # whose addresses are for /swagger
-    def to_swagger():
-        return bottle.HTTPResponse(status=302, Location=address("swagger"))
-
-    @app.get("/swagger/<name>", public=True)
-    def swagger_file(name):
-        return static(name, "static/swagger")
-
-    if only_health:
-        small = bottle.Bottle()
-        small.default_error_handler = error_answer
-        small.merge(route for route in app.routes if route.config.get("health"))
-        app = small
-    # A plain WSGI callable: a Bottle app, mounted in another, would lose its error answers.
-    application.routes, application.closing = app.routes, closing
-    application.refused, application.cors = count, cors
-    return application
+    return Api(store, config, hosts, rabbitmq, only_health)
 
 
 # ----------------------------------------------------------------------------

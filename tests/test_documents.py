@@ -181,14 +181,123 @@ def operations():
     return {key: "\n".join(lines) for key, lines in found.items()}
 
 
-def test_openapi_has_the_operations_of_the_application(sqlite_database):
+def component(kind, name):
+    """The lines of #/components/KIND/NAME."""
+    components = OPENAPI[OPENAPI.index("\ncomponents:"):]
+    kinds = re.search(rf"^  {kind}:\n(.*?)(?=^  \w|\Z)", components, re.MULTILINE | re.DOTALL)[1]
+    return re.search(rf"^    {name}:\n(.*?)(?=^    \w|\Z)", kinds, re.MULTILINE | re.DOTALL)[1]
+
+
+def properties(schema):
+    """The names of a schema's properties, and those that are required."""
+    text = component("schemas", schema)
+    names = re.findall(r"^        (\w+):", text[text.index("      properties:"):], re.MULTILINE)
+    required = re.search(r"^      required: \[(.*)\]$", text, re.MULTILINE)
+    return names, required[1].split(", ") if required else []
+
+
+def documented(operation):
+    """What openapi.yaml says of an operation, as a route declares it."""
+    def block(name):
+        found = re.search(rf"^      {name}:\n(.*?)(?=^      \w|\Z)", operation, re.MULTILINE | re.DOTALL)
+        return found[1] if found else ""
+
+    parameters = block("parameters")
+    for name in re.findall("#/components/parameters/(\\w+)", parameters):
+        parameters += "        - " + component("parameters", name).strip().replace("\n      ", "\n          ") + "\n"
+    query = re.findall(r"- name: (\S+)\n +in: query", parameters)
+
+    fields, required, array = None, [], False
+    for schema in re.findall(r"#/components/schemas/(\w+)", block("requestBody")):
+        if item := re.search(r"type: array\n(?:.*\n)*? +items: .*/(\w+)'", component("schemas", schema)):
+            array = item[1] in block("requestBody")
+        else:
+            assert "additionalProperties: false" in component("schemas", schema)
+            fields, required = properties(schema)
+    has_body = re.search("^        required: (true|false)$", block("requestBody"), re.MULTILINE)
+    assert not has_body or (has_body[1] == "true") == bool(required)
+
+    statuses = [int(status) for status in re.findall(r"^        '(\d+)':", operation, re.MULTILINE)]
+    return {
+        "statuses": [status for status in statuses if status < 400], "query": query, "fields": fields,
+        "required": required, "array": array, "public": "      security: []" in operation,
+        "health": "tags: [health]" in operation,
+        "may be refused": [status for status in (400, 401, 403, 404, 415) if status in statuses]}
+
+
+def declared(route):
+    """The same of a route."""
+    refused = {400: route.query is not None, 401: not route.public, 403: not route.any_host,
+               404: "{id}" in route.path, 415: route.body is not None}
+    return {
+        "statuses": list(route.statuses), "query": list(route.query or ()),
+        "fields": None if route.body is None else list(route.body), "required": list(route.required),
+        "array": route.array, "public": route.public, "health": route.health,
+        "may be refused": [status for status, may in refused.items() if may]}
+
+
+@pytest.fixture
+def routes(sqlite_database):
+    """The application on SQLite, and its routes."""
     app = taskmanager.create_app(taskmanager.open_store(sqlite_database))
-    routes = [(route.method, route.rule.replace("<", "{").replace(">", "}")) for route in app.routes]
-    assert list(operations()) == [
-        (method, path)
-        for method, path in routes
-        if not re.match(r"/($|static|swagger|openapi|asyncapi)", path)
-    ]
+    return app, app.routes
+
+
+def test_openapi_says_of_each_route_what_it_declares(routes):
+    is_page = re.compile(r"/($|static|swagger|openapi|asyncapi)")
+    told = {(route.method, route.path): declared(route) for route in routes[1] if not is_page.match(route.path)}
+    found = {key: documented(operation) for key, operation in operations().items()}
+    assert list(found) == list(told)        # in the same order
+    for key in told:
+        assert found[key] == told[key], key
+
+
+def test_a_route_refuses_what_it_does_not_declare(routes):
+    app, routes = routes
+    assert {route.path for route in routes if route.query is None} == {
+        "/livez", "/readyz", "/metrics", "/", "/openapi.yaml", "/asyncapi.yaml", "/static/{name}",
+        "/swagger", "/swagger/", "/swagger/index.html", "/swagger/{name}"}
+    for route in routes:
+        path = route.path.replace("{id}", "1").replace("{name}", "no")
+        if route.query is not None:
+            assert call(app, route.method, f"{path}?undeclared=1") == 400, path
+        if route.method != "GET":
+            body = json.dumps({"undeclared": 1} | dict.fromkeys(route.required, 1)).encode()
+            assert call(app, route.method, path, body, CONTENT_TYPE="application/json") == 400, path
+            assert call(app, route.method, path, b"[]", CONTENT_TYPE="application/json") == 400, path
+
+
+def test_every_route_is_behind_the_token_the_host_and_the_origin_but_for_what_it_declares(sqlite_database):
+    store = taskmanager.open_store(sqlite_database)
+    locked, named = taskmanager.create_app(store, Config(api_token="s3cret")), taskmanager.create_app(store)
+    assert [route.path for route in locked.routes if route.public] == [
+        "/livez", "/readyz", "/openapi.yaml", "/asyncapi.yaml", "/", "/static/{name}", "/swagger", "/swagger/",
+        "/swagger/index.html", "/swagger/{name}"]
+    for route in locked.routes:
+        path = route.path.replace("{id}", "1").replace("{name}", "no")
+        assert (call(locked, route.method, path) == 401) != route.public, path
+        assert (call(named, route.method, path, HTTP_HOST="evil.example") == 403) != route.any_host, path
+        from_elsewhere = call(named, route.method, path, HTTP_ORIGIN="https://evil.example")
+        assert (from_elsewhere == 403) == (route.method != "GET"), path
+
+
+def test_a_worker_serves_health_and_nothing_else(sqlite_database):
+    app = taskmanager.create_app(taskmanager.open_store(sqlite_database), only_health=True)
+    assert [route.path for route in app.routes] == ["/livez", "/readyz", "/metrics"]
+    assert [call(app, "GET", path) for path in ("/livez", "/readyz", "/metrics", "/tasks", "/")] == [
+        200, 200, 200, 404, 404]
+
+
+def call(app, method, path, body=b"", **environ):
+    """The status of one request, without a server."""
+    path, _, query = path.partition("?")
+    environ = {
+        "REQUEST_METHOD": method, "PATH_INFO": path, "QUERY_STRING": query, "wsgi.input": io.BytesIO(body),
+        "CONTENT_LENGTH": str(len(body)), **environ}
+    wsgiref.util.setup_testing_defaults(environ)
+    said = []
+    b"".join(app(environ, lambda status, headers, exc_info=None: said.append(status)))
+    return int(said[0][:3])
 
 
 def test_openapi_has_the_statuses_that_the_application_answers(sqlite_database, monkeypatch):
@@ -323,16 +432,8 @@ def test_openapi_says_of_each_operation_what_is_needed():
 def test_openapi_has_the_fields_and_statuses_of_the_program():
     assert re.search(r"^  version: (\S+)$", OPENAPI, re.MULTILINE)[1].strip('"') == taskmanager.__version__
 
-    def properties(schema):
-        block = re.search(rf"^    {schema}:\n(.*?)(?=^    \w|\Z)", OPENAPI, re.MULTILINE | re.DOTALL)[1]
-        return re.findall(
-            r"^        (\w+):",
-            block[block.index("      properties:") :].split("\n      required:")[0],
-            re.MULTILINE,
-        )
-
-    assert properties("NewTask") == list(taskmanager.NEW_TASK)
-    assert properties("Task") == [name for name in taskmanager.Row._fields if name not in ("size", "alone")]
+    assert properties("NewTask")[0] == list(taskmanager.NEW_TASK)
+    assert properties("Task")[0] == [name for name in taskmanager.Row._fields if name not in ("size", "alone")]
     [enum] = re.findall(r"^    Status:\n +type: string\n +enum: \[(.*)\]$", OPENAPI, re.MULTILINE)
     assert enum.split(", ") == list(taskmanager.STATUSES)
     [check] = re.findall(r"check \(status in \((.*)\)\)", (ROOT / "schema.sql").read_text())

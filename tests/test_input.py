@@ -5,7 +5,8 @@ from datetime import datetime
 
 import pytest
 
-from taskmanager import MAX_BODY, MAX_DEPTH, Invalid, NewTask, TooLarge, encode_json, new_task, parse_task
+from taskmanager import (
+    MAX_BODY, MAX_DEPTH, Invalid, NewTask, TooLarge, encode_json, is_json, new_task, parse_task)
 
 
 def nested(levels):
@@ -178,3 +179,12 @@ def test_a_value_that_holds_itself_is_refused():
     value.append(value)
     with pytest.raises(Invalid):
         encode_json(value)
+
+
+@pytest.mark.parametrize("content_type, expected", [
+    ("application/json", True), ("Application/JSON; charset=utf-8", True), ("application/problem+json", True),
+    ("application/vnd.api.v1+json ;q=1", True), ("text/json", False), ("application/json-seq", False),
+    ("application/jsonp", False), ("application/+json", False), ("", False),
+])
+def test_a_content_type_says_json(content_type, expected):
+    assert is_json(content_type) == expected
