@@ -685,7 +685,7 @@ class NewTask(NamedTuple):
 
 
 def _too_deep() -> Invalid:
-    return invalid("too-deep", f"nested deeper than {MAX_DEPTH} levels", maximum=MAX_DEPTH)
+    return invalid("too-deep", f"expected at most {MAX_DEPTH} levels of nesting", maximum=MAX_DEPTH)
 
 
 def parse_json(data: bytes) -> Any:
@@ -695,7 +695,7 @@ def parse_json(data: bytes) -> Any:
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(fields := dict(pairs)) < len(pairs):
-            raise invalid("duplicate-key", "an object has a duplicate key")
+            raise invalid("duplicate-key", "expected an object without duplicate keys")
         return fields
 
     if data.startswith(codecs.BOM_UTF8):
@@ -726,16 +726,17 @@ def encode_json(value: Any) -> str:
     except RecursionError:
         raise _too_deep() from None
     except UnicodeEncodeError:
-        raise invalid("lone-surrogate", "contains a lone surrogate, which is not text") from None
+        raise invalid("lone-surrogate", "expected text without lone surrogates") from None
     except (TypeError, ValueError) as e:
         raise invalid("not-json", f"can't be written as JSON: {e}") from None
 
     most = 2 * MAX_BODY         # a number may be longer here than in the body that it came in
     if len(text) > most:
-        raise invalid("too-large", f"has more than {most} characters when written out", maximum=most)
+        raise invalid("too-large", f"expected at most {most} characters when written out", maximum=most)
     plain = text.replace(r"\\", "")     # so that each remaining backslash escapes the character after it
     if r"\u0000" in plain:
-        raise invalid("nul-character", "contains the character NUL (\\u0000), which PostgreSQL can't store")
+        raise invalid("nul-character",
+                      "expected text without the character NUL (\\u0000), which PostgreSQL can't store")
     if text.count("[") + text.count("{") > MAX_DEPTH:
         outside = plain.replace(r'\"', "").split('"')[::2]       # of strings
         depths = itertools.accumulate((c in "[{") - (c in "]}") for c in "".join(outside))
@@ -754,8 +755,11 @@ def _boolean(value: Any) -> bool:
 
 
 def _error_text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise invalid("wrong-type", "expected a string that is not empty")
+    expected = "expected a string that is not empty"
+    if not isinstance(value, str):
+        raise invalid("wrong-type", expected)
+    if not value:
+        raise invalid("out-of-range", expected, minimum=1)
     return truncate(value)
 
 
@@ -775,8 +779,10 @@ def _between(low: float, high: float, whole: bool = False, what: str = "number o
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not is_number:
             raise invalid("wrong-type", expected, minimum=low, maximum=high)
-        if not low <= value <= high or whole and value != int(value):
+        if not low <= value <= high:
             raise invalid("out-of-range", expected, minimum=low, maximum=high)
+        if whole and value != int(value):
+            raise invalid("wrong-type", expected, minimum=low, maximum=high)
         return int(value) if whole else float(value)
     return check
 
@@ -831,8 +837,9 @@ def _whole_number(low: int, high: int) -> Check:
     def check(texts: list[str]) -> int:
         text = _once(texts)
         if not re.fullmatch("[0-9]{1,19}", text) or not low <= int(text) <= high:
-            raise invalid("out-of-range", f"{text!r}: expected a whole number from {low} to {high}",
-                          minimum=low, maximum=high)
+            is_number = re.fullmatch("-?[0-9]+", text)
+            raise invalid("out-of-range" if is_number else "wrong-type",
+                          f"{text!r}: expected a whole number from {low} to {high}", minimum=low, maximum=high)
         return int(text)
     return check
 
@@ -880,11 +887,13 @@ def check_fields(fields: Any, checks: Checks, required: Iterable[str] = (), at: 
         raise invalid("wrong-type", f"expected an object, such as {{{example}: ...}}", at[:-1])
 
     values: dict[str, Any] = {}
-    errors = [InputError(at + name, "missing-field", "is missing") for name in required if name not in fields]
+    errors = [InputError(at + name, "missing-field", "expected this field, which is required")
+              for name in required if name not in fields]
     for name, value in fields.items():
         try:
             if name not in checks:
-                raise invalid("unknown-field", f"unknown; expected {' or '.join(checks) or 'none'}")
+                raise invalid("unknown-parameter" if at == "?" else "unknown-field",
+                              f"unknown; expected {' or '.join(checks) or 'none'}")
             values[name] = checks[name](value)
         except Invalid as e:
             token = name if at == "?" else name.replace("~", "~0").replace("/", "~1")      # RFC 6901
@@ -912,7 +921,7 @@ def fingerprint(value: Any) -> str:
 def check_key(idempotency_key: str | None) -> str | None:
     """Check an idempotency key, and return None for an empty one. Raise Invalid."""
     if idempotency_key and (len(idempotency_key) > 255 or not idempotency_key.isprintable()):
-        raise invalid("invalid-key", "expected up to 255 printable characters", "Idempotency-Key")
+        raise invalid("invalid-key", "expected 1 to 255 printable characters", "Idempotency-Key")
     return idempotency_key or None
 
 
@@ -3341,13 +3350,13 @@ def route(method: str, *paths: str, **declared: Any) -> Callable:
     return declare
 
 
-def check_input(route: Route, path: dict[str, str]) -> dict[str, Any]:
+def check_input(route: Route, values: dict[str, str]) -> dict[str, Any]:
     """Check what a request says, by what its route declares; return the arguments of the route's method.
 
-    Raise NotFound, Invalid, NotJson, TooLarge.
+    `values` are those that the path holds, by name. Raise NotFound, Invalid, NotJson, TooLarge.
     """
     environ = bottle.request.environ
-    arguments: dict[str, Any] = dict(path)
+    arguments: dict[str, Any] = dict(values)
     # Bottle drops what is not UTF-8 from PATH_INFO.
     if environ["PATH_INFO"].encode() != environ["bottle.raw_path"].encode("latin-1"):
         raise NotFound("there is nothing at an address that is not UTF-8")
@@ -3363,8 +3372,8 @@ def check_input(route: Route, path: dict[str, str]) -> dict[str, Any]:
     elif route.method != "GET" and b"".join(read_body(100).split()) not in (b"", b"{}"):
         raise invalid("unexpected-body", "expected no body")
 
-    if "id" in path:
-        arguments["id"] = check_id(path["id"])
+    if "id" in values:
+        arguments["id"] = check_id(values["id"])
     return arguments
 
 
@@ -3445,12 +3454,12 @@ class Api:
         """Put the checks that all routes have in common before the method of one."""
         method = getattr(self, route.name)
 
-        def callback(**path: str) -> bottle.HTTPResponse:
+        def callback(**values: str) -> bottle.HTTPResponse:
             environ = bottle.request.environ
             environ["taskmanager.route"] = route.path
             try:
                 self._check_sender(route)
-                return method(**check_input(route, path))
+                return method(**check_input(route, values))
             except TaskError as e:
                 return bottle.HTTPError(e.status, str(e), e, **ERROR_HEADERS.get(e.status, {}))
             except bottle.HTTPResponse as e:        # of Bottle's own functions
@@ -3533,7 +3542,7 @@ class Api:
 
     def _wait_for(self, read: Callable[[], Any], is_done: Callable[[Any], bool],
                   pause: Callable[[float], Any], longest: float) -> tuple[Any, dict[str, str]]:
-        """Call read() until what it returns is done, or as long as the client is ready to wait (Prefer: wait).
+        """Call read() until what it returns is done, or the client waits no longer (Prefer: wait).
 
         Return what it has returned last, and the header that says that it was waited for. Between two calls
         pause(seconds) returns after so many seconds, at most `longest`, or earlier.
@@ -3603,7 +3612,7 @@ class Api:
     # The routes: tasks
 
     @route("POST", "/tasks", statuses=(201,), body=NEW_TASK, array=True)
-    def create_task(self, body):
+    def create_task(self, body: Any) -> bottle.HTTPResponse:
         key = idempotency_key()
         if isinstance(body, list):
             return answer(json.dumps(self.store.create(new_tasks(body, key), via="http")), 201)
@@ -3617,7 +3626,7 @@ class Api:
         return answer(f'{{"id": {id}}}', 201, Location=location)
 
     @route("GET", "/tasks", statuses=(200, 304), query=LIST_TASKS)
-    def list_tasks(self, query):
+    def list_tasks(self, query: dict[str, Any]) -> bottle.HTTPResponse:
         statuses, limit = query.get("status", []), query.get("limit", MAX_PAGE)
         rows = self.store.list_tasks(*statuses, after=query.get("after"), limit=limit + 1,
                                      order=query.get("order", "asc"))
@@ -3635,13 +3644,13 @@ class Api:
         return answer_with_etag(f"[{tasks}]", Link=", ".join(links))
 
     @route("POST", "/tasks/claim", body=CLAIM_TASKS)
-    def claim_tasks(self, body):
+    def claim_tasks(self, body: dict[str, Any]) -> bottle.HTTPResponse:
         limit, lease = body.get("limit", 1), body.get("lease", self.config.lease_seconds)
 
-        def claim():
+        def claim() -> list[Row]:
             return [] if is_client_gone() else self.store.claim(limit, lease)
 
-        def pause(seconds):
+        def pause(seconds: float) -> None:
             with contextlib.suppress(queue.Empty):
                 self._wakeups.get(timeout=seconds)
 
@@ -3654,51 +3663,51 @@ class Api:
         return answer(f"[{tasks}]", **applied)
 
     @route("GET", "/tasks/{id}", statuses=(200, 304))
-    def read_task(self, id):
+    def read_task(self, id: int) -> bottle.HTTPResponse:
         row, applied = self._wait_until_ended(id)
         return answer_with_etag(row.to_json(), **applied)
 
     @route("DELETE", "/tasks/{id}", statuses=(204,))
-    def delete_task(self, id):
+    def delete_task(self, id: int) -> bottle.HTTPResponse:
         self.store.delete(id, self._read_if_match(id))
         return bottle.HTTPResponse(status=204)
 
     @route("POST", "/tasks/{id}/cancel", statuses=(200, 202))
-    def cancel_task(self, id):
+    def cancel_task(self, id: int) -> bottle.HTTPResponse:
         row = self.store.cancel(id, self._read_if_match(id))
         return answer(row.to_json(), 200 if row.status == "Failed" else 202)
 
     @route("POST", "/tasks/{id}/retry")
-    def retry_task(self, id):
+    def retry_task(self, id: int) -> bottle.HTTPResponse:
         return answer(self.store.retry_by_hand(id, self._read_if_match(id)).to_json())
 
     # The routes: work, for the holder of an attempt
 
     @route("POST", "/tasks/{id}/extend", body=EXTEND_TASK, required=("attempt",))
-    def extend_task(self, id, body):
+    def extend_task(self, id: int, body: dict[str, Any]) -> bottle.HTTPResponse:
         attempt, lease = body["attempt"], body.get("lease", self.config.lease_seconds)
         return self._answer_holder(id, attempt, self.store.extend([(id, attempt, None)], lease))
 
     @route("POST", "/tasks/{id}/progress", body=REPORT_PROGRESS, required=("attempt", "progress"))
-    def report_progress(self, id, body):
+    def report_progress(self, id: int, body: dict[str, Any]) -> bottle.HTTPResponse:
         attempt, progress = body["attempt"], body["progress"]
         done = self.store.extend([(id, attempt, progress)], self.config.lease_seconds)
         return self._answer_holder(id, attempt, done)
 
     @route("POST", "/tasks/{id}/complete", body=COMPLETE_TASK, required=("attempt",))
-    def complete_task(self, id, body):
+    def complete_task(self, id: int, body: dict[str, Any]) -> bottle.HTTPResponse:
         attempt, result = body["attempt"], body.get("result")
         done = self._end_attempt(id, attempt, lambda: self.store.complete([(id, attempt, result)]))
         repeated = [("Completed", result, None), ("Failed", None, "canceled")]
         return self._answer_holder(id, attempt, done, *repeated)
 
     @route("POST", "/tasks/{id}/fail", body=FAIL_TASK, required=("attempt", "error"))
-    def fail_task(self, id, body):
+    def fail_task(self, id: int, body: dict[str, Any]) -> bottle.HTTPResponse:
         attempt, error, is_final = body["attempt"], body["error"], body.get("final", False)
         row = self.store.read(id)
         delay = None if is_final else retry_delay(row, self.config, body.get("delay"))
 
-        def end():
+        def end() -> set[int]:
             if delay is None:
                 return self.store.fail([(id, attempt, error)])
             return self.store.retry([(id, attempt, error, delay)])
@@ -3710,18 +3719,18 @@ class Api:
         return self._answer_holder(id, attempt, done, *repeated)
 
     @route("POST", "/tasks/{id}/release", body=RELEASE_TASK, required=("attempt",))
-    def release_task(self, id, body):
+    def release_task(self, id: int, body: dict[str, Any]) -> bottle.HTTPResponse:
         attempt = body["attempt"]
         return self._answer_holder(id, attempt, self.store.release([(id, attempt)]))
 
     # The routes: health. A probe calls the service by any name, may add any query, and learns nothing else.
 
     @route("GET", "/livez", query=None, public=True, health=True, any_host=True)
-    def livez(self):
+    def livez(self) -> bottle.HTTPResponse:
         return answer('{"status": "ok"}')
 
     @route("GET", "/readyz", query=None, public=True, health=True, any_host=True)
-    def readyz(self):
+    def readyz(self) -> bottle.HTTPResponse:
         self.store.ready()
         state = {"status": "ok", "database": "ok"}
         if self.rabbitmq:
@@ -3729,7 +3738,7 @@ class Api:
         return answer(json.dumps(state))
 
     @route("GET", "/metrics", query=None, health=True)
-    def metrics(self):
+    def metrics(self) -> bottle.HTTPResponse:
         store = self.store
 
         def known(samples):
@@ -3759,11 +3768,11 @@ class Api:
     # The routes: documents and pages, which are not in openapi.yaml. The page reads its query itself.
 
     @route("GET", "/openapi.yaml", "/asyncapi.yaml", statuses=(200, 304), query=None, public=True)
-    def description(self):
+    def description(self) -> bottle.HTTPResponse:
         return answer_with_file(bottle.request.path[1:])
 
     @route("GET", "/", statuses=(200, 302, 304), query=None, public=True)
-    def page(self):
+    def page(self) -> bottle.HTTPResponse:
         if bottle.request.environ["bottle.raw_path"]:
             return answer_with_file("index.html", "static")
         # The page's links would not work at the address of a prefix without its slash.
@@ -3771,20 +3780,20 @@ class Api:
         return bottle.HTTPResponse(status=302, Location=self._address(f"?{query}" if query else ""))
 
     @route("GET", "/static/{name}", statuses=(200, 304), query=None, public=True)
-    def page_file(self, name):
+    def page_file(self, name: str) -> bottle.HTTPResponse:
         return answer_with_file(name, "static")
 
     @route("GET", "/swagger", statuses=(200, 304), query=None, public=True)
-    def swagger(self):
+    def swagger(self) -> bottle.HTTPResponse:
         return answer_with_file("index.html", "static/swagger")
 
     @route("GET", "/swagger/", "/swagger/index.html", statuses=(302,), query=None, public=True)
-    def swagger_redirect(self):
+    def swagger_redirect(self) -> bottle.HTTPResponse:
         """The links of the page are made for /swagger."""
         return bottle.HTTPResponse(status=302, Location=self._address("swagger"))
 
     @route("GET", "/swagger/{name}", statuses=(200, 304), query=None, public=True)
-    def swagger_file(self, name):
+    def swagger_file(self, name: str) -> bottle.HTTPResponse:
         return answer_with_file(name, "static/swagger")
 
 

@@ -147,6 +147,50 @@ def test_all_that_is_wrong_in_a_query_is_named_at_once(api):
     )
 
 
+@pytest.mark.parametrize("path, body, expected", [
+    ("/tasks?limit=ten", None, {"parameter": "limit", "code": "wrong-type", "minimum": 1, "maximum": 1000}),
+    ("/tasks?limit=0", None, {"parameter": "limit", "code": "out-of-range", "minimum": 1, "maximum": 1000}),
+    ("/tasks?limit=-1", None, {"parameter": "limit", "code": "out-of-range", "minimum": 1, "maximum": 1000}),
+    ("/tasks?order=up", None, {"parameter": "order", "code": "unknown-value"}),
+    ("/tasks?order=asc&order=asc", None, {"parameter": "order", "code": "repeated-parameter"}),
+    ("/tasks?statos=New", None, {"parameter": "statos", "code": "unknown-parameter"}),
+    ("/tasks", {"color": 1}, {"pointer": "/color", "code": "unknown-field"}),
+    ("/tasks", {"priority": 1.5},
+     {"pointer": "/priority", "code": "wrong-type", "minimum": -32768, "maximum": 32767}),
+    ("/tasks", {"priority": 1e99},
+     {"pointer": "/priority", "code": "out-of-range", "minimum": -32768, "maximum": 32767}),
+    ("/tasks", [{}] * 10_001, {"pointer": "", "code": "out-of-range", "minimum": 1, "maximum": 10_000}),
+    ("/tasks/1/release", {}, {"pointer": "/attempt", "code": "missing-field"}),
+    ("/tasks/1/fail", {"attempt": 1, "error": ""}, {"pointer": "/error", "code": "out-of-range", "minimum": 1}),
+    ("/tasks/1/fail", {"attempt": 1, "error": 7}, {"pointer": "/error", "code": "wrong-type"}),
+    ("/tasks/1/cancel", {"attempt": 1}, {"pointer": "", "code": "unexpected-body"}),
+], ids=lambda value: str(value)[:40])
+def test_a_program_can_tell_what_is_wrong_without_reading_the_text(api, path, body, expected):
+    answer = http("GET" if body is None else "POST", api + path, body)
+    is_problem(answer, 400)
+    [error] = answer.json["errors"]
+    assert answer.json["code"] == "invalid-input" and error.pop("detail")
+    assert error == expected
+
+
+@pytest.mark.parametrize("method, path, headers, expected", [
+    ("GET", "/nothing", {}, (404, "not-found", {})), ("PUT", "/tasks", {}, (405, "method-not-allowed", {})),
+    ("GET", "/tasks/7", {}, (404, "task-not-found", {})), ("GET", "/tasks/x", {}, (404, "task-not-found", {})),
+    ("GET", "/tasks", {"Host": "evil.example"}, (403, "host-not-allowed", {})),
+    ("POST", "/tasks", {"Origin": "https://evil.example"}, (403, "cross-site-request", {})),
+    ("POST", "/tasks/1/retry", {}, (409, "not-in-state", {"task_status": "New"})),
+    ("POST", "/tasks/1/release", {}, (409, "lease-lost", {"task_status": "New"})),
+    ("POST", "/tasks/1/cancel", {"If-Match": '"x"'}, (412, "precondition-failed", {})),
+    ("POST", "/tasks/claim", {"Content-Type": "text/plain"}, (415, "unsupported-media-type", {})),
+], ids=str)
+def test_a_program_can_tell_which_error_it_is(api, store, method, path, headers, expected):
+    store.create()
+    answer = http(method, api + path, {"attempt": 1} if path.endswith(("release", "claim")) else None, **headers)
+    common = {"type", "title", "status", "code", "detail", "instance"}
+    members = {name: value for name, value in answer.json.items() if name not in common}
+    assert (answer.status, answer.json["code"], members) == expected
+
+
 def test_a_field_in_the_query_is_not_overlooked(api, store):
     assert "priority: unknown; expected none" in is_problem(http("POST", f"{api}/tasks?priority=5"), 400)
     assert store.list_tasks() == []

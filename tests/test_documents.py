@@ -421,6 +421,59 @@ def test_openapi_has_the_statuses_that_the_application_answers(sqlite_database, 
     assert documented == answers
 
 
+def codes_in_use():
+    """The codes that the programs can give: a status for each of a problem, and those of the errors of an input."""
+    kinds, problems = [taskmanager.TaskError], {}
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+        problems.setdefault(kind.code, kind.status)
+    for status, code in taskmanager.CODES.items():
+        assert problems.setdefault(code, status) == status
+
+    inputs = set()
+    for script in ("taskmanager.py", "worker.py"):
+        for node in ast.walk(ast.parse((ROOT / script).read_text(encoding="utf-8"))):
+            name = getattr(node, "func", None) and ast.unparse(node.func).removeprefix("taskmanager.")
+            if name not in ("invalid", "InputError"):
+                continue
+            code = node.args[name == "InputError"]
+            literals = [code.body, code.orelse] if isinstance(code, ast.IfExp) else [code]
+            for literal in literals:
+                if isinstance(literal, ast.Constant):
+                    inputs.add(literal.value)
+                else:       # in invalid() itself, and in KeyReused
+                    assert ast.unparse(literal) in ("code", "self.code")
+    return problems, inputs | {taskmanager.KeyReused.code}
+
+
+def test_openapi_lists_every_code_and_its_status():
+    problems, inputs = codes_in_use()
+    for schema, codes in (("ProblemCode", problems), ("InputErrorCode", inputs)):
+        text = component("schemas", schema)
+        listed = re.search(r"enum: \[(.*?)\]", text, re.DOTALL)[1].replace("\n", " ").split(",")
+        listed = [code.strip() for code in listed]
+        told = re.findall(r"^        - `([a-z0-9-]+)`(?: \((\d+)\))?: \w", text, re.MULTILINE)
+        assert [code for code, _ in told] == listed and len(set(listed)) == len(listed)
+        assert set(listed) == set(codes)
+        assert schema == "InputErrorCode" or {code: int(status) for code, status in told} == codes
+
+
+def test_openapis_examples_of_errors_are_what_the_programs_say():
+    problems, inputs = codes_in_use()
+    examples = re.findall(r"status: (\d+)(?:, |\s+)code: ([a-z0-9-]+)", OPENAPI)
+    assert len(examples) == OPENAPI.count("type: about:blank") > 10
+    assert [(code, problems[code]) for _, code in examples] == [(code, int(status)) for status, code in examples]
+    entries = re.findall(r"- \{?(?:pointer|parameter|header): \S+?(?:, |\s+)code: ([a-z0-9-]+)", OPENAPI)
+    assert len(entries) == len(re.findall(r"- \{?(?:pointer|parameter|header): ", OPENAPI)) == 3
+    assert set(entries) <= inputs
+
+
+def raising(error):
+    def call(*args, **kwargs):
+        raise error
+    return call
+
+
 def test_openapi_says_of_each_operation_what_is_needed():
     for operation in operations().values():
         assert re.search(r"^      operationId: \w+$", operation, re.MULTILINE)

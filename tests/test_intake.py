@@ -106,7 +106,7 @@ def test_a_message_id_of_another_task_is_rejected(intake, store, channel):
         (b"nonsense", "not JSON"),
         (b'{"status": "Completed"}', '/status: expected "New"'),
         (b"\xff", "not UTF-8"),
-        (b"[" * 100_000, "nested deeper"),
+        (b"[" * 100_000, "levels of nesting"),
         (b'{"payload": "\\u0000"}', "NUL"),
         (b'{"handler": "exec:reboot"}', "/handler: unknown"),
         (b" " * 1_048_577, "expected at most 1048576"),
