@@ -2,6 +2,7 @@
 
 import ast
 import io
+import json
 import os
 import re
 import shlex
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import symtable
 import sys
+import wsgiref.util
 from urllib.parse import urlsplit
 
 import pytest
@@ -466,12 +468,6 @@ def test_openapis_examples_of_errors_are_what_the_programs_say():
     entries = re.findall(r"- \{?(?:pointer|parameter|header): \S+?(?:, |\s+)code: ([a-z0-9-]+)", OPENAPI)
     assert len(entries) == len(re.findall(r"- \{?(?:pointer|parameter|header): ", OPENAPI)) == 3
     assert set(entries) <= inputs
-
-
-def raising(error):
-    def call(*args, **kwargs):
-        raise error
-    return call
 
 
 def test_openapi_says_of_each_operation_what_is_needed():
