@@ -27,7 +27,8 @@ The file reads from top to bottom, and nothing refers to what stands below it:
     the worker              claims tasks, runs handlers, extends leases, writes outcomes
     notifications           tell other workers that there are new tasks
     the HTTP API            the routes of openapi.yaml
-    the server, main()      waitress with limits, and the program
+    the HTTP server         waitress, with limits so that no client can stop the others
+    the programs            logging, signals, the command line, main()
 
 Importing this module connects to nothing and starts nothing.
 """
@@ -36,7 +37,9 @@ from __future__ import annotations
 
 import signal
 
-if __name__ == "__main__":      # signals wait for set_up(): an import may lose its exception, process 1 all
+if __name__ == "__main__":
+    # Signals wait until set_up() handles them: an import may swallow the exception of Ctrl-C, and the kernel
+    # drops what process 1 of a container does not handle.
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     else:
@@ -96,6 +99,14 @@ from urllib.request import getproxies_environment, proxy_bypass_environment  # t
 
 import bottle
 
+try:        # only the HTTP server needs it
+    from waitress.buffers import OverflowableBuffer
+    from waitress.channel import HTTPChannel
+    from waitress.server import TcpWSGIServer
+    from waitress.task import ErrorTask, ThreadedTaskDispatcher
+except ImportError:
+    ErrorTask = HTTPChannel = TcpWSGIServer = ThreadedTaskDispatcher = object
+
 __version__ = "0.1.0"
 
 # What the author of a handler and an embedding application may use; the rest may change at any time.
@@ -151,12 +162,12 @@ MAX_OPEN_FILES = 10_000             # open files: for 1,000 connections, and 1,0
 
 # ----------------------------------------------------------------------------
 # What keeps a process in working order: a log that nothing silences, an event that a signal sets, and threads
-# that do not end unnoticed. In an application, which never calls set_up(), they change nothing.
+# that do not end unnoticed. In an application that embeds this module they behave as usual.
 
 class Log(logging.Logger):
-    """Reaches the program's outputs and never raises, whatever a handler does to logging or stderr."""
+    """A logger that always reaches the program's outputs and never raises, whatever a handler has changed."""
 
-    outputs: Sequence[logging.Handler] = ()     # of the program, from `threshold` on
+    outputs: Sequence[logging.Handler] = ()     # of the program; from the level `threshold` on
     threshold = logging.NOTSET
 
     def isEnabledFor(self, level):
@@ -190,13 +201,16 @@ class StopEvent:
         return self._is_set
 
     def wait(self, timeout: float) -> bool:
-        """Wait up to so many seconds; whether it is set. A signal that comes just before the wait does not
-        end it, nor does any on Windows: its handler is called when they are over."""
+        """Wait up to so many seconds; return whether it is set.
+
+        A signal that comes just before the wait does not end it, and on Windows none does: there its handler
+        is called after the wait. So wait for short times.
+        """
         return self._is_set or self._wait.acquire(timeout=timeout)
 
 
 def get_log(name: str) -> logging.Logger:
-    """The logger of a module of this program."""
+    """Return the logger of a module of this program."""
     logger = logging.getLogger(name)
     logger.__class__ = Log      # whatever class of loggers an application has set
     return logger
@@ -207,9 +221,9 @@ stopping = StopEvent()              # this program was told to stop, by a signal
 
 
 class EssentialThread(threading.Thread):
-    """A thread that the program can't do without: when it ends by an exception, serve() ends the program."""
+    """A thread that the program can't do without: an exception in it ends the program, with status 1."""
 
-    running: set[EssentialThread] = set()       # a dead one in here did not end as it should
+    running: set[EssentialThread] = set()       # a dead one in here was ended by an exception
 
     def __init__(self, name: str, target: Callable, *args: Any):
         super().__init__(target=target, name=name, args=args, daemon=True)
@@ -3812,11 +3826,549 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
 
 
 # ----------------------------------------------------------------------------
-# main(): the API as a program. worker.py begins with the same `begin`.
+# The HTTP server: waitress, with limits so that no client can stop the service for the others. One thread
+# reads and writes all connections in turn. What it does in one turn takes less than a millisecond, whatever
+# was sent, and grows with its length alone: a head is read by patterns that never go back, a body is stored
+# or counted, and further requests wait in the system's buffers.
+
+class Refused(Exception):
+    """What the server answers in place of the application; waitress's own errors have the same attributes."""
+
+    def __init__(self, code: int, body: str):
+        super().__init__(body)
+        self.code, self.body = code, body
+
+
+def require(condition: Any, code: int, body: str) -> None:
+    """Raise Refused unless a condition is true."""
+    if not condition:
+        raise Refused(code, body)
+
+
+_METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Z-]{1,1000}(?: |\Z)")
+_FIRST_LINE = re.compile(rb"(\S+) ([!-~\x80-\xff]+) HTTP/([0-9]\.[0-9])")
+_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t -~\x80-\xff]*)")
+_BARE = re.compile(rb"\n(?<!\r\n)|\r(?!\n|\Z)")       # written like this, it is searched three times as fast
+# What stands before a chunk, as far as it has come: the end of the one before, the size, an extension.
+_CHUNK = re.compile(rb"\r(?:\n(?:([0-9A-Fa-f]{1,15})(?:;[\t -~\x80-\xff]*)?(?:\r(\n)?)?)?)?")
+
+
+class Request:
+    """Reads one request, and gives its parts the names that waitress uses.
+
+    Otherwise a client could keep waitress's own parser busy for minutes with a line of 60 KB, fill memory and
+    disk with a body, or hide a second request from a proxy by what can be read in two ways.
+    """
+
+    completed = empty = headers_finished = expect_continue = is_chunked = False
+    command, path, query, request_uri, version = "", "/", "", "", "1.0"     # until they are known
+    url_scheme, error = "http", None
+    buffered = b""      # what has come of the head, or of the line before a chunk
+    size = left = 0     # bytes of the body that have come, and that are known to be still to come
+
+    def __init__(self, adjustments: Any = None):
+        self.headers: dict[str, str] = {}
+        self.body: Any = io.BytesIO()
+
+    def received(self, data: bytes) -> int:
+        """Take what comes next; return how many bytes of it belong to this request."""
+        try:
+            if not self.headers_finished:
+                taken = self._read_head(data)
+            elif self.is_chunked:
+                taken = self._read_chunk(data)
+            else:
+                taken = self._read_body(data)
+            # A body that is too large is still read: a client that is cut off while it sends sees no answer.
+            most = MAX_BODY if self.completed or self.expect_continue else MAX_DISCARDED
+            length = self.size + self.left
+            require(length <= most, 413, f"{length} bytes are too many: expected at most {MAX_BODY}")
+            if self.completed:
+                self._finish()
+            return taken
+        except OSError as e:
+            self.error = Refused(503, f"the body can't be stored: {e.strerror}")
+        except Refused as e:
+            self.error = e
+        self.completed, self.buffered = True, b""
+        return len(data)
+
+    def _read_head(self, data: bytes) -> int:
+        before = len(self.buffered)
+        blank = 0 if before else len(data) - len(data.lstrip(b"\r\n"))      # is ignored (RFC 9112, 2.2)
+        self.buffered += data[blank:]
+        self.empty = self.completed = not self.buffered
+        if self.empty:
+            return blank
+
+        end = self.buffered.find(b"\r\n\r\n", max(before - 3, 0))
+        length = end if end >= 0 else len(self.buffered)
+        is_tls = self.buffered[0] == 0x16
+        require(not is_tls, 400, "this port speaks HTTP without TLS: expected http://, not https://")
+        is_http = _METHOD.match(self.buffered) and not _BARE.search(self.buffered, max(before - 1, 0), length)
+        require(is_http, 400, "expected METHOD ADDRESS HTTP/1.1, and each line ended by CRLF")
+        require(length <= MAX_HEADER_BYTES, 431, f"expected at most {MAX_HEADER_BYTES} bytes before the body")
+        if end < 0:
+            return len(data)
+
+        line, *fields = self.buffered[:end].split(b"\r\n")
+        self.headers_finished, self.buffered = True, b"\r\n"     # as if it stood behind a chunk
+        host = self._parse_first_line(line)
+        self._parse_fields(fields)
+        self._parse_framing()
+        self._check_host(host)
+        self.completed = not (self.left or self.is_chunked)
+        return blank + end + 4 - before
+
+    def _parse_first_line(self, line: bytes) -> str:
+        """Return the host of an address that is given whole, or ""."""
+        request = _FIRST_LINE.fullmatch(line)
+        if not request:
+            raise Refused(400, "expected METHOD ADDRESS HTTP/1.1 as the first line")
+        self.command, self.request_uri, version = (each.decode("latin-1") for each in request.groups())
+        require(version in ("1.0", "1.1"), 505, f"expected HTTP/1.1 or HTTP/1.0, not HTTP/{version}")
+        self.version = version
+        require(len(line) <= MAX_LINE, 414, f"expected at most {MAX_LINE} bytes in the first line")
+        try:
+            uri = request[2]
+            parts = urlsplit(b"/" + uri if uri[:2] == b"//" else uri)       # // begins no host here
+        except ValueError:      # such as http://[, or what is not ASCII
+            raise Refused(400, "expected an address such as /tasks") from None
+        self.path, self.query = unquote_to_bytes(parts.path).decode("latin-1"), parts.query.decode("latin-1")
+        return parts.netloc.decode("latin-1")
+
+    def _parse_fields(self, fields: list[bytes]) -> None:
+        require(len(fields) <= MAX_HEADER_FIELDS, 431, f"expected at most {MAX_HEADER_FIELDS} header fields")
+        headers = self.headers
+        for each in fields:
+            field = _FIELD.fullmatch(each)
+            if not field:
+                raise Refused(400, f"expected NAME: VALUE in one line, not {each[:50].decode('latin-1')!r}")
+            name, value = field[1].decode(), field[2].strip(b" \t").decode("latin-1")
+            if "_" not in name:         # or it would look like another one in the environment of WSGI
+                name = name.upper().replace("-", "_")
+                headers[name] = f"{headers[name]}, {value}" if name in headers else value
+
+    def _parse_framing(self) -> None:
+        """Find out how the body comes (RFC 9112, 6)."""
+        headers = self.headers
+        coding, length = headers.pop("TRANSFER_ENCODING", None), headers.get("CONTENT_LENGTH", "0")
+        if coding is not None:
+            self.is_chunked = True
+            is_repeated = not coding.lower().replace("chunked", "").strip(", \t")
+            require(coding.lower() == "chunked", 400 if is_repeated else 501,
+                    "expected Transfer-Encoding: chunked, once, or none")
+            require(self.version == "1.1", 400, "expected no Transfer-Encoding in HTTP/1.0")
+            require("CONTENT_LENGTH" not in headers, 400,
+                    "expected Content-Length or Transfer-Encoding, not both")
+        is_number = re.fullmatch("[0-9]{1,18}", length)
+        require(is_number, 400, "expected one Content-Length, a whole number of bytes")
+        self.left = int(length)
+        if self.left or self.is_chunked:
+            self.body = tempfile.SpooledTemporaryFile(MAX_IN_MEMORY)
+        self.expect_continue = self.version == "1.1" and headers.get("EXPECT", "").lower() == "100-continue"
+
+    def _check_host(self, host: str) -> None:
+        is_name = re.fullmatch(r"[^\s,/?#@]+", self.headers.get("HOST", ""))     # RFC 9112, 3.2
+        require(is_name or self.version == "1.0", 400, "expected one header Host, with a name")
+        if host:
+            self.headers["HOST"] = host
+        if self.request_uri == "*":
+            raise Refused(204 if self.command == "OPTIONS" else 400, "only OPTIONS may ask for *")
+
+    def _read_body(self, data: bytes) -> int:
+        data = data[:self.left]
+        self.size, self.left = self.size + len(data), self.left - len(data)
+        if self.size <= MAX_BODY:
+            self.body.write(data)
+        else:
+            self.body.close()
+        self.completed = not (self.left or self.is_chunked)
+        return len(data)
+
+    def _read_chunk(self, data: bytes) -> int:
+        """Take no more than one chunk: thousands of small ones would keep the others waiting for a turn."""
+        if self.left:
+            return self._read_body(data)
+
+        before, data = len(self.buffered), self.buffered + data
+        line = _CHUNK.match(data)
+        if not line or not line[2] and line.end() < len(data):
+            raise Refused(400, "expected a chunk: its size in hexadecimal, CRLF, so many bytes, CRLF")
+        at, self.left = line.end(), int(line[1], 16) if line[2] else 0
+        if self.left:
+            self.buffered = b""
+            return at - before + self._read_body(data[at:])
+
+        end = data.find(b"\r\n\r\n", at - 2) if line[2] else -1        # of the trailer
+        self.completed, self.buffered = end >= 0, data
+        require(self.completed or len(data) <= MAX_LINE, 400,
+                f"expected at most {MAX_LINE} bytes of a chunk's line or of the trailer")
+        return (end + 4 if self.completed else len(data)) - before
+
+    def _finish(self) -> None:
+        self.buffered = b""
+        self.body.seek(0)
+        if self.is_chunked:
+            self.headers["CONTENT_LENGTH"] = str(self.size)
+        if self.size > MAX_IN_MEMORY:
+            self.headers.pop("PREFER", None)    # a wish; and there are few threads for large bodies
+
+    @property
+    def kind(self) -> tuple[str, str, bool]:
+        """Which requests wait in one line: those for the same, of about the same cost."""
+        if self.error:
+            return "", "", False
+        is_large = self.size > MAX_LINE         # 8 KiB may hold thousands of tasks
+        return self.command, self.path[:100], is_large
+
+    @property
+    def kept(self) -> int:
+        """Bytes that are stored."""
+        return 0 if self.body.closed else self.size
+
+    def get_body_stream(self) -> Any:
+        return self.body
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.body.close()
+
+
+class FairQueue:
+    """The requests that wait for a thread, in a line for each kind, and the lines are served in turn.
+
+    Otherwise a client could keep the others waiting, by asking for much again and again: no kind gets all
+    threads. Waitress takes it for a deque, and holds a lock around it.
+    """
+
+    def __init__(self, threads: int):
+        self.lines: dict[tuple, collections.deque] = {}
+        self.running: collections.Counter[tuple] = collections.Counter()
+        self.most_large = max(1, threads // 4)      # these keep the interpreter busy for long
+        self.most = max(1, threads - self.most_large)
+
+    def _next(self) -> tuple | None:
+        for kind in self.lines:
+            *_, is_large = kind
+            if self.running[kind] < (self.most_large if is_large else self.most):
+                return kind
+        return None
+
+    def __len__(self):
+        return self._next() is not None
+
+    def append(self, channel: Any) -> None:
+        self.lines.setdefault(channel.requests[0].kind, collections.deque()).append(channel)
+
+    def popleft(self) -> Any:
+        kind = self._next()
+        if kind is None:
+            raise IndexError("no request may have a thread now")
+        self.running[kind] += 1
+        line = self.lines.pop(kind)
+        channel = line.popleft()
+        if line:
+            self.lines[kind] = line     # again, behind the others
+        return channel
+
+    def served(self, kind: tuple) -> None:
+        """Count the end of a request that popleft() has returned."""
+        self.running[kind] -= 1
+        if self.running[kind] <= 0:
+            del self.running[kind]
+
+
+class Threads(ThreadedTaskDispatcher):
+    """Threads that answer requests, and that the program can't do without."""
+
+    def __init__(self, count: int, queue: Any):
+        super().__init__()
+        self.queue = queue
+        self.set_thread_count(count)
+
+    def start_new_thread(self, target, thread_no):
+        EssentialThread(f"http-{thread_no}", target, thread_no).start()
+
+
+class Dispatcher(Threads):
+    """Chooses the threads that answer a request. /livez and those that wait (`Prefer`) have their own.
+
+    Otherwise a client could occupy every thread by waiting, or make a service that works look dead.
+    """
+
+    def __init__(self, config: Config, closing: threading.Event):
+        super().__init__(config.threads, FairQueue(config.threads))
+        self.closing = closing
+        self.for_health = Threads(1, collections.deque())
+        self.for_waiters = Threads(config.waiters + 1, collections.deque())     # one may be told not to wait
+
+    def _threads_apart(self, request: Request) -> Threads | None:
+        if request.path == "/livez":
+            return self.for_health
+        return self.for_waiters if "PREFER" in request.headers else None
+
+    def add_task(self, channel):
+        (self._threads_apart(channel.requests[0]) or super()).add_task(channel)
+
+    def served(self, request: Request) -> None:
+        """Let the next request of its kind have the thread."""
+        if not self._threads_apart(request):
+            with self.lock:
+                self.queue.served(request.kind)
+
+    def shutdown(self, *args, **kwargs):
+        self.closing.set()      # so that nobody waits any longer
+        for each in (super(), self.for_health, self.for_waiters):
+            each.shutdown(*args, **kwargs)
+
+
+class Refusal(ErrorTask):
+    """The answer to a request that the server refuses, in the form of the application's errors.
+
+    Otherwise a client would get plain text, or wait for an answer.
+    """
+
+    def execute(self):
+        server, request, code = self.channel.server, self.request, self.request.error.code
+        server.count_refused(request.command, str(code))
+        instance = server.prefix + quote(request.path[:500], encoding="latin-1")
+        body = b"" if code == 204 else problem(code, CODES[code], request.error.body, instance).encode()
+
+        headers = HEADERS | {"X-Request-Id": request_id(request.headers.get("X_REQUEST_ID", ""))}
+        if code == 204:
+            headers["Allow"] = ", ".join(METHODS)
+        if code == 503:
+            headers["Retry-After"] = "1"
+        origin = request.headers.get("ORIGIN", "")
+        headers |= server.cors({"HTTP_ORIGIN": origin, "REQUEST_METHOD": request.command})
+        if body:
+            headers["Content-Type"], self.content_length = "application/problem+json", len(body)
+
+        self.status = f"{code} {TITLES[code]}"
+        self.response_headers.extend(headers.items())
+        self.set_close_on_finish()
+        self.write(b"" if request.command == "HEAD" else body)
+
+
+class Channel(HTTPChannel):
+    """A connection, on which one request is read and answered after the other.
+
+    Otherwise a client could send hundreds of requests at once, send one for ever, or never read its answer.
+    `last_activity` is when a request began, when an answer was complete, or when it was read to its end.
+    """
+
+    error_task_class, parser_class = Refusal, Request
+    answer = 0      # bytes of an answer that is not yet read to its end
+
+    @property
+    def kept(self) -> int:
+        """Bytes that are stored for this client."""
+        return self.answer + sum(each.kept for each in (*self.requests, self.request) if each)
+
+    def handle_read(self):
+        """Read one request. What comes behind it stays with the system until that one is answered."""
+        with self.requests_lock:
+            if self.will_close or self.close_when_flushed:
+                return
+            request = self.request or Request()
+            try:
+                data = self.socket.recv(MAX_IN_MEMORY if request.left else 4096, socket.MSG_PEEK)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self.handle_close()
+                return
+
+            if not self.request:
+                self.request, self.last_activity = request, time.time()
+            self.socket.recv(request.received(data))
+            if not request.completed:
+                if request.expect_continue and not self.sent_continue:
+                    self.send_continue()
+                return
+
+            self.request, self.sent_continue = None, False
+            if request.kept > MAX_IN_MEMORY and self.server.queued > MAX_BUFFERED:
+                request.error = Refused(503, "too many large bodies wait already: try again later")
+            if request.error:
+                request.close()
+            if not request.empty:
+                self.requests.append(request)
+                self.server.add_task(self)
+
+    def service(self):
+        request = self.requests[0]
+        try:
+            super().service()
+        finally:
+            self.server.task_dispatcher.served(request)
+
+    def write_soon(self, data):
+        self.answer += len(data)
+        return super().write_soon(data)
+
+    def _flush_some(self, do_close=True):
+        """Send what the client takes. A byte now and then is no activity, and what was read is dropped."""
+        begun = self.last_activity
+        sent = super()._flush_some(do_close)
+        if self.total_outbufs_len:
+            self.last_activity = begun
+        elif sent:
+            self.outbufs[-1].close()
+            self.outbufs = [OverflowableBuffer(MAX_IN_MEMORY)]
+            self.answer = self.current_outbuf_count = 0
+        return sent
+
+    def handle_expt(self):
+        """Take urgent data for data; waitress would log each piece."""
+
+    def handle_close(self):
+        for _ in range(16):     # what came in and was not read would make the system drop the answer
+            with contextlib.suppress(OSError):
+                if self.socket and self.socket.recv(65536):
+                    continue
+            break
+        super().handle_close()
+
+    def cut_off(self) -> None:
+        """End it, whatever waits. It is only shut: the present round may know the socket's number."""
+        self.will_close = True
+        with contextlib.suppress(OSError):
+            if self.total_outbufs_len:      # or the system would go on offering them
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.socket.shutdown(socket.SHUT_RDWR)
+
+
+class Server(TcpWSGIServer):
+    """All connections to an application.
+
+    Otherwise clients could take every connection, or all memory and disk, by being many and slow.
+    """
+
+    channel_class = Channel
+
+    def __init__(self, app: Callable, config: Config, listener: socket.socket):
+        self.thread: EssentialThread | None = None
+        self.stopped = False
+        self.queued = 0     # bytes of bodies that have come whole; their clients are not cut off
+        self.count_refused = getattr(app, "refused", lambda method, status: None)
+        self.cors: Callable[[dict[str, str]], dict[str, str]] = getattr(app, "cors", lambda environ: {})
+        self.prefix = urlsplit(config.public_url or "").path.rstrip("/")
+        self.sockets: dict[int, Any] = {}
+
+        dispatcher = Dispatcher(config, getattr(app, "closing", None) or threading.Event())
+        super().__init__(
+            app, self.sockets, _sock=listener, dispatcher=dispatcher, bind_socket=False,
+            sockinfo=(listener.family, listener.type, listener.proto, listener.getsockname()),
+            ident=None, backlog=4096, connection_limit=MAX_CONNECTIONS + MAX_CONNECTIONS // 5,
+            channel_timeout=CLIENT_SECONDS, outbuf_overflow=MAX_IN_MEMORY)
+        self.adj.cleanup_interval = 0.1      # seconds; as a keyword it takes whole ones alone
+
+    def start(self) -> None:
+        """Serve, in a thread of its own."""
+        self.thread = EssentialThread("http", self.run)
+        self.thread.start()
+
+    def run(self) -> None:
+        """Serve until begin_stop() or close(); finish the requests under way, for up to 5 seconds."""
+        try:
+            while self.sockets and not self.stopped:
+                self.asyncore.loop(timeout=1, use_poll=True, map=self.sockets, count=1)
+        finally:
+            self.task_dispatcher.shutdown()
+
+    def begin_stop(self) -> None:
+        """Accept nothing more."""
+        self.stopped = True
+        self.pull_trigger()
+
+    def stop(self) -> None:
+        """begin_stop(), and wait until it is done."""
+        self.begin_stop()
+        if self.thread and self.thread.ident is not None:
+            self.thread.join(2 * STOP_SECONDS)
+        self.close()
+
+    def handle_error(self):
+        """Log an error with a new connection; waitress would stop listening."""
+        log.exception("failed to accept a connection")
+
+    def handle_accept(self):
+        """Let in all clients that wait; waitress lets in one a round, and a large round takes long."""
+        for _ in range(MAX_CONNECTIONS // 10):
+            before = len(self.active_channels)
+            super().handle_accept()
+            if len(self.active_channels) == before:
+                break
+        if len(self.active_channels) > MAX_CONNECTIONS - MAX_CONNECTIONS // 50:
+            self.maintenance(time.time())
+
+    def maintenance(self, now):
+        """Cut off clients that are idle or slow: for too long, or the longest where connections or space run
+        short."""
+        there = [channel for channel in self.active_channels.values() if not channel.will_close]
+        spare, kept = MAX_CONNECTIONS - len(there), sum(channel.kept for channel in there)
+        there.sort(key=lambda channel: (channel.kept > 0, channel.last_activity))   # the idle ones go first
+        self.queued = sum(channel.kept for channel in there if channel.requests)
+        for channel in there:
+            is_late = channel.last_activity < now - self.adj.channel_timeout
+            is_in_the_way = spare < MAX_CONNECTIONS // 50 or kept > MAX_BUFFERED and channel.kept
+            if not channel.requests and (is_late or is_in_the_way):
+                spare, kept = spare + 1, kept - channel.kept
+                channel.cut_off()
+
+
+def listen(config: Config, setting: str) -> socket.socket:
+    """Take the address and the port that HOST and PORT name. Raise BadSetting; `setting` is PORT's name."""
+    try:
+        address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM,
+                                     flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(*address[:2])
+        # On Windows SO_REUSEADDR would let a second server take the same port.
+        listener.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR), 1)
+        # Each connection inherits these: what the system stores for it, and that urgent data is data.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_IN_MEMORY)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MAX_IN_MEMORY)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        listener.bind(address[4])
+    except OSError as e:
+        if isinstance(e, socket.gaierror) or e.errno == errno.EADDRNOTAVAIL:
+            raise BadSetting("HOST", config.host, f"{e.strerror}; expected an address of this machine, "
+                                                  "such as 127.0.0.1, 0.0.0.0 or ::1") from None
+        raise BadSetting(setting, config.port, f"{e.strerror}; expected a free one, such as "
+                                               f"{setting}={config.port % 65535 + 1}") from None
+    return listener
+
+
+def make_server(app: Callable, config: Config, setting: str = "PORT") -> Server:
+    """Make the server of an application on HOST and PORT; its `effective_port` is the one that it got.
+
+    Its start() serves in a thread, its run() in the caller's. `setting` names the port in errors. Raise
+    BadSetting, or ImportError where waitress is missing.
+    """
+    if TcpWSGIServer is object:
+        raise ImportError("the HTTP server needs waitress: pip install waitress")
+    server = Server(app, config, listen(config, setting))
+    try:
+        tempfile.TemporaryFile().close()
+    except OSError as e:
+        log.warning("made no temporary file error=%r: requests and answers of more than %s KiB will fail; "
+                    "expected a folder that can be written, /tmp or the one that TMPDIR names",
+                    e.strerror, MAX_IN_MEMORY // 1024)
+    sys.setswitchinterval(0.0005)       # or the thread that reads waits 5 ms for each one that computes
+    return server
+
+
+# ----------------------------------------------------------------------------
+# The programs. First what both have in common: logging, signals, the command line, starting and stopping
+# their parts. Then the HTTP API's main(); worker.py has the other one.
 
 class OneLine(logging.Formatter):
-    """UTC, and a message in one line, whatever a client has put into it."""
-    converter = time.gmtime
+    """Writes UTC, and a message in one line, whatever a client has put into it."""
+    converter = staticmethod(time.gmtime)
     CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
     def formatMessage(self, record):
@@ -3828,7 +4380,7 @@ class OneLine(logging.Formatter):
         return super().format(record)
 
     def formatException(self, ei):
-        """The end of a traceback, redacted and indented, so that no line of it looks like one of the log."""
+        """Return the end of a traceback, redacted and indented, so that no line looks like one of the log."""
         lines = truncate(super().formatException(ei), 10 * MAX_ERROR).split("\n")
         return "\n".join("  " + self.CONTROL.sub("?", line) for line in lines)
 
@@ -3840,6 +4392,32 @@ class PrivateLogFile(logging.handlers.RotatingFileHandler):
         def create(path, flags):
             return os.open(path, flags, 0o600)
         return open(self.baseFilename, self.mode, encoding=self.encoding, errors=self.errors, opener=create)
+
+
+def set_up_logging(config: Config) -> None:
+    """Log to stderr and LOG_FILE, from LOG_LEVEL on. Raise BadSetting where the file can't be opened."""
+    handlers: list[logging.Handler] = []
+    with contextlib.suppress(OSError):      # there may be no stderr
+        # A descriptor of our own, which no handler's module closes, wraps or replaces.
+        encoding = getattr(sys.stderr, "encoding", None)
+        stderr = open(os.dup(2), "w", encoding=encoding, errors="backslashreplace")
+        handlers.append(logging.StreamHandler(stderr))
+    if config.log_file:
+        try:
+            handlers.append(PrivateLogFile(config.log_file, "a", 10_000_000, 5, "utf-8"))
+        except OSError as e:
+            raise BadSetting("LOG_FILE", config.log_file, e.strerror or str(e)) from None
+
+    one_line = OneLine("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+    for each in handlers:
+        each.setFormatter(one_line)
+        each.addFilter(lambda record: not getattr(record, "written", False))
+    logging.basicConfig(level=config.log_level, handlers=handlers)
+    logging.raiseExceptions = False         # a full disk, for example, must not end a thread
+    Log.outputs, Log.threshold = handlers, logging.getLogger().level
+    logging.getLogger("pika").setLevel(logging.CRITICAL + 1)        # a lost connection is in our own log
+    logging.getLogger("waitress").setLevel(logging.WARNING)         # below that it quotes paths as they came
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
 
 
 # Those that tell a program to stop, as far as the system has them.
@@ -3860,7 +4438,7 @@ def early_signal(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
 
-def catch_signals(handler: Callable[[int, Any], None]) -> None:
+def handle_signals(handler: Callable[[int, Any], None] | signal.Handlers) -> None:
     """Handle SIGNALS so; but a SIGHUP that is ignored (nohup) stays ignored."""
     for number in SIGNALS:
         if number != getattr(signal, "SIGHUP", None) or signal.getsignal(number) != signal.SIG_IGN:
@@ -3869,9 +4447,9 @@ def catch_signals(handler: Callable[[int, Any], None]) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
 
 
-def free_forks() -> None:
+def restore_signals_in_forks() -> None:
     """Let signals do in the processes that a handler forks what they do in any program of Python."""
-    usual = {number: signal.getsignal(number) for number in SIGNALS}
+    usual: dict[int, Any] = {number: signal.getsignal(number) for number in SIGNALS}
     usual[signal.SIGINT] = signal.default_int_handler
     mask = threading.local()
 
@@ -3893,47 +4471,18 @@ def free_forks() -> None:
         os.register_at_fork(before=before, after_in_parent=after, after_in_child=after_in_child)
 
 
-def set_up(description: str) -> Config:
-    """Read the command line (there is only --help) and the configuration; set up signals, logging and limits.
-
-    From now on, until serve(), a signal breaks off what the program is doing.
-    """
-    free_forks()
-    catch_signals(early_signal)
-    table = "\n".join(textwrap.fill(f"  {name:16}{default or '-':20}{meaning.replace('`', '')}", shutil.get_terminal_size().columns,
-                                    subsequent_indent=" " * 38) for name, default, meaning in Config.table())
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     epilog=f"environment variables, their defaults and meaning:\n{table}")
+def parse_arguments(description: str) -> None:
+    """Read the command line: --help, which lists the settings, and --version. Both end the program."""
+    width = shutil.get_terminal_size().columns
+    settings = [textwrap.fill(f"  {name:16}{default or '-':20}{meaning.replace('`', '')}", width,
+                              subsequent_indent=" " * 38) for name, default, meaning in Config.table()]
+    epilog = "\n".join(["environment variables, their defaults and meaning:", *settings])
+    parser = argparse.ArgumentParser(description=description, epilog=epilog,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=__version__)
-    with contextlib.suppress(AttributeError):       # there may be no stdout
+    if isinstance(sys.stdout, io.TextIOWrapper):    # there may be no stdout
         sys.stdout.reconfigure(errors="replace")    # or --help would fail where it is ASCII
     parser.parse_args()
-    config = Config.from_env()
-    if config.rabbitmq_url:
-        amqp_parameters(config.rabbitmq_url, "")        # now, and not after a long wait for the database
-    handlers: list[logging.Handler] = []
-    with contextlib.suppress(OSError):      # there may be no stderr
-        # A descriptor of our own, which no handler's module closes, wraps or replaces.
-        encoding = getattr(sys.stderr, "encoding", None)
-        stderr = open(os.dup(2), "w", encoding=encoding, errors="backslashreplace")
-        handlers.append(logging.StreamHandler(stderr))
-    if config.log_file:
-        try:
-            handlers.append(PrivateLogFile(config.log_file, "a", 10_000_000, 5, "utf-8"))
-        except OSError as e:
-            raise BadSetting("LOG_FILE", config.log_file, e.strerror) from None
-    for each in handlers:
-        each.setFormatter(OneLine("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S"))
-        each.addFilter(lambda record: not getattr(record, "written", False))
-    logging.basicConfig(level=config.log_level, handlers=handlers)
-    logging.raiseExceptions = False         # a full disk, for example, must not end a thread
-    Log.outputs, Log.threshold = handlers, logging.getLogger().level
-    logging.getLogger("pika").setLevel(logging.CRITICAL + 1)    # what it says of a lost connection, we say
-    logging.getLogger("waitress").setLevel(logging.WARNING)         # for it quotes a path as the client chose it
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
-    sys.path.insert(0, os.getcwd())                                 # where HANDLER's module may be
-    raise_file_limit()
-    return config
 
 
 def raise_file_limit() -> None:
@@ -3946,523 +4495,21 @@ def raise_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only programs on this machine reach what listens there."""
-    with contextlib.suppress(OSError):
-        return all(ipaddress.ip_address(address[0]).is_loopback for *_, address in socket.getaddrinfo(host, None, flags=socket.AI_PASSIVE))
-    return False
-
-
-def own_names(config: Config) -> Iterable[str]:
-    """The names of the service where ALLOWED_HOSTS is not set; none: addresses and names without a dot."""
-    return {*LOOPBACK, config.host.lower()} if is_loopback(config.host) else ()
-
-
-# The HTTP server is waitress, with what follows so that no client can stop the others. One thread reads and
-# writes all connections in turn: what it does in one turn takes less than a millisecond, whatever was sent,
-# and grows with its length alone. So a head is read by patterns that do not go back, a body is stored or
-# counted, and what comes behind them waits.
-
-class Refused(Exception):
-    """What the server answers in place of the application. A client would wait for an answer otherwise."""
-
-    def __init__(self, code: int, body: str):
-        super().__init__(body)
-        self.code, self.body = code, body
-
-
-def require(condition: Any, code: int, body: str) -> None:
-    if not condition:
-        raise Refused(code, body)
-
-
-_METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Z-]{1,1000}(?: |\Z)")
-_FIRST_LINE = re.compile(rb"(\S+) ([!-~\x80-\xff]+) HTTP/([0-9]\.[0-9])")
-_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t -~\x80-\xff]*)")
-_BARE = re.compile(rb"\n(?<!\r\n)|\r(?!\n|\Z)")       # so written it is searched three times as fast
-# What stands before a chunk, as far as it has come: the end of the one before, the size, an extension.
-_CHUNK = re.compile(rb"\r(?:\n(?:([0-9A-Fa-f]{1,15})(?:;[\t -~\x80-\xff]*)?(?:\r(\n)?)?)?)?")
-
-
-class Request:
-    """Reads a request, with the names that waitress gives its parts. A client could stop the service
-    otherwise, with a line of 60 KB that keeps the patterns of waitress's own parser busy for minutes; or fill
-    memory and disk: a large body waits in a file, and one of more than MAX_BODY bytes is only counted; or
-    hide a second request from a proxy: what can be read in two ways is refused."""
-
-    completed = empty = headers_finished = expect_continue = is_chunked = False
-    command, path, query, request_uri, version = "", "/", "", "", "1.0"     # until they are known
-    url_scheme, error = "http", None
-    held = b""          # what is here of the head, or of the line before a chunk
-    size = left = 0     # bytes of the body that have come, and that are known to be still to come
-
-    def __init__(self, adjustments=None):
-        self.headers, self.body = {}, io.BytesIO()
-
-    def received(self, data: bytes) -> int:
-        """Take what comes next; the number of bytes that belong to this request."""
-        try:
-            if not self.headers_finished:
-                taken = self.take_head(data)
-            else:
-                taken = self.take_chunk(data) if self.is_chunked else self.take_body(data)
-            most = MAX_BODY if self.completed or self.expect_continue else MAX_DISCARDED
-            length = self.size + self.left
-            require(length <= most, 413, f"{length} bytes are too many: expected at most {MAX_BODY}")
-            if self.completed:
-                self.finish()
-            return taken
-        except OSError as e:
-            self.error = Refused(503, f"the body can't be stored: {e.strerror}")
-        except Refused as e:
-            self.error = e
-        self.completed, self.held = True, b""
-        return len(data)
-
-    def take_head(self, data: bytes) -> int:
-        before = len(self.held)
-        blank = 0 if before else len(data) - len(data.lstrip(b"\r\n"))      # is none of it (RFC 9112, 2.2)
-        self.held += data[blank:]
-        self.empty = self.completed = not self.held
-        if self.empty:
-            return blank
-        end = self.held.find(b"\r\n\r\n", max(before - 3, 0))
-        length = end if end >= 0 else len(self.held)
-        is_tls = self.held[0] == 0x16
-        require(not is_tls, 400, "this port speaks HTTP without TLS: expected http://, not https://")
-        is_http = _METHOD.match(self.held) and not _BARE.search(self.held, max(before - 1, 0), length)
-        require(is_http, 400, "expected METHOD ADDRESS HTTP/1.1, and each line ended by CRLF")
-        require(length <= MAX_HEADER_BYTES, 431, f"expected at most {MAX_HEADER_BYTES} bytes before the body")
-        if end < 0:
-            return len(data)
-        line, *fields = self.held[:end].split(b"\r\n")
-        self.headers_finished, self.held = True, b"\r\n"     # as if it stood behind a chunk
-        self.parse_head(line, fields)
-        self.completed = not (self.left or self.is_chunked)
-        return blank + end + 4 - before
-
-    def parse_head(self, line: bytes, fields: list[bytes]) -> None:
-        request = _FIRST_LINE.fullmatch(line)
-        require(request, 400, "expected METHOD ADDRESS HTTP/1.1 as the first line")
-        self.command, self.request_uri, version = (each.decode("latin-1") for each in request.groups())
-        require(version in ("1.0", "1.1"), 505, f"expected HTTP/1.1 or HTTP/1.0, not HTTP/{version}")
-        self.version = version
-        require(len(line) <= MAX_LINE, 414, f"expected at most {MAX_LINE} bytes in the first line")
-        require(len(fields) <= MAX_HEADER_FIELDS, 431, f"expected at most {MAX_HEADER_FIELDS} header fields")
-        headers = self.headers
-        for each in fields:
-            field = _FIELD.fullmatch(each)
-            if not field:
-                raise Refused(400, f"expected NAME: VALUE in one line, not {each[:50].decode('latin-1')!r}")
-            name, value = field[1].decode(), field[2].strip(b" \t").decode("latin-1")
-            if "_" not in name:         # or it would look like another one in the environment of WSGI
-                name = name.upper().replace("-", "_")
-                headers[name] = f"{headers[name]}, {value}" if name in headers else value
-        try:
-            uri = request[2]
-            parts = urlsplit(b"/" + uri if uri[:2] == b"//" else uri)       # // is no host
-        except ValueError:      # such as http://[, or what is not ASCII
-            raise Refused(400, "expected an address such as /tasks") from None
-        self.path, self.query = unquote_to_bytes(parts.path).decode("latin-1"), parts.query.decode("latin-1")
-
-        # How the body comes (RFC 9112, 6)
-        coding, length = headers.pop("TRANSFER_ENCODING", None), headers.get("CONTENT_LENGTH", "0")
-        self.is_chunked = coding is not None
-        if self.is_chunked:
-            is_repeated = not coding.lower().replace("chunked", "").strip(", \t")
-            require(coding.lower() == "chunked", 400 if is_repeated else 501,
-                    "expected Transfer-Encoding: chunked, once, or none")
-            require(version == "1.1", 400, "expected no Transfer-Encoding in HTTP/1.0")
-            require("CONTENT_LENGTH" not in headers, 400,
-                    "expected Content-Length or Transfer-Encoding, not both")
-        is_number = re.fullmatch("[0-9]{1,18}", length)
-        require(is_number, 400, "expected one Content-Length, a whole number of bytes")
-        self.left = int(length)
-        if self.left or self.is_chunked:
-            self.body = tempfile.SpooledTemporaryFile(MAX_IN_MEMORY)
-        self.expect_continue = version == "1.1" and headers.get("EXPECT", "").lower() == "100-continue"
-
-        is_name = re.fullmatch(r"[^\s,/?#@]+", headers.get("HOST", ""))     # RFC 9112, 3.2
-        require(is_name or version == "1.0", 400, "expected one header Host, with a name")
-        if parts.netloc:        # of an address that is given whole
-            headers["HOST"] = parts.netloc.decode("latin-1")
-        if self.request_uri == "*":
-            raise Refused(204 if self.command == "OPTIONS" else 400, "only OPTIONS may ask for *")
-
-    def take_body(self, data: bytes) -> int:
-        data = data[:self.left]
-        self.size, self.left = self.size + len(data), self.left - len(data)
-        if self.size <= MAX_BODY:
-            self.body.write(data)
-        else:
-            self.body.close()
-        self.completed = not (self.left or self.is_chunked)
-        return len(data)
-
-    def take_chunk(self, data: bytes) -> int:
-        """Take no more than one chunk: thousands of small ones would keep the others waiting for a turn."""
-        if self.left:
-            return self.take_body(data)
-        before, data = len(self.held), self.held + data
-        line = _CHUNK.match(data)
-        is_line = line and (line[2] or line.end() == len(data))
-        require(is_line, 400, "expected a chunk: its size in hexadecimal, CRLF, so many bytes, CRLF")
-        at, self.left = line.end(), int(line[1], 16) if line[2] else 0
-        if self.left:
-            self.held = b""
-            return at - before + self.take_body(data[at:])
-        end = data.find(b"\r\n\r\n", at - 2) if line[2] else -1        # of the trailer
-        self.completed, self.held = end >= 0, data
-        require(self.completed or len(data) <= MAX_LINE, 400,
-                f"expected at most {MAX_LINE} bytes of a chunk's line or of the trailer")
-        return (end + 4 if self.completed else len(data)) - before
-
-    def finish(self) -> None:
-        self.held = b""
-        self.body.seek(0)
-        if self.is_chunked:
-            self.headers["CONTENT_LENGTH"] = str(self.size)
-        if self.size > MAX_IN_MEMORY:
-            self.headers.pop("PREFER", None)    # a wish; and there are few threads for large bodies
-
-    @property
-    def kind(self) -> str | tuple:
-        """What it has in common with others: the threads that it has apart, or what it costs about."""
-        if self.path == "/livez" or "PREFER" in self.headers:
-            return "/livez" if self.path == "/livez" else "Prefer"
-        is_large = self.size > MAX_LINE         # 8 KiB may say thousands of tasks
-        return ("", "", False) if self.error else (self.command, self.path[:100], is_large)
-
-    @property
-    def kept(self) -> int:
-        """Bytes that are stored."""
-        return 0 if self.body.closed else self.size
-
-    def get_body_stream(self):
-        return self.body
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self.body.close()
-
-
-class FairQueue:
-    """The requests that wait for a thread. Those that ask for the same thing wait in one line, the lines are
-    served in turn, and no line gets all threads: a client that asks for much, again and again, could keep all
-    others waiting otherwise. Waitress takes it for a deque, and holds a lock around it."""
-
-    def __init__(self, threads: int):
-        self.lines: dict[tuple, collections.deque] = {}
-        self.running: collections.Counter[tuple] = collections.Counter()
-        self.some = max(1, threads // 4)        # for large bodies, which keep the interpreter busy for long
-        self.most = max(1, threads - self.some)
-
-    def _next(self) -> tuple | None:
-        for kind in self.lines:
-            if self.running[kind] < (self.some if kind[-1] else self.most):
-                return kind
-
-    def __len__(self):
-        return self._next() is not None
-
-    def append(self, channel) -> None:
-        self.lines.setdefault(channel.requests[0].kind, collections.deque()).append(channel)
-
-    def popleft(self):
-        kind = self._next()
-        self.running[kind] += 1
-        line = self.lines.pop(kind)
-        channel = line.popleft()
-        if line:
-            self.lines[kind] = line     # again, behind the others
-        return channel
-
-    def served(self, kind: tuple) -> None:
-        self.running[kind] -= 1
-        if self.running[kind] <= 0:
-            del self.running[kind]
-
-
-def make_server(app: Callable, config: Config, setting: str = "PORT"):
-    """Make a waitress server for an application, that listens on HOST and PORT (server.effective_port); its
-    run() serves."""
-    import waitress.channel
-    import waitress.server
-    import waitress.task
-
-    refused, cors = getattr(app, "refused", lambda *_: None), getattr(app, "cors", lambda environ: {})
-
-    class ErrorTask(waitress.task.ErrorTask):
-        """A refusal in the form of the application's errors, which a client could not read otherwise."""
-
-        def execute(self):
-            request, code = self.request, self.request.error.code
-            refused(request.command, str(code))
-            path = quote(request.path[:500], encoding="latin-1")
-            instance = urlsplit(config.public_url or "").path.rstrip("/") + path
-            body = b"" if code == 204 else problem(code, CODES[code], request.error.body, instance).encode()
-            headers = HEADERS | {"X-Request-Id": request_id(request.headers.get("X_REQUEST_ID", ""))}
-            headers |= {204: {"Allow": ", ".join(METHODS)}, 503: {"Retry-After": "1"}}.get(code, {})
-            headers |= cors({"HTTP_ORIGIN": request.headers.get("ORIGIN", ""), "REQUEST_METHOD": request.command})
-            if body:
-                headers["Content-Type"], self.content_length = "application/problem+json", len(body)
-            self.status = f"{code} {TITLES[code]}"
-            self.response_headers.extend(headers.items())
-            self.set_close_on_finish()
-            self.write(b"" if request.command == "HEAD" else body)
-
-    class Channel(waitress.channel.HTTPChannel):
-        """A connection. A client could hold what it likes for as long as it likes otherwise, with requests
-        that dribble in and answers that it does not read, and send hundreds of requests at once.
-        `last_activity` is when a request began, and when an answer was complete or was read to its end."""
-
-        error_task_class, parser_class = ErrorTask, Request
-        answer = 0      # bytes of an answer that is not yet read to its end
-
-        @property
-        def kept(self) -> int:
-            """Bytes that are stored for this client."""
-            return self.answer + sum(each.kept for each in (*self.requests, self.request) if each)
-
-        def handle_read(self):
-            """Read one request. What comes behind it stays with the system until that one is answered."""
-            with self.requests_lock:
-                if self.will_close or self.close_when_flushed:
-                    return
-                request = self.request or Request()
-                try:
-                    data = self.socket.recv(MAX_IN_MEMORY if request.left else 4096, socket.MSG_PEEK)
-                except BlockingIOError:
-                    return
-                except OSError:
-                    data = b""
-                if not data:
-                    self.handle_close()
-                    return
-                if not self.request:
-                    self.request, self.last_activity = request, time.time()
-                self.socket.recv(request.received(data))
-                if not request.completed:
-                    if request.expect_continue and not self.sent_continue:
-                        self.send_continue()
-                    return
-                self.request, self.sent_continue = None, False
-                if request.kept > MAX_IN_MEMORY and self.server.queued > MAX_BUFFERED:
-                    request.error = Refused(503, "too many large bodies wait already: try again later")
-                if request.error:
-                    request.close()
-                if not request.empty:
-                    self.requests.append(request)
-                    self.server.add_task(self)
-
-        def service(self):
-            kind, dispatcher = self.requests[0].kind, self.server.task_dispatcher
-            try:
-                super().service()
-            finally:
-                with dispatcher.lock:
-                    dispatcher.queue.served(kind)
-
-        def write_soon(self, data):
-            self.answer += len(data)
-            return super().write_soon(data)
-
-        def _flush_some(self, do_close=True):
-            """A byte now and then is no activity; and what was read as a whole is no longer stored."""
-            begun = self.last_activity
-            sent = super()._flush_some(do_close)
-            if self.total_outbufs_len:
-                self.last_activity = begun
-            elif sent:
-                self.outbufs[-1].close()
-                self.outbufs = [waitress.channel.OverflowableBuffer(MAX_IN_MEMORY)]
-                self.answer = self.current_outbuf_count = 0
-            return sent
-
-        def handle_expt(self):
-            """Urgent data is data like other."""
-
-        def handle_close(self):
-            for _ in range(16):     # what came in and was not read would make the system drop the answer
-                with contextlib.suppress(OSError):
-                    if self.socket and self.socket.recv(65536):
-                        continue
-                break
-            super().handle_close()
-
-        def cut_off(self) -> None:
-            """End it, whatever waits. It is only shut: the present round may know the socket's number."""
-            self.will_close = True
-            with contextlib.suppress(OSError):
-                if self.total_outbufs_len:      # or the system would go on offering them
-                    self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                self.socket.shutdown(socket.SHUT_RDWR)
-
-    class Threads(waitress.task.ThreadedTaskDispatcher):
-        """Threads that the program can't do without."""
-
-        def __init__(self, count: int, queue: Any):
-            super().__init__()
-            self.queue = queue
-            self.set_thread_count(count)
-
-        def start_new_thread(self, target, thread_no):
-            EssentialThread(f"http-{thread_no}", target, thread_no).start()
-
-    class Dispatcher(Threads):
-        """The threads that answer. Clients that wait (`Prefer: wait`) have threads of their own. They could
-        keep the others from being answered otherwise, or compute in so many threads that the one that reads
-        never gets its turn."""
-
-        def __init__(self):
-            super().__init__(config.threads, FairQueue(config.threads))
-            self.apart = {      # nothing makes the first wait; of the others one may find no place to wait
-                "/livez": Threads(1, collections.deque()),
-                "Prefer": Threads(config.waiters + 1, collections.deque())}
-
-        def add_task(self, channel):
-            (self.apart.get(channel.requests[0].kind) or super()).add_task(channel)
-
-        def shutdown(self, *args, **kwargs):
-            getattr(app, "closing", threading.Event()).set()
-            for each in (super(), *self.apart.values()):
-                each.shutdown(*args, **kwargs)
-
-    class Server(waitress.server.TcpWSGIServer):
-        """All connections. Clients that only connect, or are slow, could take all places otherwise."""
-
-        channel_class = Channel
-        thread, stopped = None, False
-        queued = 0      # bytes of bodies that are here as a whole, for which nobody can be let go
-
-        def start(self):
-            """Serve, in a thread of its own."""
-            self.thread = EssentialThread("http", self.loop)
-            self.thread.start()
-
-        def loop(self):
-            self.run()
-            if not self.stopped:
-                raise RuntimeError("the server has stopped serving")
-
-        def begin_stop(self):
-            """Accept nothing more, and finish the requests under way, for up to 5 seconds."""
-            self.stopped = True
-            self.pull_trigger()
-
-        def stop(self):
-            """begin_stop(), and wait until it is done."""
-            self.begin_stop()
-            if self.thread and self.thread.ident is not None:
-                self.thread.join(2 * STOP_SECONDS)
-            self.close()
-
-        def readable(self):
-            if self.stopped:
-                raise SystemExit        # which is how run() is ended
-            return super().readable()
-
-        def handle_error(self):
-            """An error with a new connection concerns that connection; waitress would stop listening."""
-            log.exception("could not accept a connection")
-
-        def handle_accept(self):
-            """Let in all who wait, not one a round as waitress does: a round of a thousand takes long."""
-            for _ in range(MAX_CONNECTIONS // 10):
-                before = len(self.active_channels)
-                super().handle_accept()
-                if len(self.active_channels) == before:
-                    break
-            if len(self.active_channels) > MAX_CONNECTIONS - MAX_CONNECTIONS // 50:
-                self.maintenance(time.time())
-
-        def maintenance(self, now):
-            """Let those go that are idle or slow for too long, or longest where places or space run short."""
-            there = [channel for channel in self.active_channels.values() if not channel.will_close]
-            spare, kept = MAX_CONNECTIONS - len(there), sum(channel.kept for channel in there)
-            there.sort(key=lambda channel: (channel.kept > 0, channel.last_activity))   # who is at work goes last
-            self.queued = sum(channel.kept for channel in there if channel.requests)
-            for channel in there:
-                is_late = channel.last_activity < now - self.adj.channel_timeout
-                is_in_the_way = spare < MAX_CONNECTIONS // 50 or kept > MAX_BUFFERED and channel.kept
-                if not channel.requests and (is_late or is_in_the_way):
-                    spare, kept = spare + 1, kept - channel.kept
-                    channel.cut_off()
-
-    try:
-        address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM,
-                                     flags=socket.AI_PASSIVE)[0]
-        listener = socket.socket(*address[:2])
-        # On Windows SO_REUSEADDR would let a second server take the same port.
-        listener.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR), 1)
-        # Each connection inherits these: what the system stores for it, and that urgent data is data.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_IN_MEMORY)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MAX_IN_MEMORY)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-        listener.bind(address[4])
-    except OSError as e:
-        if isinstance(e, socket.gaierror) or e.errno == errno.EADDRNOTAVAIL:
-            raise BadSetting("HOST", config.host, f"{e.strerror}; expected an address of this machine, "
-                                                  "such as 127.0.0.1, 0.0.0.0 or ::1") from None
-        raise BadSetting(setting, config.port, f"{e.strerror}; expected a free one, such as "
-                                               f"{setting}={config.port % 65535 + 1}") from None
-    try:
-        tempfile.TemporaryFile().close()
-    except OSError as e:
-        log.warning("requests and answers of more than %s KiB will fail, for no temporary file can be made "
-                    "(%s): expected a folder that can be written, /tmp or the one that TMPDIR names",
-                    MAX_IN_MEMORY // 1024, e.strerror)
-    sys.setswitchinterval(0.0005)       # or the one that reads waits 5 ms for each that computes, each time
-    adjustments = waitress.server.Adjustments(
-        ident=None, backlog=4096, connection_limit=MAX_CONNECTIONS + MAX_CONNECTIONS // 5, asyncore_use_poll=True,
-        channel_timeout=CLIENT_SECONDS, outbuf_overflow=MAX_IN_MEMORY)
-    adjustments.cleanup_interval = 0.1      # seconds
-    return Server(app, {}, _sock=listener, dispatcher=Dispatcher(), adj=adjustments, bind_socket=False,
-                  sockinfo=(*address[:3], listener.getsockname()))
-
-
-def main() -> None:
-    config = set_up("Task Manager's HTTP API, and on SQLite a worker inside it.")
-    try:
-        import waitress     # noqa: F401 (make_server() needs it, but now no table has been made yet)
-    except ImportError as e:
-        sys.exit(f"{Path(sys.argv[0]).name}: {e}: pip install waitress")
-    handler = load_handler(config.handler)
-    store = open_store(config.database_url, wait=True, connections=config.threads)
-    inside = config.worker == "on" or config.worker == "auto" and isinstance(store, SQLiteStore)
-    worker = Worker(store, config, handler) if inside else None
-    notifier = Notifier(config) if config.rabbitmq_url else None
-
-    server = make_server(create_app(store, config, own_names(config), notifier and (lambda: notifier.connected)), config)
-    if not (config.api_token or is_loopback(config.host)):
-        log.warning("ANYBODY who can reach %s port %s can read, create and delete tasks, for there is no API_TOKEN", config.host, server.effective_port)
-    if notifier:
-        store.listeners.append(notifier.notify)
-    host = "localhost" if config.host in ("127.0.0.1", "0.0.0.0", "::1", "::") else config.host
-    url = f"http://{f'[{host}]' if ':' in host else host}:{server.effective_port}"
-    database = show_setting("DATABASE_URL", config.database_url)
-    log.info("started api url=%s database=%s", url, database)
-    url = (config.public_url or url).rstrip("/")
-    pages = (("look at it", url, "static/index.html"), ("Swagger UI", f"{url}/swagger", "static/swagger/index.html"))
-    # This file also runs without the others.
-    present = "".join(f"    {purpose:16}{page}\n" for purpose, page, file in pages if (HERE / file).is_file())
-    announce(f"""
-  Task Manager {__version__}, tasks in {database}, {'with a worker inside' if worker else 'its workers elsewhere (worker.py)'}
-
-{present}    create a task   curl -X POST {url}/tasks
-    read it         curl {url}/tasks/1
-    stop            Ctrl-C
-
-""")
-    serve(notifier, worker, server)
-    log.info("stopped api")
-
-
-def announce(text: str) -> None:
-    """Print it, where that is possible: stdout may be closed, a pipe that nobody reads, or a full disk."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        # Past the buffer, or what could not be written would be tried again, and fail, at the exit.
-        os.write(sys.stdout.fileno(), text.encode(sys.stdout.encoding, "replace"))
+def set_up(description: str) -> Config:
+    """Prepare the process, and return its configuration. Raise BadSetting.
+
+    From now on, until serve(), a signal breaks off what the program is doing.
+    """
+    restore_signals_in_forks()
+    handle_signals(early_signal)
+    parse_arguments(description)
+    config = Config.from_env()
+    if config.rabbitmq_url:
+        amqp_parameters(config.rabbitmq_url, "")    # raises now, and not after a long wait for the database
+    set_up_logging(config)
+    sys.path.insert(0, os.getcwd())                 # where HANDLER's module may be
+    raise_file_limit()
+    return config
 
 
 def serve(*parts: Any) -> None:
@@ -4471,7 +4518,7 @@ def serve(*parts: Any) -> None:
     When an essential thread ends before that, the program ends with status 1: its supervisor starts it again.
     """
     there = [part for part in parts if part is not None]
-    catch_signals(stop_signal)      # from here on nothing is broken off that must come to its end
+    handle_signals(stop_signal)     # from here on nothing is broken off that must come to its end
     if stopping.is_set():
         return
     try:
@@ -4479,7 +4526,7 @@ def serve(*parts: Any) -> None:
             part.start()
         while not stopping.wait(1):
             if dead := [thread.name for thread in list(EssentialThread.running) if not thread.is_alive()]:
-                log.critical("stopping, to be started again: without thread=%s there is no going on", dead[0])
+                log.critical("ended for want of thread=%s: the program is to be started again", dead[0])
                 sys.exit(1)
     finally:
         for part in reversed(there):
@@ -4491,7 +4538,7 @@ def serve(*parts: Any) -> None:
 def run(program: Callable[[], None]) -> None:
     """Run a program's main(); a setting that can't be used and Ctrl-C end it without a traceback."""
     status = 1
-    atexit.register(catch_signals, signal.SIG_IGN)      # a second one must not change the status
+    atexit.register(handle_signals, signal.SIG_IGN)     # a second one must not change the status
     try:
         with contextlib.suppress(KeyboardInterrupt):
             program()
@@ -4511,7 +4558,71 @@ def run(program: Callable[[], None]) -> None:
                 setattr(sys, name, None)        # Python would flush it again, fail, and change the status
 
 
+def is_loopback(host: str) -> bool:
+    """Return whether only programs on this machine reach what listens there."""
+    with contextlib.suppress(OSError):
+        found = socket.getaddrinfo(host, None, flags=socket.AI_PASSIVE)
+        return all(ipaddress.ip_address(address[0]).is_loopback for *_, address in found)
+    return False
+
+
+def own_names(config: Config) -> Iterable[str]:
+    """Return the names of the service where ALLOWED_HOSTS is not set.
+
+    None are returned where it may be called by addresses, and by names without a dot.
+    """
+    return {*LOOPBACK, config.host.lower()} if is_loopback(config.host) else ()
+
+
+def announce(text: str) -> None:
+    """Print a text where that is possible: stdout may be closed, a pipe that nobody reads, or a full disk."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        # Past the buffer, or what could not be written would be tried again, and fail, at the exit.
+        os.write(sys.stdout.fileno(), text.encode(sys.stdout.encoding, "replace"))
+
+
+def main() -> None:
+    """Run the HTTP API until a signal stops it."""
+    config = set_up("Task Manager's HTTP API, and on SQLite a worker inside it.")
+    if TcpWSGIServer is object:     # before a table is made
+        sys.exit(f"{Path(sys.argv[0]).name}: No module named 'waitress': pip install waitress")
+    handler = load_handler(config.handler)
+    store = open_store(config.database_url, wait=True, connections=config.threads)
+    inside = config.worker == "on" or config.worker == "auto" and isinstance(store, SQLiteStore)
+    worker = Worker(store, config, handler) if inside else None
+    notifier = Notifier(config) if config.rabbitmq_url else None
+    if notifier:
+        store.listeners.append(notifier.notify)
+
+    app = create_app(store, config, own_names(config), notifier and (lambda: notifier.connected))
+    server = make_server(app, config)
+    host = "localhost" if config.host in ("127.0.0.1", "0.0.0.0", "::1", "::") else config.host
+    url = f"http://{f'[{host}]' if ':' in host else host}:{server.effective_port}"
+    database = show_setting("DATABASE_URL", config.database_url)
+    if not (config.api_token or is_loopback(config.host)):
+        log.warning("opened without API_TOKEN host=%s port=%s: every client that reaches it can read, create "
+                    "and delete tasks", config.host, server.effective_port)
+    log.info("started api url=%s version=%s database=%s", url, __version__, database)
+
+    shown = (config.public_url or url).rstrip("/")
+    workers = "with a worker inside" if worker else "its workers elsewhere (worker.py)"
+    # This file also runs without the pages.
+    pages = (("look at it", shown, "static/index.html"),
+             ("Swagger UI", f"{shown}/swagger", "static/swagger/index.html"))
+    present = "".join(f"    {purpose:16}{page}\n" for purpose, page, file in pages if (HERE / file).is_file())
+    announce(f"""
+  Task Manager {__version__}, tasks in {database}, {workers}
+
+{present}    create a task   curl -X POST {shown}/tasks
+    read it         curl {shown}/tasks/1
+    stop            Ctrl-C
+
+""")
+    serve(notifier, worker, server)
+    log.info("stopped api")
+
+
 if __name__ == "__main__":
-    import taskmanager      # a handler that imports taskmanager must find the module that runs it, not a second one
+    import taskmanager      # a handler that imports it must find the module that runs it, not a second one
 
     taskmanager.run(taskmanager.main)

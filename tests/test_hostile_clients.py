@@ -10,13 +10,14 @@ import json
 import os
 import socket
 import tempfile
+import threading
 import time
 
 import pytest
 
 import taskmanager
 from helpers import connect, eventually, http as send, is_problem, raw
-from taskmanager import MAX_HEADER_BYTES, MAX_IN_MEMORY, FairQueue, Request
+from taskmanager import MAX_HEADER_BYTES, MAX_IN_MEMORY, Config, Dispatcher, FairQueue, Request
 
 pytestmark = pytest.mark.sqlite
 
@@ -461,6 +462,28 @@ def test_a_client_that_asks_for_much_again_and_again_does_not_keep_the_others_wa
         assert len(done) < 30  # of 60 that came before it
 
 
+def test_a_service_whose_threads_are_all_busy_is_alive(server):
+    busy, free = threading.Semaphore(0), threading.Event()
+
+    def app(environ, start):
+        if environ["PATH_INFO"] != "/livez":
+            busy.release()
+            free.wait(20)
+        start("200 OK", [("Content-Length", "2")])
+        return [b"ok"]
+
+    small = server(app, threads=2)
+    with contextlib.ExitStack() as stack:
+        for path in (b"/a", b"/b", b"/c"):
+            request = b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n"
+            stack.enter_context(connect(small.url, request))
+        assert busy.acquire(timeout=10) and busy.acquire(timeout=10)
+        begun = time.monotonic()
+        assert send("GET", f"{small.url}/livez").status == 200
+        assert time.monotonic() - begun < 5
+        free.set()
+
+
 def test_a_fair_queue_takes_turns_and_leaves_a_thread_free():
     class Waiting:
         def __init__(self, path):
@@ -477,3 +500,15 @@ def test_a_fair_queue_takes_turns_and_leaves_a_thread_free():
     assert not line  # two are left, until one of the three is done
     line.served(("", "/a", False))
     assert line.popleft().requests[0].path == "/a" and not line
+
+
+def test_who_waits_on_a_thread_apart_gives_no_other_a_thread():
+    dispatcher, waits, asks = Dispatcher(Config(threads=2), threading.Event()), Request(), Request()
+    waits.headers["PREFER"] = "wait=10"
+    dispatcher.queue.running[asks.kind] = 2
+    dispatcher.served(waits)
+    assert dispatcher.queue.running[asks.kind] == 2
+    dispatcher.served(asks)
+    assert dispatcher.queue.running[asks.kind] == 1
+    dispatcher.shutdown()
+    assert dispatcher.closing.is_set()

@@ -128,6 +128,14 @@ def test_other_signals_stop_a_program_as_sigterm_does(launch, store, script, num
     assert "Traceback" not in program.log()
 
 
+def test_an_idle_api_stops_at_once(start, sqlite_database):
+    program = start("taskmanager.py", DATABASE_URL=sqlite_database)
+    assert http("GET", f"{program.url}/livez").status == 200
+    begun = time.monotonic()
+    assert program.stop() == 0
+    assert time.monotonic() - begun < 6     # and not after the 10 s that a stuck request would be given
+
+
 def test_nohup_keeps_a_program_running_when_the_terminal_is_closed(launch, store):
     program = launch("worker.py", "work = lambda task: 'done'", wrapper=["nohup"])
     program.logged("started worker")
@@ -274,7 +282,7 @@ def test_a_thread_that_ends_unexpectedly_ends_the_program_with_an_error(launch, 
     eventually(stir, seconds=40)
     for (_, thread), (_, program) in programs.items():
         assert program.process.returncode == 1
-        assert f"stopping, to be started again: without thread={thread} " in program.log()
+        assert f"ended for want of thread={thread}: " in program.log()
 
 
 @pytest.mark.parametrize("thread", ["intake", "notifier"])
@@ -414,6 +422,13 @@ def test_the_api_starts_whatever_its_output_is(tmp_path, output):
         shell.wait()
 
 
+def test_the_port_that_was_really_bound_is_shown(start, sqlite_database):
+    program = start("taskmanager.py", DATABASE_URL=sqlite_database, PORT=0)
+    for line in (r"look at it +{}\n", r"create a task +curl -X POST {}/tasks\n"):
+        program.logged(line.format(program.url))
+    assert not program.url.endswith(":0") and http("GET", f"{program.url}/livez").status == 200
+
+
 # Limits
 
 @SCRIPTS
@@ -426,3 +441,15 @@ work = lambda task: resource.getrlimit(resource.RLIMIT_NOFILE)
     soft, hard = run(store)
     assert soft == min(taskmanager.MAX_OPEN_FILES, hard)
     assert program.stop() == 0
+
+
+def test_without_waitress_no_server_can_be_made():
+    code = """
+import sys
+sys.modules["waitress"] = None
+import taskmanager
+taskmanager.make_server(None, taskmanager.Config())
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.endswith("needs waitress: pip install waitress\n")

@@ -267,7 +267,7 @@ def test_the_start_warns_of_an_api_that_is_open_to_all(start, sqlite_database, s
     warnings = [line for line in program.log().splitlines() if " WARNING " in line]
     assert len(warnings) == warns
     assert all(
-        "ANYBODY" in line and "0.0.0.0" in line and str(port) in line and "API_TOKEN" in line
+        "opened without" in line and "0.0.0.0" in line and str(port) in line and "API_TOKEN" in line
         for line in warnings
     )
     assert "s3cret" not in program.log()
