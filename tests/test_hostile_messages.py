@@ -109,6 +109,7 @@ def test_a_message_id_in_another_encoding_is_rejected_alone(intake, store, chann
     properties, body = rejected(channel)
     assert (properties.message_id, body) == (latin, b'{"payload": 1}')
     assert properties.headers["reason"] == "message_id: expected UTF-8"
+    assert properties.headers["errors"] == [{"property": "message_id", "code": "not-utf8"}]
     eventually(lambda: payloads(store) == [0, 2])
 
 
@@ -199,11 +200,11 @@ def test_what_can_not_be_rejected_waits_aside_and_is_kept_once(intake, store, ch
         channel.basic_publish("", "task_queue", b"nonsense %d" % n if n % 2 else b'{"payload": %d}' % n)
     it = intake()
     eventually(lambda: payloads(store) == list(range(0, 1000, 2)))
-    assert len(it._rejects) == 500 and it._failures == 0
+    assert len(it._to_reject) == 500 and it._failures == 0
     channel.queue_delete("task_queue.rejected")     # the operator makes another one in its place
     bodies = [rejected(channel)[1] for _ in range(500)]
     assert sorted(bodies) == sorted(b"nonsense %d" % n for n in range(1, 1000, 2))
-    eventually(lambda: len(it._rejects) == 0)
+    eventually(lambda: len(it._to_reject) == 0)
     assert number_of(channel, "task_queue.rejected") == 0
     assert len(store.list_tasks()) == 500
 
@@ -255,14 +256,14 @@ def test_what_waits_aside_is_forgotten_with_its_connection(intake, store, channe
     for _ in range(3):
         publish(channel, b"nonsense")
     it = intake()
-    eventually(lambda: len(it._rejects) == 3)
+    eventually(lambda: len(it._to_reject) == 3)
     it._connection.add_callback_threadsafe(it._connection.close)
     eventually(lambda: it._failures)
     assert not it.rejecter._waiting
     channel.queue_delete("task_queue.rejected")
     for _ in range(3):
         rejected(channel)
-    eventually(lambda: len(it._rejects) == ready(channel) == ready(channel, "task_queue.rejected") == 0)
+    eventually(lambda: len(it._to_reject) == ready(channel) == ready(channel, "task_queue.rejected") == 0)
 
 
 def test_one_connection_serves_all_rejected_messages(intake, channel, monkeypatch):
@@ -285,7 +286,7 @@ def test_one_connection_serves_all_rejected_messages(intake, channel, monkeypatc
 @pytest.mark.parametrize("kind", ["valid", "invalid"])
 def test_what_is_held_has_a_bound_in_bytes(intake, store, channel, monkeypatch, kind):
     """Large messages come while the database is away, or while the queue of rejected ones is full."""
-    monkeypatch.setattr(worker, "MAX_HELD", 1_000_000)
+    monkeypatch.setattr(worker, "MAX_WAITING", 1_000_000)
     create, away = store.create, threading.Event()
     away.set()
 
@@ -301,8 +302,8 @@ def test_what_is_held_has_a_bound_in_bytes(intake, store, channel, monkeypatch, 
         body = (b'{"payload": %d}' % n).ljust(300_000) + (b"x" if kind == "invalid" else b"")
         channel.basic_publish("", "task_queue", body)
     it = intake()
-    eventually(lambda: len(it._held if kind == "valid" else it._rejects) == 40)
-    held = it._held if kind == "valid" else it._rejects
+    eventually(lambda: len(it._to_insert if kind == "valid" else it._to_reject) == 40)
+    held = it._to_insert if kind == "valid" else it._to_reject
     assert held.number == 3 and held._bytes <= 1_000_000
     publish(channel, b'{"payload": 99}')
     if kind == "invalid":
@@ -475,7 +476,7 @@ def test_under_an_alarm_and_beyond_the_consumer_timeout_nothing_is_lost_or_doubl
             with pika.BlockingConnection(pika.URLParameters(rabbitmq.url)) as connection:
                 channel = connection.channel()
                 assert [rejected(channel)[1] for _ in range(5)] == [b"nonsense"] * 5
-                eventually(lambda: len(it._rejects) == 0)
+                eventually(lambda: len(it._to_reject) == 0)
                 assert number_of(channel, "task_queue.rejected") == 0
                 assert payloads(store) == good
                 eventually(lambda: notifier.notify() or woken.wait(0.5))

@@ -4,12 +4,14 @@ import json
 import re
 import time
 
+import pika
 import pytest
 
 import taskmanager
+import worker
 from helpers import PRODUCER, ROOT, eventually, http, raising
 from messages import exists, publish, ready, rejected
-from taskmanager import Unavailable, new_task
+from taskmanager import InputError, Invalid, KeyReused, TooLarge, Unavailable, new_task
 
 pytestmark = pytest.mark.sqlite
 
@@ -125,6 +127,52 @@ def test_what_is_no_task_is_kept_with_the_reason(intake, store, channel, body, r
     eventually(lambda: ready(channel) == 0)
 
 
+def test_a_program_can_tell_what_is_wrong_with_a_rejected_message(intake, store, channel):
+    whole = {"pointer": ""}
+    expected = {
+        b"nonsense": ("invalid-input", [whole | {"code": "not-json"}]),
+        b'{"priority": "high", "x/y": 1}':
+            ("invalid-input", [{"pointer": "/priority", "code": "wrong-type"},
+                               {"pointer": "/x~1y", "code": "unknown-field"}]),
+        b" " * 1_048_577: ("too-large", None),
+        b'{"payload": 2}': ("key-reused", [{"property": "message_id", "code": "key-reused"}])}
+    channel.queue_declare("task_queue")
+    publish(channel, b'{"payload": 1}', message_id="a")
+    for body in expected:
+        publish(channel, body, message_id="a")
+    intake()
+    found = {body: properties.headers for properties, body in (rejected(channel) for _ in expected)}
+    assert {body: (headers["code"], headers.get("errors")) for body, headers in found.items()} == expected
+
+
+def test_the_headers_of_a_rejected_message_are_as_documented():
+    text = (ROOT / "asyncapi.yaml").read_text()
+    with pytest.raises(Invalid) as caught:
+        taskmanager.parse_task(b'{"priority": "high"}')
+    headers = worker.rejection_headers(caught.value)
+    [error] = headers["errors"]
+    assert f"reason: '{headers['reason']}'\n            code: {headers['code']}\n" in text
+    assert f"errors: [{{pointer: {error['pointer']}, code: {error['code']}}}]" in text
+    [codes] = re.findall(r"enum: \[(invalid-input, .*)\]", text)
+    errors = (caught.value, TooLarge(1), KeyReused(), ZeroDivisionError())
+    assert codes.split(", ") == [worker.rejection_headers(each)["code"] for each in errors]
+    for name, limit in (("maxLength", taskmanager.MAX_ERROR), ("maxItems", taskmanager.MAX_ERRORS)):
+        assert f"{name}: {limit}\n" in text
+    assert f"{worker.MAX_REJECTION:,} bytes" in text
+
+
+@pytest.mark.parametrize("where", ["/", "/x", "/" + "☃" * 100], ids=["short", "usual", "long"])
+def test_a_rejected_message_fits_into_the_smallest_frame(where):
+    """A broker may be set to frames of 4,096 bytes; it ends the connection at a larger one."""
+    errors = [InputError(where + str(n), "out-of-range", "☃" * 400) for n in range(30)]
+    headers = worker.rejection_headers(Invalid(*errors))
+    assert 0 < len(headers["errors"]) <= 20 and len(headers["reason"].encode()) <= 2000
+    longest = "x" * 255
+    properties = pika.BasicProperties(
+        headers=headers, delivery_mode=2, message_id=longest, content_type=longest, content_encoding=longest)
+    assert len(pika.frame.Header(1, 2**20, properties).marshal()) <= 4096
+
+
 def test_a_message_id_that_is_too_long_is_rejected(intake, store, channel):
     channel.queue_declare("task_queue")
     publish(channel, b"", message_id="a\nb")
@@ -140,7 +188,7 @@ def test_what_a_sender_set_does_not_lose_a_rejected_message(intake, store, chann
     )
     intake()
     properties, _ = rejected(channel)
-    assert list(properties.headers) == ["reason"]
+    assert list(properties.headers) == ["reason", "code", "errors"]
     assert properties.expiration is properties.user_id is None
 
 
@@ -251,5 +299,7 @@ def test_the_log_shows_the_life_of_a_task_and_no_password(
     assert worker.stop() == 0
     lines = [line.split(" ", 3)[3] for line in worker.log().splitlines() if "task=1" in line]
     assert lines == ["created task=1 via=rabbitmq", "claimed task=1 attempt=1", "completed task=1 attempt=1"]
+    address = url.rpartition("@")[2]
+    worker.logged(rf" started version={taskmanager.__version__} database=\S+/\S+ rabbitmq={address}\n")
     assert log_file.read_text() == worker.log()
     assert "s3cret" not in worker.log() and "guest:guest" not in worker.log()
