@@ -180,9 +180,8 @@ def test_every_variable_of_compose_is_in_env_example():
 # Other WSGI servers
 
 def test_readmes_application_is_one_for_any_wsgi_server(sqlite_database, tmp_path):
-    [code] = re.findall(
-        r"\*\*Another WSGI server\.\*\*.*?```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
-    )
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"### Another WSGI server\n.*?```python\n(.*?)```", readme, re.DOTALL)
     (tmp_path / "application.py").write_text(code)
     use = """
 import wsgiref.util, application

@@ -95,13 +95,23 @@ def test_a_section_is_in_russian(english, russian):
             assert re.search("[а-яё]", line), line
 
 
-def test_the_links_lead_somewhere():
-    links = re.findall(r"\]\(([^)\s]+)\)", CODE.sub("", RUSSIAN))
-    assert "README.md" in links
+@pytest.mark.parametrize("name, text, other", [
+    ("README.md", ENGLISH, "README.ru.md"), ("README.ru.md", RUSSIAN, "README.md"),
+], ids=["English", "Russian"])
+def test_the_links_lead_somewhere(name, text, other):
+    links = re.findall(r"\]\(([^)\s]+)\)", CODE.sub("", text))
+    assert other in links
     for link in links:
         address = urlsplit(link)
         if not address.scheme:
-            file = ROOT / address.path if address.path else ROOT / "README.ru.md"
+            file = ROOT / (address.path or name)
             assert file.is_file(), link
             if address.fragment:
                 assert unquote(address.fragment) in anchors(file.read_text(encoding="utf-8")), link
+
+
+def test_the_page_names_a_section_that_readme_has():
+    words = (ROOT / "static" / "words.js").read_text(encoding="utf-8")
+    named = re.findall(r"README[^“«\"]+[“«](.+?)[”»]", words)
+    assert len(named) == 2      # in two languages
+    assert set(named) <= {title for _, title in titles(ENGLISH)}
