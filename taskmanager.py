@@ -21,6 +21,7 @@ The file reads from top to bottom, and nothing refers to what stands below it:
     configuration           environment variables, and which of them are secret
     errors and outages      what callers see, and what happens while a server is away
     what a task may be      the validation that HTTP and RabbitMQ share
+    schedules               when a repeating task runs next
     SQL                     one statement per transition, in the order of a task's life
     metrics, the store      the statements as methods, on PostgreSQL and on SQLite
     handlers                what runs a task: a function, a program, or an address
@@ -49,6 +50,7 @@ import argparse
 import atexit
 import base64
 import bisect
+import calendar
 import codecs
 import collections
 import contextlib
@@ -88,8 +90,9 @@ import threading
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime, timedelta, timezone
+import zoneinfo
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import MAXYEAR, datetime, timedelta, timezone, tzinfo
 from email.message import Message
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -984,6 +987,136 @@ def new_tasks(items: list[Any], idempotency_key: str | None = None) -> list[NewT
         tasks = [task._replace(idempotency_key=f"{key}[{n}]" if n else key, fingerprint=same)
                  for n, task in enumerate(tasks)]
     return tasks
+
+
+# ----------------------------------------------------------------------------
+# Schedules: when a repeating task runs next. `repeat` is a number of seconds or a cron expression. An
+# expression matches local times; a run is due when the clock of the time zone first shows such a time or a
+# later one. So what the clock skips is due right after the gap, and what it shows twice is due once.
+
+MINUTE = timedelta(minutes=1)
+MAX_CRON = 255      # characters of a cron expression; a list of all minutes has 169
+CRON_FIELDS = (
+    ("minute", 0, 59, ""),
+    ("hour", 0, 23, ""),
+    ("day of the month", 1, 31, ""),
+    ("month", 1, 12, "jan feb mar apr may jun jul aug sep oct nov dec"),
+    ("day of the week", 0, 7, "sun mon tue wed thu fri sat"),
+)
+CRON_ITEM = re.compile("(?:[*]|([0-9a-z]+)(?:-([0-9a-z]+))?)(?:/([0-9]{1,2}))?")
+CRON_ALIASES = {
+    "@hourly": "0 * * * *", "@daily": "0 0 * * *", "@midnight": "0 0 * * *", "@weekly": "0 0 * * 0",
+    "@monthly": "0 0 1 * *", "@yearly": "0 0 1 1 *", "@annually": "0 0 1 1 *",
+}
+CRON_EXAMPLE = 'cron expression such as "30 3 * * mon-fri"'
+
+
+def cron_numbers(field: str, what: str, low: int, high: int, names: str) -> list[int]:
+    """Return the numbers that a field of a cron expression means, in order. Raise ValueError."""
+    known = {text: n for n in range(low, high + 1) for text in (f"{n}", f"{n:02}")}
+    known |= {name: low + n for n, name in enumerate(names.split())}
+    numbers: set[int] = set()
+    for item in field.split(","):
+        match = CRON_ITEM.fullmatch(item)
+        first, last, step = match.groups() if match else ("", "", "")
+        start = low if first is None else known.get(first, -1)
+        stop = high if first is None or (step and not last) else known.get(last or first, -1)
+        if not low <= start <= stop or not 1 <= int(step or 1) <= high:
+            words = f" or {names.replace(' ', ', ')}" if names else ""
+            raise ValueError(f"{item!r} as {what}: expected {low} to {high}{words}; a range such as 1-5, the "
+                             f"lower one first; with a step such as */2, up to {high}; or a list of these")
+        numbers.update(range(start, stop + 1, int(step or 1)))
+    return sorted(numbers)
+
+
+def parse_cron(text: str) -> tuple[list[list[int]], bool]:
+    """Return the numbers that each field of a cron expression means, Sunday as 0, and whether a date must
+    match both the days of the month and of the week, or only one. Raise ValueError, also if none ever can."""
+    lower = text.lower() if text.isascii() and len(text) <= MAX_CRON else ""
+    fields = CRON_ALIASES.get(lower, lower).split()
+    if len(fields) != len(CRON_FIELDS):
+        raise ValueError(f"expected a {CRON_EXAMPLE}, of five fields and up to {MAX_CRON} characters, or "
+                         f"{', '.join(CRON_ALIASES)}, or a number of seconds")
+    numbers = [cron_numbers(field, *limits) for field, limits in zip(fields, CRON_FIELDS)]
+    numbers[4] = [day % 7 for day in numbers[4]]
+
+    both = fields[2].startswith("*") or fields[4].startswith("*")       # with a step, too, as in cron
+    if both and numbers[2][0] > max(calendar.monthrange(2000, month)[1] for month in numbers[3]):
+        raise ValueError(f"expected a date that exists: no month {fields[3]!r} has a day {fields[2]!r}")
+    return numbers, both
+
+
+def local_times(cron: str, start: datetime) -> Iterator[datetime]:
+    """Yield the local times that a cron expression matches, in order, from the minute `start` on."""
+    (minutes, hours, days, months, weekdays), both = parse_cron(cron)
+    clock = [60 * hour + minute for hour in hours for minute in minutes]
+    meets = all if both else any
+    for year in range(start.year, MAXYEAR + 1):
+        for month in months:
+            if (year, month) < (start.year, start.month):
+                continue
+            eve, length = calendar.monthrange(year, month)      # weekday of day 0, when Sunday is 0
+            for day in range(1, length + 1):
+                midnight = datetime(year, month, day)
+                if midnight.date() >= start.date() and meets((day in days, (eve + day) % 7 in weekdays)):
+                    passed = bisect.bisect_left(clock, (start - midnight) // MINUTE)
+                    yield from (midnight + minute * MINUTE for minute in clock[passed:])
+
+
+def first_instant(local: datetime, zone: tzinfo) -> datetime:
+    """Return when, in UTC, the clock of a time zone first shows a local time or a later one."""
+    while True:
+        instant = local.replace(tzinfo=zone).astimezone(timezone.utc)
+        if instant.astimezone(zone).replace(tzinfo=None) == local:
+            return instant.replace(tzinfo=None)
+        local += MINUTE     # the clock skips this one
+
+
+def check_repeat(value: Any) -> float | str:
+    """Return a number of seconds, or a cron expression with single spaces. Raise ValueError."""
+    if not isinstance(value, str):
+        return _between(1, 10 * 365 * 86400, what=f"{CRON_EXAMPLE}, or a number of seconds")(value)
+    parse_cron(value)
+    return " ".join(value.split())
+
+
+@functools.cache
+def time_zones() -> set[str]:
+    """Return the names of the time zones that this machine has data for, and UTC, which needs none."""
+    return {"UTC"} | zoneinfo.available_timezones() - {"localtime"}
+
+
+def check_timezone(value: Any) -> str:
+    """Return the name of a time zone. Raise ValueError. A client's text is never used as a path."""
+    if not isinstance(value, str) or value not in time_zones():
+        raise ValueError(
+            "expected the name of a time zone such as Europe/Berlin" if len(time_zones()) > 1 else
+            "expected UTC: this machine has no data of other time zones; the package tzdata holds them")
+    return value
+
+
+def next_time(repeat: float | str, zone: str | None, base: datetime, after: datetime) -> datetime | None:
+    """Return the first time later than `after` at which a run is due, None after the year 9999.
+
+    Times are UTC without zone. `repeat` is what check_repeat returns. `zone` names the time zone of a cron
+    expression, UTC when None. An interval counts from `base`, a time for which any run was planned: counted
+    from when one began or ended, all further ones would be late. So missed runs become one, and a run that
+    takes longer than the interval skips what it missed. Raise ValueError for a zone unknown to this machine.
+    """
+    try:
+        if not isinstance(repeat, str):
+            interval = timedelta(seconds=repeat)
+            return base + ((after - base) // interval + 1) * interval
+
+        name = check_timezone(zone or "UTC")
+        clock = timezone.utc if name == "UTC" else zoneinfo.ZoneInfo(name)
+        now = after.replace(tzinfo=timezone.utc).astimezone(clock)
+        minute = now.replace(tzinfo=None, second=0, microsecond=0)
+        instants = (first_instant(local, clock) for local in local_times(repeat, minute))
+        # This minute's may have passed, and those of an hour that the clock shows for the second time.
+        return next((instant for instant in instants if instant > after), None)
+    except OverflowError:       # a time that a datetime can't hold
+        return None
 
 
 # ----------------------------------------------------------------------------
