@@ -32,7 +32,7 @@ def test_an_empty_table_says_what_to_do_first(browser, url):
     browser.click("#copy-curl")
     browser.until(
         lambda: (
-            "copied" in browser.text("#said").lower()
+            "copied" in browser.text("#message").lower()
             or browser.js("getSelection().toString()") == f"curl -X POST {url}/tasks"
         )
     )
@@ -217,7 +217,7 @@ def test_an_error_is_shown_at_its_field(browser, url):
     browser.click("#new")
     browser.type("#payload", '{"to":\n  ann}')
     browser.click("#create .primary")
-    browser.shows("#payload-error", "This is not JSON: look at line 2, column 3.")
+    browser.shows("#payload-error", "This is not valid JSON: see line 2, column 3.")
     assert focused(browser) == "payload"
     assert browser.js("document.querySelector('#payload').ariaInvalid") == "true"
     assert (f"{url}/tasks", 400) not in requests(browser), "it was sent all the same"
@@ -627,3 +627,14 @@ def test_swagger_ui_tries_it_out_with_the_token(browser, service, scheme):
                 .filter(({any}) => any[0].data.contrastRatio < 3)
                 .map(({html, any}) => [html, any[0].data.contrastRatio]))""")
         assert too_faint == []
+
+
+def test_it_translates_an_error_by_its_code(new_browser, service):
+    url, browser = service(CONCURRENCY="0"), new_browser("ru-RU")
+    http("POST", f"{url}/tasks")
+    browser.open(f"{url}/?task=1")
+    browser.shows("#task-status", "Новая")
+    http("POST", f"{url}/tasks/claim")
+    browser.click("#delete")
+    browser.click("#confirm .danger")
+    browser.shows("#task-error", "сейчас это невозможно: статус задачи — «В работе»")

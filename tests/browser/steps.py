@@ -85,7 +85,7 @@ def views(browser, url):
     say(url, running, "progress", progress=0.4)
     browser.open(f"{url}/")
     browser.shows("#rows", "New")
-    browser.shows("#states", "at work")
+    browser.shows("#states", "running")
     yield "list"
     browser.click("#older")
     browser.shows("#rows", "In Progress", "40%", "Failed", "yyy")
@@ -94,7 +94,7 @@ def views(browser, url):
     browser.shows("#task", "Failed", "Error", "Payload")
     yield "failed"
     browser.click("#delete")
-    browser.shows("#sure", "Delete task")
+    browser.shows("#confirm", "Delete task")
     yield "question"
     browser.open(f"{url}/?task={running}")
     browser.shows("#task-progress", "40%")
