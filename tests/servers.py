@@ -244,7 +244,7 @@ class Postgres(Server):
 
 
 def postgres_binaries() -> Path:
-    """The folder of initdb and postgres: POSTGRES_BIN, else the one on the PATH, else the newest version's."""
+    """The folder of initdb and postgres: POSTGRES_BIN, else the one on the PATH, else the newest one."""
     if chosen := os.environ.get("POSTGRES_BIN"):
         if (Path(chosen) / "initdb").exists() and (Path(chosen) / "postgres").exists():
             return Path(chosen).resolve()
