@@ -1,8 +1,9 @@
 -- Task Manager's one table, for PostgreSQL 12 or newer. A task is one row, and the row is the truth.
 --
--- This file may be run at any time, by PostgreSQL's init, by psql, or by the application at its start
--- (which skips it when the comment in the last line is already on the table). It makes an empty
--- database ready, and brings a table of the four documented columns up to date in place, rows and all.
+-- This file may be run at any time, by PostgreSQL's init, by psql, or by the application at its start (which
+-- skips it when the comment in the last line is already on the table: its number grows with every change). It
+-- creates the table in an empty database, and brings one of the four documented columns, or an older one of
+-- ours, up to date in place, rows and all.
 
 create table if not exists tasks (
     id         bigserial   primary key,
@@ -11,8 +12,9 @@ create table if not exists tasks (
     updated_at timestamp   not null default (now() at time zone 'utc')    -- when the status last changed
 );
 
--- Columns of an older table that have another type than ours; a time with a zone becomes one in UTC. No
--- others are named, for where a view stands on a column its type can't be said again.
+-- Columns of an older table that have another type than ours; a time with a zone becomes one in UTC. Only
+-- those are altered: where a view uses a column, its type can't even be set to what it is. What is added from
+-- now on needs no entry.
 do $$
 declare
     wrong record;
@@ -35,26 +37,32 @@ end $$;
 alter table tasks
     add column if not exists payload         json,
     add column if not exists result          json,
-    add column if not exists error           text,                                 -- of the last attempt
-    add column if not exists priority        smallint not null default 0,          -- higher is sooner
-    add column if not exists run_at          timestamp,                            -- null: ready now
-    add column if not exists attempt         int      not null default 0,          -- the fencing token: grows with each claim, never reused
-    add column if not exists uncounted       int      not null default 0,          -- attempts that do not count: released, or before a retry by hand
-    add column if not exists max_attempts    int      check (max_attempts > 0),    -- null: the worker's default
-    add column if not exists timeout         double precision check (timeout > 0 and timeout < 1e99), -- seconds; null: the worker's default
-    add column if not exists lease_until     timestamp,                            -- null: nobody holds it
-    add column if not exists canceled        boolean  not null default false,      -- cancellation was asked for
+    add column if not exists error           text,                          -- of the last attempt
+    add column if not exists priority        smallint not null default 0,   -- higher is sooner
+    add column if not exists run_at          timestamp,                     -- null: ready now
+    -- the fencing token: it grows with each claim, and no number is used again
+    add column if not exists attempt         int      not null default 0,
+    -- attempts that do not count towards max_attempts: released, or before a retry by hand
+    add column if not exists uncounted       int      not null default 0
+                                             check (uncounted between 0 and attempt),
+    add column if not exists max_attempts    int      check (max_attempts > 0),         -- null: the default
+    add column if not exists timeout         double precision                           -- null: the default
+                                             check (timeout > 0 and timeout < 1e99),
+    add column if not exists lease_until     timestamp,                     -- null: no worker holds it
+    add column if not exists canceled        boolean  not null default false,   -- cancellation was requested
     add column if not exists progress        double precision check (progress between 0 and 1),
     add column if not exists idempotency_key text,
-    add column if not exists fingerprint     text,                                 -- of what came with the idempotency key
-    add column if not exists ready_at        timestamp,                            -- since when it could be claimed; null: since it was created
-    add column if not exists worker          text,                                 -- whose the last attempt is; null: claimed over HTTP
-    add column if not exists alone           boolean  not null default false,      -- its worker runs nothing beside it
-    add column if not exists size            int      generated always as          -- bytes of payload and result, so that no page unpacks what it does not show
-        (coalesce(octet_length(cast(payload as text)), 0) + coalesce(octet_length(cast(result as text)), 0)) stored;
+    add column if not exists fingerprint     text,                          -- of what came with the key
+    add column if not exists ready_at        timestamp,                     -- null: ready since its creation
+    add column if not exists worker          text,                          -- of the last attempt; null: HTTP
+    add column if not exists alone           boolean  not null default false,   -- runs with nothing beside it
+    -- bytes of payload and result, so that no page unpacks what it does not show
+    add column if not exists size            int      generated always as (
+                                                 coalesce(octet_length(cast(payload as text)), 0)
+                                                 + coalesce(octet_length(cast(result as text)), 0)) stored;
 
--- What the documented table, or an older one of ours, has in another form. On a new table nothing of this changes anything.
-alter table tasks drop constraint if exists tasks_status_check;      -- which would refuse to mend an older row; see below
+-- What the documented table has in another form. On a new table nothing of this changes anything.
+alter table tasks drop constraint if exists tasks_status_check;     -- it could refuse an older row; see below
 update tasks set status     = 'New'                      where status     is null;
 update tasks set created_at = (now() at time zone 'utc') where created_at is null;
 update tasks set updated_at = created_at                 where updated_at is null;
@@ -66,11 +74,11 @@ alter table tasks
     alter column updated_at set default (now() at time zone 'utc');
 alter sequence if exists tasks_id_seq as bigint;
 
--- Room in each page for the next version of a row: half of the updates that extend a lease then leave the indexes
--- alone (HOT), and the table stays a third smaller. Those that move the status never can, whatever the room.
+-- Room in each page for the next version of a row: half of the updates that extend a lease then change no
+-- index (HOT), and the table stays a third smaller. An update of the status always changes one.
 alter table tasks set (fillfactor = 70);
 
--- What plain SQL may write. No row can make a statement fail that is about many, nor be too much for who reads it.
+-- What plain SQL may write. No row can make a statement fail that is about many, or be too large to be read.
 do $$
 declare
     moment text;
@@ -83,9 +91,6 @@ begin
                         check (%1$I between ''0001-01-01'' and ''9999-12-31 23:59:59.999999'')', moment);
     end loop;
 end $$;
-update tasks set attempt = greatest(attempt, 0), uncounted = greatest(least(uncounted, attempt), 0) where not uncounted between 0 and attempt;
-alter table tasks drop constraint if exists tasks_uncounted_check;
-alter table tasks add  constraint tasks_uncounted_check check (uncounted between 0 and attempt);
 
 -- The same, where an older row can't be mended: then it stays, and new ones are not checked.
 do $$
@@ -93,8 +98,9 @@ declare
     rule text[];
 begin
     foreach rule slice 1 in array array[
-        ['id',              'id between 1 and 9007199254740991'],       -- which a number of JSON holds exactly
-        ['size',            'size <= case status when ''Completed'' then 67108864 else 33554432 end'],  -- 32 MiB, and a result
+        ['id',              'id between 1 and 9007199254740991'],   -- which JSON's numbers hold exactly
+        -- 32 MiB, and a result
+        ['size',            'size <= case status when ''Completed'' then 67108864 else 33554432 end'],
         ['error',           'octet_length(error) <= 1048576'],
         ['idempotency_key', 'octet_length(idempotency_key) <= 2000']] loop
         execute format('alter table tasks drop constraint if exists tasks_%s_check', rule[1]);
@@ -106,15 +112,20 @@ begin
     end loop;
 end $$;
 
--- Rows of an older life with a status of their own stay as they are; new ones can't come.
-alter table tasks add  constraint tasks_status_check
+-- Rows of an older program with a status of their own stay as they are; new ones can't come.
+alter table tasks add constraint tasks_status_check
     check (status in ('New', 'In Progress', 'Completed', 'Failed')) not valid;
 
--- One index a query. A predicate is a literal in the query too, or it would not be used.
-create index        if not exists tasks_claim       on tasks (priority desc, id) where status = 'New' and run_at is null;
-create index        if not exists tasks_promote     on tasks (run_at)            where status = 'New' and run_at is not null;
-create index        if not exists tasks_list_status on tasks (status, id);       -- LIST_STATUS, RECLAIM, CANCELED
-create index        if not exists tasks_delete_old  on tasks (updated_at)        where status in ('Completed', 'Failed');
-create unique index if not exists tasks_create      on tasks (idempotency_key)   where idempotency_key is not null;
+-- One index a query. A predicate is a literal in the query too, or it would not be used. An index that is
+-- changed gets another name, and the old one is dropped here.
+create index        if not exists tasks_claim       on tasks (priority desc, id)
+    where status = 'New' and run_at is null;
+create index        if not exists tasks_promote     on tasks (run_at)
+    where status = 'New' and run_at is not null;
+create index        if not exists tasks_list_status on tasks (status, id);  -- LIST_STATUS, RECLAIM, CANCELED
+create index        if not exists tasks_delete_old  on tasks (updated_at)       -- and FINISHED
+    where status in ('Completed', 'Failed');
+create unique index if not exists tasks_create      on tasks (idempotency_key)
+    where idempotency_key is not null;
 
 comment on table tasks is 'Task Manager, schema 4';

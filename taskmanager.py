@@ -96,7 +96,7 @@ from datetime import MAXYEAR, datetime, timedelta, timezone, tzinfo
 from email.message import Message
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Annotated, Any, NamedTuple, NewType, NoReturn, get_args, get_origin, get_type_hints
 from urllib.parse import SplitResult, quote, unquote, unquote_to_bytes, urlencode, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
 
@@ -688,17 +688,7 @@ class Outage:
 # ----------------------------------------------------------------------------
 # What a task may be. HTTP and RabbitMQ check their input with these functions, and with nothing else.
 
-class NewTask(NamedTuple):
-    """A task to create, checked. The fields are in the order of CREATE's columns."""
-
-    payload: str | None = None          # JSON text
-    priority: int = 0
-    run_at: datetime | None = None      # UTC, without zone
-    max_attempts: int | None = None
-    timeout: float | None = None        # seconds
-    idempotency_key: str | None = None
-    fingerprint: str | None = None      # of the request that had the key
-    delay: float | None = None          # seconds from now, by the database's clock
+Json = NewType("Json", str)     # JSON text
 
 
 def _too_deep() -> Invalid:
@@ -865,15 +855,26 @@ Checks = dict[str, Check]       # by the names of the fields of a JSON object, o
 
 DELAY = _between(0, MAX_DELAY)
 
-NEW_TASK: Checks = {
-    "payload": encode_json,
-    "priority": _between(-32768, 32767, whole=True),
-    "run_at": _timestamp,
-    "delay": DELAY,
-    "max_attempts": _between(1, 1000, whole=True),
-    "timeout": _between(0.001, MAX_TIMEOUT),
-    "status": _new_status,
-}
+class NewTask(NamedTuple):
+    """A task to create: of each field its type, the check of what a client gives, and the default."""
+    payload: Annotated[Json | None, encode_json] = None
+    priority: Annotated[int, _between(-32768, 32767, whole=True)] = 0
+    run_at: Annotated[datetime | None, _timestamp] = None       # in UTC, without zone
+    delay: Annotated[float | None, DELAY] = None                # seconds from now, by the database's clock
+    max_attempts: Annotated[int | None, _between(1, 1000, whole=True)] = None
+    timeout: Annotated[float | None, _between(0.001, MAX_TIMEOUT)] = None      # seconds
+    # These two don't come with the others, but in a header, or as the id of a message.
+    idempotency_key: str | None = None
+    fingerprint: str | None = None      # of what came with the key
+
+
+def annotations_of(fields: type) -> dict[str, Any]:
+    """Return what Annotated adds to the types of a class, of those fields that have it."""
+    hints = get_type_hints(fields, include_extras=True)
+    return {name: hint.__metadata__[0] for name, hint in hints.items() if get_origin(hint) is Annotated}
+
+
+NEW_TASK: Checks = annotations_of(NewTask) | {"status": _new_status}
 
 # What a worker over HTTP sends, to claim tasks and then for each of them.
 LEASE = _between(1, 86400)
@@ -1012,7 +1013,7 @@ CRON_EXAMPLE = 'cron expression such as "30 3 * * mon-fri"'
 
 
 def cron_numbers(field: str, what: str, low: int, high: int, names: str) -> list[int]:
-    """Return the numbers that a field of a cron expression means, in order. Raise ValueError."""
+    """Return the numbers that a field of a cron expression means, in order. Raise Invalid."""
     known = {text: n for n in range(low, high + 1) for text in (f"{n}", f"{n:02}")}
     known |= {name: low + n for n, name in enumerate(names.split())}
     numbers: set[int] = set()
@@ -1023,26 +1024,29 @@ def cron_numbers(field: str, what: str, low: int, high: int, names: str) -> list
         stop = high if first is None or (step and not last) else known.get(last or first, -1)
         if not low <= start <= stop or not 1 <= int(step or 1) <= high:
             words = f" or {names.replace(' ', ', ')}" if names else ""
-            raise ValueError(f"{item!r} as {what}: expected {low} to {high}{words}; a range such as 1-5, the "
-                             f"lower one first; with a step such as */2, up to {high}; or a list of these")
+            raise invalid("not-a-schedule",
+                          f"{item!r} as {what}: expected {low} to {high}{words}; a range such as 1-5, the "
+                          f"lower one first; with a step such as */2, up to {high}; or a list of these")
         numbers.update(range(start, stop + 1, int(step or 1)))
     return sorted(numbers)
 
 
 def parse_cron(text: str) -> tuple[list[list[int]], bool]:
     """Return the numbers that each field of a cron expression means, Sunday as 0, and whether a date must
-    match both the days of the month and of the week, or only one. Raise ValueError, also if none ever can."""
+    match both the days of the month and of the week, or only one. Raise Invalid, also if none ever can."""
     lower = text.lower() if text.isascii() and len(text) <= MAX_CRON else ""
     fields = CRON_ALIASES.get(lower, lower).split()
     if len(fields) != len(CRON_FIELDS):
-        raise ValueError(f"expected a {CRON_EXAMPLE}, of five fields and up to {MAX_CRON} characters, or "
-                         f"{', '.join(CRON_ALIASES)}, or a number of seconds")
-    numbers = [cron_numbers(field, *limits) for field, limits in zip(fields, CRON_FIELDS)]
+        raise invalid("not-a-schedule",
+                      f"expected a {CRON_EXAMPLE}, of five fields and up to {MAX_CRON} characters, or "
+                      f"{', '.join(CRON_ALIASES)}, or a number of seconds")
+    numbers = [cron_numbers(field, *limits) for field, limits in zip(fields, CRON_FIELDS, strict=True)]
     numbers[4] = [day % 7 for day in numbers[4]]
 
     both = fields[2].startswith("*") or fields[4].startswith("*")       # with a step, too, as in cron
     if both and numbers[2][0] > max(calendar.monthrange(2000, month)[1] for month in numbers[3]):
-        raise ValueError(f"expected a date that exists: no month {fields[3]!r} has a day {fields[2]!r}")
+        raise invalid("not-a-schedule",
+                      f"expected a date that exists: no month {fields[3]!r} has a day {fields[2]!r}")
     return numbers, both
 
 
@@ -1073,7 +1077,7 @@ def first_instant(local: datetime, zone: tzinfo) -> datetime:
 
 
 def check_repeat(value: Any) -> float | str:
-    """Return a number of seconds, or a cron expression with single spaces. Raise ValueError."""
+    """Return a number of seconds, or a cron expression with single spaces. Raise Invalid."""
     if not isinstance(value, str):
         return _between(1, 10 * 365 * 86400, what=f"{CRON_EXAMPLE}, or a number of seconds")(value)
     parse_cron(value)
@@ -1087,9 +1091,10 @@ def time_zones() -> set[str]:
 
 
 def check_timezone(value: Any) -> str:
-    """Return the name of a time zone. Raise ValueError. A client's text is never used as a path."""
+    """Return the name of a time zone. Raise Invalid. A client's text is never used as a path."""
     if not isinstance(value, str) or value not in time_zones():
-        raise ValueError(
+        raise invalid(
+            "unknown-time-zone",
             "expected the name of a time zone such as Europe/Berlin" if len(time_zones()) > 1 else
             "expected UTC: this machine has no data of other time zones; the package tzdata holds them")
     return value
@@ -1101,7 +1106,7 @@ def next_time(repeat: float | str, zone: str | None, base: datetime, after: date
     Times are UTC without zone. `repeat` is what check_repeat returns. `zone` names the time zone of a cron
     expression, UTC when None. An interval counts from `base`, a time for which any run was planned: counted
     from when one began or ended, all further ones would be late. So missed runs become one, and a run that
-    takes longer than the interval skips what it missed. Raise ValueError for a zone unknown to this machine.
+    takes longer than the interval skips what it missed. Raise Invalid for a zone unknown to this machine.
     """
     try:
         if not isinstance(repeat, str):
@@ -1120,233 +1125,495 @@ def next_time(repeat: float | str, zone: str | None, base: datetime, after: date
 
 
 # ----------------------------------------------------------------------------
-# The SQL, in the order of a task's life: one statement a transition. It is written once, for PostgreSQL; SQLite
-# runs the same text, with its own words for some of PostgreSQL's (SQLiteStore.WORDS). `values %(rows)s` takes
-# any number of rows. Zero rows back is an ordinary answer. Spans of time go in and come out as numbers of
-# seconds, and each statement says UTC itself: no setting of session, role, database or environment (TimeZone,
-# DateStyle, IntervalStyle, extra_float_digits) changes what it means.
+# The row: a task as the statements return it. Row and NewTask have a line for each field; the lists of
+# columns and the JSON are derived from them, once, at import.
+
+Time = NewType("Time", str)     # ISO 8601 without a zone, in UTC, to the second
+
+
+class Row(NamedTuple):
+    """A task as it is stored; what Annotated adds is the SQL expression of a field that is no column.
+
+    A new field of a task is added in these places:
+    1. schema.sql, and its number in the last line: the column in PostgreSQL;
+    2. SQLiteStore.TABLE: the column in SQLite;
+    3. Row: how it is read, and shown to clients in this order (fields after `attempt` are not shown);
+    4. NewTask: its check and default, if a client may give it;
+    5. openapi.yaml: Task, and NewTask;
+    6. README.md and its translation, if a client may give it.
+    """
+    id: int
+    status: str
+    created_at: Time
+    updated_at: Time            # when the status last changed
+    payload: Json | None
+    result: Json | None
+    error: str | None
+    attempts: Annotated[int, "attempt - uncounted"]     # those that count towards max_attempts
+    max_attempts: int | None
+    priority: int
+    run_at: Time | None
+    timeout: float | None       # seconds
+    progress: float | None
+    idempotency_key: str | None
+    canceled: bool
+    attempt: int                # the fencing token: grows with each claim
+    size: int                   # bytes of payload and result
+    alone: bool                 # its worker must run nothing beside it
+
+    def to_json(self, claimed: bool = False) -> str:
+        """Return what a client sees: the documented four fields, and of the others those that the task has.
+
+        A task with no other field does not show its first attempt. `claimed`: show `attempt`, too.
+        """
+        others = [name + encode(value) for (name, encode), value in zip(SHOWN, self[4:]) if value]
+        if self.attempts == 1 and len(others) == 1:
+            others.clear()
+        if claimed:
+            others.append(f'"attempt": {self.attempt}')
+
+        first = (f'{{"id": {self.id}, "status": {json.dumps(self.status)}, '
+                 f'"created_at": "{self.created_at}", "updated_at": "{self.updated_at}"')
+        return ", ".join([first, *others]) + "}"
+
+
+# How a value of each type is read from its column, written to it, and shown as JSON; as it is where nothing
+# is said.
+READ_AS: dict[Any, str] = {
+    Json: "cast({} as text)",
+    Time: """to_char({}, 'YYYY-MM-DD"T"HH24:MI:SS')""",
+    float: "cast({} as numeric)",   # as a float it has as many digits as a setting of the session says
+}
+WRITTEN_AS: dict[Any, str] = {          # PostgreSQL takes a column of nothing but nulls for text
+    Json: "json({})",
+    datetime: "cast({} as timestamp)",
+    int: "cast({} as int)",
+    float: "cast({} as double precision)",
+}
+SHOWN_AS: dict[Any, Callable[[Any], str]] = {
+    Json: str,
+    Time: '"{}"'.format,
+    int: str,
+    bool: lambda value: "true",         # false is not shown
+}
+
+
+def field_types(fields: type) -> dict[str, Any]:
+    """Return the type of each field of a NamedTuple, T for `T | None`."""
+    return {name: (get_args(hint) or [hint])[0] for name, hint in get_type_hints(fields).items()}
+
+
+EXPRESSIONS = {name: name for name in Row._fields} | annotations_of(Row)
+COLUMNS = ", ".join(READ_AS.get(kind, "{}").format(EXPRESSIONS[name])
+                    for name, kind in field_types(Row).items())
+SHOWN = [(f'"{name}": ', SHOWN_AS.get(kind, json.dumps))
+         for name, kind in field_types(Row).items()][4:Row._fields.index("attempt")]
+
+GIVEN_COLUMNS = ", ".join(NewTask._fields)
+TYPED_COLUMNS = ", ".join(f"{WRITTEN_AS.get(kind, '{}').format(name)} as {name}"
+                          for name, kind in field_types(NewTask).items())
+NEW_COLUMNS = ", ".join(name for name in NewTask._fields if name not in ("run_at", "delay"))
+
+
+def may_have_more(rows: Sequence[Row], limit: int) -> bool:
+    """Tell whether there may be more tasks: these are as many as were asked for, or they are large."""
+    return len(rows) >= limit or sum(row.size for row in rows) >= MAX_PAGE_BYTES
+
+
+# ----------------------------------------------------------------------------
+# The SQL, in the order of a task's life: one statement a transition. It is written once, for PostgreSQL;
+# SQLite runs the same text, with its own words for some of PostgreSQL's (SQLiteStore.WORDS). `values
+# %(rows)s` takes any number of rows. Zero rows back is an ordinary answer. Spans of time go in and come out
+# as numbers of seconds, and each statement names UTC itself: no setting of session, role, database or
+# environment (TimeZone, DateStyle, IntervalStyle, extra_float_digits) changes what it means.
 
 NOW = "timezone('utc', now())"
 
-# How long a task has been ready, in seconds. Somebody's own SQL may have written any time, even an infinite one, which
-# PostgreSQL can't subtract: it counts as a year at most.
+# How long a task has been ready. Plain SQL may have written any time, even an infinite one, which PostgreSQL
+# can't subtract: it counts as a year at most.
 READY_SECONDS = f"""date_part('epoch', {NOW} - least(greatest(coalesce(ready_at, created_at),
        {NOW} - 31536000 * interval '1 second'), {NOW}))"""
 
-ISO = """'YYYY-MM-DD"T"HH24:MI:SS'"""
-
-# In the order of the fields of `Row`.
-COLUMNS = f"""
-    id, status, to_char(created_at, {ISO}), to_char(updated_at, {ISO}), cast(payload as text), cast(result as text), error,
-    attempt - uncounted, max_attempts, priority, to_char(run_at, {ISO}), cast(timeout as numeric),
-    cast(progress as numeric), idempotency_key, canceled, attempt, size, alone"""
-
-# Only the holder of this attempt, be it late: the end of the lease only lets others take over, and whoever does
-# has another attempt. The case makes PostgreSQL begin with the ids. By the status alone it might go through
-# all tasks that are under way, or have just ended, and compare each of them with the whole batch.
-HELD = """tasks.id = held.id and tasks.attempt = held.attempt
-       and tasks.status = case when held.id > 0 then 'In Progress' end"""
-
-# What the statements have in common that end an attempt, each of which says first how.
-END = f"""lease_until = null, progress = null, updated_at = {NOW}
-from   held
-where  {HELD}
-returning tasks.id, tasks.canceled"""
-
-# An idempotency key that is already there makes no second task: its row is the answer when it was made from the same,
-# and else the statement fails as a whole, for an attempt can't be null.
+# An idempotency key makes one task: a second one with the key is not inserted, and the first one's id is
+# returned.
 CREATE = f"""
-with new (payload, priority, run_at, max_attempts, timeout, idempotency_key, fingerprint, delay) as (
-    values %(rows)s),
-timed as (
-    select new.*, coalesce(cast(run_at as timestamp),
-                           {NOW} + cast(delay as double precision) * interval '1 second') as due
-    from   new)
-insert into tasks (created_at, updated_at, payload, priority, run_at, max_attempts, timeout, idempotency_key, fingerprint)
-select {NOW}, {NOW}, json(payload), priority, case when due > {NOW} then due end, cast(max_attempts as int),
-       cast(timeout as double precision), idempotency_key, fingerprint
-from   timed
-where  true
+with given ({GIVEN_COLUMNS}) as (
+    values %(rows)s
+),
+new as (
+    select {TYPED_COLUMNS}
+    from   given
+)
+insert into tasks (created_at, updated_at, run_at, {NEW_COLUMNS})
+select {NOW},
+       {NOW},
+       case
+       when run_at > {NOW} then run_at
+       when delay > 0 then {NOW} + delay * interval '1 second'
+       end,                             -- null: ready now
+       {NEW_COLUMNS}
+from   new
+where  true                             -- without it SQLite reads `on` as part of a join
 on conflict (idempotency_key) where idempotency_key is not null
-do update set attempt = case when coalesce(tasks.fingerprint, excluded.fingerprint, '') = coalesce(excluded.fingerprint, tasks.fingerprint, '')
-                             then tasks.attempt end
+do update set
+       -- The same task: nothing changes. Another task with its key: an attempt can't be null, so the whole
+       -- statement fails (KeyReused).
+       attempt = case
+                 when tasks.fingerprint <> excluded.fingerprint then null
+                 else tasks.attempt
+                 end
 returning id, idempotency_key, created_at = {NOW}"""
 
-READ = f"select {COLUMNS} from tasks where id = %(id)s"
-
-# How long an attempt has been under way.
-RUNNING = f"""
-select date_part('epoch', {NOW} - updated_at) from tasks
-where  id = %(id)s and attempt = %(attempt)s and status = 'In Progress'"""
-
-# Pages by the last id seen, never by an offset: the millionth page costs what the first does.
-_PAGE = {"asc": "id > %(after)s order by id limit %(limit)s", "desc": "id < %(after)s order by id desc limit %(limit)s"}
-
-
-def _fitting(page: str, order: str) -> str:
-    """Of a page (id, size) as many tasks as are not too large together, but at least one. No other is unpacked."""
-    return f"""
-with page (page_id, size_before) as materialized (
-    select id, sum(size) over (order by id {order}) - size from ({page}) as page)
+READ = f"""
 select {COLUMNS}
-from   page join tasks on id = page_id
-where  size_before < %(size)s
-order  by id {order}"""
+from   tasks
+where  id = %(id)s"""
 
-
-LIST = {order: _fitting(f"select id, size from tasks where {page}", order) for order, page in _PAGE.items()}
-
-# Of each status that is asked for as many as may be needed, from the index.
-LIST_STATUS = {order: _fitting("select id, size from (" + " union all ".join(
-    f"select * from (select id, size from tasks where status = '{status}' and %(status{n})s and {page}) as status{n}"
-    for n, status in enumerate(STATUSES)) + f") as tasks where {page}", order) for order, page in _PAGE.items()}
-
-COUNT = "select count(*) from tasks where status = %(status)s"
-
-# `is true` keeps both databases from the index on status: what has just ended is found by its time.
-FINISHED = f"""
-select count(*) from tasks
-where  status in ('Completed', 'Failed') and (status = %(status)s) is true
-       and updated_at > {NOW} - %(age)s * interval '1 second'"""
-
-OLDEST_READY = f"select coalesce(max({READY_SECONDS}), 0) from tasks where status = 'New' and run_at is null"
-
-# No task is handed out twice, and nobody waits for a row that another worker is just taking. Like a page, no more
-# than fit into an answer together: a task that is to run alone fills one, and is not put beside others.
-CLAIM = f"""
-with ready (task, urgency, size, lone) as materialized (
-    select id, priority, case when alone then %(size)s else size + 1 end, alone from tasks
-    where  status = 'New' and run_at is null
-           and priority <= 32767        -- as all are: it makes PostgreSQL go by the index, and sort nothing
-           and attempt < 2147483647     -- there is no number for a further one
-           -- A busy worker takes nothing from where a task stands that is to run alone, so that it comes to run
-           -- it; but it passes over that task as long as something runs here that began before it was ready.
-           and (not alone or {READY_SECONDS} >= %(busy)s)
-    order  by priority desc, id
+# A page begins after the last id seen, never at an offset: the millionth page costs what the first does.
+LIST = f"""
+with found as (
+    select id, size
+    from   tasks
+    where  id > %(after)s
+    order by id
     limit  %(limit)s
-    for update skip locked),
-fitting (task, size_before, lone) as materialized (
-    select task, sum(size) over (order by urgency desc, task) - size, lone from ready)
-update tasks
-set    status = 'In Progress', attempt = attempt + 1, updated_at = {NOW}, worker = %(worker)s,
-       alone = alone or %(single)s, lease_until = {NOW} + %(lease)s * interval '1 second'
-from   fitting
-where  id = task and size_before < %(size)s and (not lone or size_before = 0 and %(busy)s = 0)
-returning {COLUMNS}, {READY_SECONDS}"""
+),
+page (id, size_before) as materialized (
+    select id, sum(size) over (order by id) - size
+    from   found
+)
+select {COLUMNS}
+from   page
+join   tasks using (id)
+where  size_before < %(size)s           -- at least one task; what is too much is not even unpacked
+order by id"""
 
-# Also carries the progress that the handler reported. A lease never gets shorter.
-EXTEND = f"""
-with held (id, attempt, progress) as (values %(rows)s)
+# One SELECT for each status, for only so all rows come from the index (status, id), in order.
+LIST_STATUS = f"""
+with new as (
+    select id, size
+    from   tasks
+    where  status = 'New' and %(new)s and id > %(after)s
+    order by id
+    limit  %(limit)s
+),
+in_progress as (
+    select id, size
+    from   tasks
+    where  status = 'In Progress' and %(in_progress)s and id > %(after)s
+    order by id
+    limit  %(limit)s
+),
+completed as (
+    select id, size
+    from   tasks
+    where  status = 'Completed' and %(completed)s and id > %(after)s
+    order by id
+    limit  %(limit)s
+),
+failed as (
+    select id, size
+    from   tasks
+    where  status = 'Failed' and %(failed)s and id > %(after)s
+    order by id
+    limit  %(limit)s
+),
+found as (
+    select id, size
+    from   (select * from new
+            union all
+            select * from in_progress
+            union all
+            select * from completed
+            union all
+            select * from failed) as of_all
+    order by id
+    limit  %(limit)s
+),
+page (id, size_before) as materialized (
+    select id, sum(size) over (order by id) - size
+    from   found
+)
+select {COLUMNS}
+from   page
+join   tasks using (id)
+where  size_before < %(size)s           -- as in LIST
+order by id"""
+
+
+@functools.cache
+def backwards(sql: str) -> str:
+    """Return LIST or LIST_STATUS in the opposite order."""
+    return sql.replace("order by id", "order by id desc").replace("id > %(after)s", "id < %(after)s")
+
+
+# What is due becomes ready, so that the index that CLAIM uses holds ready tasks only.
+PROMOTE = f"""
+with due as materialized (
+    select id
+    from   tasks
+    where  status = 'New' and run_at <= {NOW}
+    order by run_at
+    limit  %(limit)s
+    for update skip locked
+)
 update tasks
-set    lease_until = greatest(coalesce(lease_until, {NOW}), {NOW} + %(lease)s * interval '1 second'),
-       progress = coalesce(cast(held.progress as double precision), tasks.progress)
-from   held
-where  {HELD}
+set    run_at   = null,
+       ready_at = run_at
+from   due
+where  tasks.id = due.id
 returning tasks.id"""
 
-# A task that was canceled meanwhile ends as canceled, whatever its handler says; so do the next three.
-COMPLETE = f"""
-with held (id, attempt, result) as (values %(rows)s)
+# No task is handed out twice, and no claim waits for a row that another worker is just claiming.
+CLAIM = f"""
+with ready as materialized (
+    select id, priority, alone,
+           case when alone then %(size)s else size + 1 end as size      -- a task that runs alone fills a page
+    from   tasks
+    where  status = 'New' and run_at is null
+           -- All priorities are: the condition makes PostgreSQL use the index, and sort nothing.
+           and priority <= 32767
+           -- A task that has had the last number gets no further one.
+           and attempt < 2147483647
+           -- A worker runs such a task when it has nothing else to do. Until then it claims nothing that
+           -- comes after the task, except while it still runs an attempt that began before the task was
+           -- ready.
+           and (not alone or {READY_SECONDS} >= %(busy)s)
+    order by priority desc, id
+    limit  %(limit)s
+    for update skip locked
+),
+fitting (task_id, size_before, runs_alone) as materialized (
+    select id, sum(size) over (order by priority desc, id) - size, alone
+    from   ready
+)
 update tasks
-set    status = case when canceled then 'Failed' else 'Completed' end,
-       result = case when canceled then null else json(held.result) end,
-       error  = case when canceled then 'canceled' end,
-       {END}"""
+set    status      = 'In Progress',
+       attempt     = attempt + 1,
+       alone       = alone or %(single)s,
+       worker      = %(worker)s,
+       lease_until = {NOW} + %(lease)s * interval '1 second',
+       updated_at  = {NOW}
+from   fitting
+where  id = task_id
+       and size_before < %(size)s       -- no more than fits into a page
+       and (not runs_alone or size_before = 0 and %(busy)s = 0)
+returning {COLUMNS}, {READY_SECONDS}"""
+
+# The seconds since an attempt began.
+RUNNING = f"""
+select date_part('epoch', {NOW} - updated_at)
+from   tasks
+where  id = %(id)s and attempt = %(attempt)s and status = 'In Progress'"""
+
+# What a worker holds. It gives back (RELEASE) what it does not know of, for the answer to a claim was lost.
+HELD_BY = """
+select id, attempt
+from   tasks
+where  status = 'In Progress' and worker = %(worker)s"""
+
+# The next five are for the holder of an attempt alone, even after the end of its lease: that only lets others
+# take the task over, and then it has another attempt. They find a task by its id: the CASE keeps PostgreSQL
+# from the index on status, by which it may compare all tasks that are in progress with each of the batch.
+
+# A lease never gets shorter. The handler's progress is stored on the way.
+EXTEND = f"""
+with extended (id, attempt, progress) as (
+    values %(rows)s
+)
+update tasks
+set    lease_until = greatest(coalesce(lease_until, {NOW}), {NOW} + %(lease)s * interval '1 second'),
+       progress    = coalesce(cast(extended.progress as double precision), tasks.progress)
+from   extended
+where  tasks.id = extended.id
+       and tasks.attempt = extended.attempt
+       and tasks.status = case when extended.id > 0 then 'In Progress' end
+returning tasks.id"""
+
+# A task that was canceled meanwhile ends as canceled, whatever its handler did. So do the next three.
+COMPLETE = f"""
+with ended (id, attempt, result) as (
+    values %(rows)s
+)
+update tasks
+set    status      = case when canceled then 'Failed' else 'Completed' end,
+       result      = case when not canceled then json(ended.result) end,
+       error       = case when canceled then 'canceled' end,
+       progress    = null,
+       lease_until = null,
+       updated_at  = {NOW}
+from   ended
+where  tasks.id = ended.id
+       and tasks.attempt = ended.attempt
+       and tasks.status = case when ended.id > 0 then 'In Progress' end
+returning tasks.id, tasks.canceled"""
 
 RETRY = f"""
-with held (id, attempt, error, delay) as (values %(rows)s)
+with ended (id, attempt, error, delay) as (
+    values %(rows)s
+)
 update tasks
-set    status = case when canceled then 'Failed'   else 'New' end,
-       error  = case when canceled then 'canceled' else held.error end,
-       run_at = case when not canceled then {NOW} + held.delay * interval '1 second' end,
-       {END}"""
+set    status      = case when canceled then 'Failed' else 'New' end,
+       error       = case when canceled then 'canceled' else ended.error end,
+       run_at      = case when not canceled then {NOW} + ended.delay * interval '1 second' end,
+       progress    = null,
+       lease_until = null,
+       updated_at  = {NOW}
+from   ended
+where  tasks.id = ended.id
+       and tasks.attempt = ended.attempt
+       and tasks.status = case when ended.id > 0 then 'In Progress' end
+returning tasks.id, tasks.canceled"""
 
 FAIL = f"""
-with held (id, attempt, error) as (values %(rows)s)
+with ended (id, attempt, error) as (
+    values %(rows)s
+)
 update tasks
-set    status = 'Failed',
-       error  = case when canceled then 'canceled' else held.error end,
-       {END}"""
+set    status      = 'Failed',
+       error       = case when canceled then 'canceled' else ended.error end,
+       progress    = null,
+       lease_until = null,
+       updated_at  = {NOW}
+from   ended
+where  tasks.id = ended.id
+       and tasks.attempt = ended.attempt
+       and tasks.status = case when ended.id > 0 then 'In Progress' end
+returning tasks.id, tasks.canceled"""
 
 # Given back unfinished by a worker that stops: the attempt does not count.
 RELEASE = f"""
-with held (id, attempt) as (values %(rows)s)
+with ended (id, attempt) as (
+    values %(rows)s
+)
 update tasks
-set    status = case when canceled then 'Failed'   else 'New' end,
-       error  = case when canceled then 'canceled' else error end,
-       uncounted = least(uncounted + 1, tasks.attempt), ready_at = {NOW}, {END}"""
+set    status      = case when canceled then 'Failed' else 'New' end,
+       error       = case when canceled then 'canceled' else error end,
+       uncounted   = least(uncounted + 1, tasks.attempt),
+       ready_at    = {NOW},
+       progress    = null,
+       lease_until = null,
+       updated_at  = {NOW}
+from   ended
+where  tasks.id = ended.id
+       and tasks.attempt = ended.attempt
+       and tasks.status = case when ended.id > 0 then 'In Progress' end
+returning tasks.id, tasks.canceled"""
 
 CUT_OFF = "the worker died or was cut off"
 
-# What a dead worker held goes back. When a worker dies, any of the tasks that ran in it may have killed it. So a task
-# only fails for that when it ran alone: the last attempt of one that was lost runs alone, and a last attempt that was
-# lost beside others does not count. A worker takes back nothing of its own: it knows what it holds, and gives back
-# the rest. A task that says In Progress and has no lease (somebody wrote it so) is nobody's either.
+# Tasks whose lease has ended go back, for their worker is dead. Any of the tasks that ran in it may have
+# killed it, so a task only fails for that when it ran alone.
 RECLAIM = f"""
 with lost as materialized (
-    select id, attempt - uncounted as counted, coalesce(max_attempts, %(max_attempts)s) as most from tasks
-    where  status = 'In Progress' and (lease_until is null or lease_until <= {NOW})
+    select id,
+           attempt - uncounted as counted,
+           coalesce(max_attempts, %(max_attempts)s) as most
+    from   tasks
+    where  status = 'In Progress'
+           -- Without a lease, as plain SQL may write it, a task has no worker either.
+           and (lease_until is null or lease_until <= {NOW})
+           -- A worker knows which tasks it holds, and gives back others of its own (HELD_BY).
            and (worker is null or worker <> %(worker)s)
-    order  by id
+    order by id
     limit  %(limit)s
-    for update skip locked)
+    for update skip locked
+)
 update tasks
-set    status = case when canceled or alone and counted >= most then 'Failed' else 'New' end,
-       error  = case when canceled then 'canceled'
-                else '{CUT_OFF} during attempt ' || counted || ' of ' || most end,
-       uncounted = case when not alone and counted >= most then uncounted + 1 else uncounted end,
-       alone = alone or counted >= most - 1,
-       ready_at = {NOW}, lease_until = null, progress = null, updated_at = {NOW}
+set    status      = case when canceled or alone and counted >= most then 'Failed' else 'New' end,
+       error       = case
+                     when canceled then 'canceled'
+                     else '{CUT_OFF} during attempt ' || counted || ' of ' || most
+                     end,
+       -- The last attempt, lost beside others, does not count, so there is one more;
+       uncounted   = case when not alone and counted >= most then uncounted + 1 else uncounted end,
+       -- and the last attempt after a lost one runs alone.
+       alone       = alone or counted >= most - 1,
+       ready_at    = {NOW},
+       progress    = null,
+       lease_until = null,
+       updated_at  = {NOW}
 from   lost
 where  tasks.id = lost.id
 returning tasks.id, attempt, status"""
 
-# A New task ends at once; one In Progress is marked, and its worker ends it. Here and in the next two: where
-# a client says which status and attempt it has seen, only as long as the task has them.
+# The next three do what a client asks for. Where it names the status and the attempt that it has seen, they
+# do so only as long as the task has both.
+
+# A New task ends at once; one In Progress is marked, and its worker ends it.
 CANCEL = f"""
 update tasks
 set    canceled   = true,
+       status     = case when status = 'New' then 'Failed'   else status     end,
        error      = case when status = 'New' then 'canceled' else error      end,
        run_at     = case when status = 'New' then null       else run_at     end,
-       updated_at = case when status = 'New' then {NOW}      else updated_at end,
-       status     = case when status = 'New' then 'Failed'   else status     end
-where  id = %(id)s and status in ('New', 'In Progress')
-  and (status, attempt) = (coalesce(%(status)s, status), coalesce(%(attempt)s, attempt))
+       updated_at = case when status = 'New' then {NOW}      else updated_at end
+where  id = %(id)s
+       and status in ('New', 'In Progress')
+       and (status, attempt) = (coalesce(%(status)s, status), coalesce(%(attempt)s, attempt))
 returning {COLUMNS}"""
 
-CANCELED = "select id, attempt from tasks where status = 'In Progress' and canceled"
+CANCELED = """
+select id, attempt
+from   tasks
+where  status = 'In Progress' and canceled"""
 
-# Of which a worker gives back (RELEASE) what it does not know, for the answer to a claim was lost.
-OWN = "select id, attempt from tasks where status = 'In Progress' and worker = %(worker)s"
-
-# A failed task begins anew, with all its attempts before it; the numbers of the old ones are not used again.
+# All attempts are before it again; the numbers of the old ones are not used again.
 RETRY_BY_HAND = f"""
 update tasks
-set    status = 'New', error = null, canceled = false, uncounted = attempt, alone = false, run_at = null,
-       ready_at = {NOW}, updated_at = {NOW}
-where  id = %(id)s and status = 'Failed'
-  and (status, attempt) = (coalesce(%(status)s, status), coalesce(%(attempt)s, attempt))
+set    status     = 'New',
+       error      = null,
+       run_at     = null,
+       uncounted  = attempt,
+       alone      = false,
+       canceled   = false,
+       ready_at   = {NOW},
+       updated_at = {NOW}
+where  id = %(id)s
+       and status = 'Failed'
+       and (status, attempt) = (coalesce(%(status)s, status), coalesce(%(attempt)s, attempt))
 returning {COLUMNS}"""
 
-# Not while a worker holds it.
 DELETE = f"""
 delete from tasks
-where  id = %(id)s and status <> 'In Progress'
-  and (status, attempt) = (coalesce(%(status)s, status), coalesce(%(attempt)s, attempt))
+where  id = %(id)s
+       and status <> 'In Progress'      -- a worker holds it
+       and (status, attempt) = (coalesce(%(status)s, status), coalesce(%(attempt)s, attempt))
 returning {COLUMNS}"""
 
-# What is due joins the tasks that are ready, so that CLAIM's index holds nothing else.
-PROMOTE = f"""
-with due as materialized (
-    select id from tasks
-    where  status = 'New' and run_at <= {NOW}
-    order  by run_at
-    limit  %(limit)s
-    for update skip locked)
-update tasks set run_at = null, ready_at = run_at from due where tasks.id = due.id
-returning tasks.id"""
+DELETE_OLD = f"""
+with old as materialized (
+    select id
+    from   tasks
+    where  status in ('Completed', 'Failed') and updated_at < {NOW} - %(age)s * interval '1 second'
+    order by updated_at
+    limit  %(limit)s offset %(kept)s    -- the oldest are those that could not be deleted
+    for update skip locked
+)
+delete from tasks
+where  id in (select id from old)
+returning id"""
 
-# Readiness, on PostgreSQL. First what its catalog says; no lock on the table is waited for.
+COUNT = """
+select count(*)
+from   tasks
+where  status = %(status)s"""
+
+FINISHED = f"""
+select count(*)
+from   tasks
+where  status in ('Completed', 'Failed')
+       -- `is true` keeps both databases from the index on status: the latest are found by their time.
+       and (status = %(status)s) is true
+       and updated_at > {NOW} - %(age)s * interval '1 second'"""
+
+OLDEST_READY = f"""
+select coalesce(max({READY_SECONDS}), 0)
+from   tasks
+where  status = 'New' and run_at is null"""
+
+# Whether tasks can be written, on PostgreSQL: first what its catalog says, without waiting for a lock of the
+# table.
 WRITABLE = """
 select case
        when pg_is_in_recovery()
@@ -1359,8 +1626,8 @@ select case
        then 'the role may not use the sequence of the ids'
        end"""
 
-# Then whether the disk has room: a bare task is inserted, behind all others, and taken back. That
-# uses up no id, and gives the server no error to log.
+# Then whether the disk has room: a bare task is inserted, with the last id of all, and taken back. That uses
+# up no id, and gives the server no error to log.
 TRY_TO_WRITE = """
 do $$ begin
     insert into tasks (id) overriding system value values (9007199254740991) on conflict do nothing;
@@ -1368,142 +1635,123 @@ do $$ begin
 exception when sqlstate 'TM000' then null;
 end $$"""
 
-# The oldest, but for those that were not to be deleted and so stand before all others.
-DELETE_OLD = f"""
-with old as materialized (
-    select id from tasks
-    where  status in ('Completed', 'Failed') and updated_at < {NOW} - %(age)s * interval '1 second'
-    order  by updated_at
-    limit  %(limit)s offset %(kept)s
-    for update skip locked)
-delete from tasks where id in (select id from old)
-returning id"""
-
 
 # ----------------------------------------------------------------------------
-# Metrics: what this process has done, counted here and told at /metrics. No label holds an id or anything else that a
-# client chooses: their number must have an end.
+# Metrics: what this process has done is counted here, and shown at /metrics. No label holds an id or anything
+# else that a client chooses: their number must have an end.
+
+# Of each metric its kind and its help, in the order of /metrics. A metric is added here, and where it is
+# counted (class Metrics) or measured (Store.gauges).
+METRICS = {
+    "taskmanager_info": ("gauge", "The program"),
+    "taskmanager_tasks": ("gauge", "Tasks in the table"),
+    "taskmanager_finished_per_second":
+        ("gauge", f"Tasks that ended in the last {RATE_SECONDS} seconds, per second"),
+    "taskmanager_oldest_ready_seconds": ("gauge", "How long the oldest task waits that could be claimed"),
+    "taskmanager_database_up": ("gauge", "Whether the database answers"),
+    "taskmanager_rabbitmq_up": ("gauge", "Whether RabbitMQ is connected"),
+    "taskmanager_task_events_total": ("counter", "What happened to tasks, as far as this process did it"),
+    "taskmanager_messages_rejected_total": ("counter", "Messages that were no tasks"),
+    "taskmanager_http_requests_total": ("counter", "HTTP requests that were answered"),
+    "taskmanager_wait_seconds": ("histogram", "How long tasks that were claimed had been ready"),
+    "taskmanager_run_seconds": ("histogram", "How long attempts took"),
+}
+
+EVENTS = (
+    "created", "claimed", "completed", "failed", "retried", "released", "reclaimed", "canceled", "deleted")
+
+
+# Values by the name of the metric and the series: its labels, as in `{event="created"}`, or "" without any.
+# None is a value that is not known.
+Samples = dict[str, dict[str, float | None]]
+
 
 class Metrics:
     """Counters and histograms in the text form of Prometheus (version 0.0.4). Safe to use from any thread."""
 
-    EVENTS = ("created", "claimed", "completed", "failed", "retried", "released", "reclaimed", "canceled", "deleted")
     BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200)     # seconds
     SERIES = tuple(f'_bucket{{le="{le}"}}' for le in (*BUCKETS, "+Inf"))        # of a histogram
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._lock = threading.Lock()
-        histogram = dict.fromkeys(self.SERIES, 0) | {"_sum": 0.0}      # each has its own spans only, until text() adds those before it
-        # Of each name the kind, the help, and the value of each series by what stands behind the name.
-        self._families: dict[str, tuple[str, str, dict[str, float]]] = {
-            "taskmanager_task_events_total": ("counter", "What happened to tasks, as far as this process did it", {f'{{event="{event}"}}': 0 for event in self.EVENTS}),
-            "taskmanager_messages_rejected_total": ("counter", "Messages that were no tasks", {"": 0}),
-            "taskmanager_http_requests_total": ("counter", "HTTP requests that were answered", {}),
-            "taskmanager_wait_seconds": ("histogram", "How long tasks that were claimed had been ready", histogram),
-            "taskmanager_run_seconds": ("histogram", "How long attempts took", dict(histogram)),
-        }
+        self._samples: dict[str, dict[str, float]] = {}     # by name and series
+        for name, (kind, _) in METRICS.items():
+            if kind == "counter":
+                self._samples[name] = {}
+            elif kind == "histogram":       # each bucket without those before it, which text() adds
+                self._samples[name] = dict.fromkeys(self.SERIES, 0.0) | {"_sum": 0.0}
+        for event in EVENTS:
+            self.count(event, 0)
+        self._add("taskmanager_messages_rejected_total", "", 0)
 
     def count(self, event: str, number: int = 1) -> None:
-        """Something happened to so many tasks."""
+        """Count what happened to so many tasks."""
         self._add("taskmanager_task_events_total", f'{{event="{event}"}}', number)
 
     def rejected(self) -> None:
+        """Count a message that was rejected."""
         self._add("taskmanager_messages_rejected_total", "", 1)
 
     def answered(self, route: str, method: str, status: str) -> None:
-        self._add("taskmanager_http_requests_total", f'{{route="{route}",method="{method}",status="{status}"}}', 1)
+        """Count an HTTP request that was answered."""
+        self._add("taskmanager_http_requests_total",
+                  f'{{route="{route}",method="{method}",status="{status}"}}', 1)
 
     def _add(self, name: str, series: str, number: float) -> None:
-        samples = self._families[name][2]
+        samples = self._samples[name]
         with self._lock:
             samples[series] = samples.get(series, 0) + number
 
     def observe(self, name: str, spans: Iterable[float]) -> None:
-        """Tasks waited ("wait") or attempts ran ("run") for so many seconds each."""
-        samples = self._families[f"taskmanager_{name}_seconds"][2]
+        """Count for how many seconds each of some tasks waited ("wait"), or of some attempts ran ("run")."""
+        samples = self._samples[f"taskmanager_{name}_seconds"]
         with self._lock:
             for span in spans:
                 samples[self.SERIES[bisect.bisect_left(self.BUCKETS, span)]] += 1
                 samples["_sum"] += max(span, 0.0)
 
-    def text(self, gauges: dict[str, tuple[str, str, dict[str, float]]]) -> str:
-        """All of it. `gauges`: of each name "gauge", the help, and the value of each set of labels."""
-        lines = []
+    def text(self, gauges: Samples) -> str:
+        """Return all of it, with the gauges that are given."""
         with self._lock:
-            for name, (kind, meaning, samples) in (gauges | self._families).items():
-                if kind == "histogram":
-                    counts = list(itertools.accumulate(samples[series] for series in self.SERIES))
-                    samples = dict(zip(self.SERIES, counts)) | {"_sum": samples["_sum"], "_count": counts[-1]}
-                lines += [f"# HELP {name} {meaning}", f"# TYPE {name} {kind}"]
-                lines += [f"{name}{series} {value:.15g}" for series, value in samples.items()]
+            samples: Samples = {name: dict(each) for name, each in self._samples.items()}
+
+        lines = []
+        for name, (kind, meaning) in METRICS.items():
+            values = gauges.get(name, samples.get(name))
+            if values is None:
+                continue
+            if kind == "histogram":
+                counts = itertools.accumulate(values[series] or 0 for series in self.SERIES)
+                values.update(zip(self.SERIES, counts))
+                values["_count"] = values[self.SERIES[-1]]
+            lines += [f"# HELP {name} {meaning}", f"# TYPE {name} {kind}"]
+            lines += [f"{name}{series} {value:.15g}" for series, value in values.items() if value is not None]
         return "\n".join(lines) + "\n"
 
 
 # ----------------------------------------------------------------------------
-# The store: a method a statement, the same on both databases, safe to call from any thread. Who creates
-# a task also rings: every callable in `store.listeners` is called after the commit.
-
-class Row(NamedTuple):
-    """A task as it is kept. `payload` and `result` are JSON text; times are ISO 8601 in UTC, to the second."""
-    id: int
-    status: str
-    created_at: str
-    updated_at: str
-    payload: str | None
-    result: str | None
-    error: str | None
-    attempts: int               # those that count
-    max_attempts: int | None
-    priority: int
-    run_at: str | None
-    timeout: float | None
-    progress: float | None
-    idempotency_key: str | None
-    canceled: bool
-    attempt: int                # the fencing token: grows with each claim
-    size: int                   # bytes of payload and result
-    alone: bool                 # its worker is to run nothing beside it
-
-    def to_json(self, claimed: bool = False) -> str:
-        """Return what a client sees: the documented four fields, then those that the task has.
-
-        A task without any of them says nothing of its first attempt, either. `claimed`: show `attempt`, too.
-        """
-        others = self[6:7] + self[8:15]
-        is_bare = self.attempts == 1 and self.payload is self.result is None and not any(others)
-        text = f'{{"id": {self.id}, "status": {json.dumps(self.status)}, "created_at": "{self.created_at}", "updated_at": "{self.updated_at}"'
-        if self.payload is not None:
-            text += f', "payload": {self.payload}'
-        if self.result is not None:
-            text += f', "result": {self.result}'
-        for name, value in zip(self._fields[6:14], self[6:14]):
-            if value and not (is_bare and name == "attempts"):
-                text += f', "{name}": {json.dumps(value)}'
-        return text + (', "canceled": true' if self.canceled else "") + (f', "attempt": {self.attempt}}}' if claimed else "}")
-
-
-def may_have_more(rows: Sequence[Row], limit: int) -> bool:
-    """Whether there may be more where these came from: there are as many as were asked for, or they are large."""
-    return len(rows) >= limit or sum(row.size for row in rows) >= MAX_PAGE_BYTES
-
+# The store: a method a statement, in the order of a task's life, the same on both databases, safe to call
+# from any thread. What makes tasks ready also notifies: it calls every callable in `store.listeners`, after
+# the commit.
 
 class Pool:
-    """The connections of one process to the database: at most `most`, none idle for long, and none busy for ever."""
+    """The connections of a process to the database: at most `size`, none idle for long or busy for ever."""
 
-    def __init__(self, store: Store, most: int):
-        self._store, self._most = store, most
-        self._slots = threading.BoundedSemaphore(most)
+    def __init__(self, store: Store, size: int):
+        self._store = store
+        self._size = size
+        self._slots = threading.BoundedSemaphore(size)
         self._lock = threading.Lock()                       # of what follows
-        self._idle: list[tuple[float, Any]] = []            # since when; the one that was used last is used next
-        self._busy: dict[Any, float] = {}                   # when to break off what each does; infinite: it was done
-        self._guard: threading.Thread | None = None         # there as long as there are connections
+        self._idle: list[tuple[float, Any]] = []            # since when; the last one is used next
+        self._busy: dict[Any, float] = {}                   # when to break it off; inf: it was done
+        self._guard: threading.Thread | None = None         # runs as long as there are connections
         self._closing = threading.Event()
 
     @contextlib.contextmanager
-    def connection(self):
-        """A connection for one thread alone, and whether it was used before."""
+    def connection(self) -> Iterator[tuple[Any, bool]]:
+        """Give a thread a connection for itself, and tell whether it was used before. Raise TimeoutError."""
         if not self._slots.acquire(timeout=CONNECT_SECONDS):
-            raise TimeoutError(f"all {self._most} connections to the database are busy")
+            raise TimeoutError(f"all {self._size} connections to the database are busy")
         try:
             while (connection := self._take()) and not self._store._is_usable(connection):
                 connection.close()
@@ -1521,13 +1769,13 @@ class Pool:
         finally:
             self._slots.release()
 
-    def _take(self):
+    def _take(self) -> Any:
         with self._lock:
             return self._idle.pop()[1] if self._idle else None
 
     @contextlib.contextmanager
-    def limit(self, connection, seconds: float):
-        """Break off what the block does with a connection after so many seconds, and raise TimeoutError then."""
+    def limit(self, connection: Any, seconds: float) -> Iterator[None]:
+        """Break off what the block does with a connection after so many seconds: raise TimeoutError."""
         with self._lock:
             self._busy[connection] = time.monotonic() + seconds
             self._start_guard()
@@ -1535,31 +1783,33 @@ class Pool:
             yield
         finally:
             with self._lock:
-                broken_off = self._busy.pop(connection) == math.inf
-            if broken_off:
+                was_broken_off = self._busy.pop(connection) == math.inf
+            if was_broken_off:
                 raise TimeoutError(f"no answer within {seconds:g} s")
 
     def _start_guard(self) -> None:
         if not self._guard:
             guard = EssentialThread("connections", self._watch)
-            with contextlib.suppress(RuntimeError, MemoryError):    # no more threads: with the next statement, then
+            with contextlib.suppress(RuntimeError, MemoryError):    # no more threads: try later
                 guard.start()
                 self._guard = guard
 
     def _watch(self) -> None:
-        needed = True
-        while needed:
+        is_needed = True
+        while is_needed:
             self._closing.wait(1)
             now = time.monotonic()
             with self._lock:
-                for connection, moment in self._busy.items():
-                    if now >= moment:
+                for connection, deadline in self._busy.items():
+                    if now >= deadline:
                         self._busy[connection] = math.inf
                         self._store._break_off(connection)
+
                 old = [connection for since, connection in self._idle if since <= now - IDLE_SECONDS]
                 self._idle = [each for each in self._idle if each[0] > now - IDLE_SECONDS]
-                needed = bool(self._idle or self._busy)
-                if not needed:
+
+                is_needed = bool(self._idle or self._busy)
+                if not is_needed:
                     self._guard = None
             for connection in old:
                 connection.close()
@@ -1574,16 +1824,22 @@ class Pool:
             self._closing.clear()
 
 
-class _PerProcess:
-    """What each process has of a store for itself. After a fork two processes would else read each other's answers
-    from one connection, and wait for locks of threads that exist in one of them only."""
+Params = dict[str, Any]      # of a statement, by name
+
+
+class ProcessState:
+    """What each process has of a store for itself.
+
+    After a fork two processes would otherwise read each other's answers from one connection, and wait for
+    locks of threads that exist in one of them only.
+    """
 
     def __init__(self, pool: Pool):
         self.pool = pool
         self.metrics = Metrics()
-        self.figures: dict[Any, tuple[float, Any]] = {}     # when each is to be asked for again, and what it was
-        self.counting = threading.Lock()
-        self.unsure: set[tuple[int, int]] = set()           # ends of attempts whose answer was lost
+        self.figures: dict[Any, tuple[float, Any]] = {}     # when each is measured again, and its value
+        self.measuring = threading.Lock()                   # of the figures
+        self.unconfirmed: set[tuple[int, int]] = set()      # attempts that were ended without an answer
         self.writing = threading.Lock()                     # SQLite has one writer at a time
 
 
@@ -1593,70 +1849,75 @@ class Store:
     May be used after a fork, by both processes: what the other one opened is neither used nor closed.
     """
 
-    ascii = False       # whether the database's encoding lacks characters, so that they are kept escaped
-    waited = False      # for the database, when it was opened
+    ascii = False       # whether the database's encoding lacks characters, so that they are stored escaped
+    waited = False      # whether open_store() had to wait for the database
 
     def __init__(self, url: str, connections: int = 8):
-        """`connections`: how many each process opens at most; who needs one more waits for it."""
+        """`connections`: how many each process opens at most; a thread that needs one more waits for it."""
         self.url = url
         self.listeners: list[Callable[[], None]] = []
         self._outage = Outage("database")
         self._connections = connections
-        self._last_write = float("-inf")        # when _try_to_write() last succeeded
-        self._processes: dict[int, _PerProcess] = {}
+        self._last_write = -math.inf            # when _try_to_write() last succeeded
+        self._processes: dict[int, ProcessState] = {}
 
     @property
-    def _own(self) -> _PerProcess:
-        # Compared, and not set by os.register_at_fork: a server in C (uWSGI) forks without a word to Python.
+    def _state(self) -> ProcessState:
+        # By the process id, and not by os.register_at_fork: a server in C (uWSGI) forks without a word to
+        # Python.
         pid = os.getpid()
         return self._processes.get(pid) or self._processes.setdefault(
-            pid, _PerProcess(Pool(self, self._connections)))
+            pid, ProcessState(Pool(self, self._connections)))
 
     @property
     def metrics(self) -> Metrics:
         """What this process has counted."""
-        return self._own.metrics
+        return self._state.metrics
 
-    # What the pool asks of a database.
+    # What a database has to define.
 
-    def _connect(self):
+    def _connect(self) -> Any:
         raise NotImplementedError
 
-    def _is_usable(self, connection) -> bool:
-        """Whether a connection that nobody uses at the moment is good for another statement."""
+    def _is_usable(self, connection: Any) -> bool:
+        """Tell whether a connection that is not in use is good for another statement."""
         raise NotImplementedError
 
-    def _break_off(self, connection) -> None:
-        """End what another thread does with a connection, which does not answer."""
+    def _break_off(self, connection: Any) -> None:
+        """End what another thread does with a connection that does not answer."""
 
-    def _execute(self, sql: str, params: dict[str, Any] | None = None, repeat: bool = True) -> list[tuple]:
-        """Run one statement as one transaction. `repeat`: it may be sent again when its answer was lost."""
+    def _execute(self, sql: str, params: Params | None = None, repeat: bool = True) -> list[Any]:
+        """Run one statement as one transaction; return its rows.
+
+        `repeat`: it may be sent again when its answer was lost.
+        """
         raise NotImplementedError
 
-    def _batch(self, sql: str, rows: Sequence[Sequence[Any]], params: dict[str, Any] | None = None, repeat: bool = True) -> list[tuple]:
-        """Run a statement with `values %(rows)s`."""
+    def _batch(self, sql: str, rows: Sequence[Sequence[Any]], params: Params | None = None,
+               repeat: bool = True) -> list[Any]:
+        """Run a statement with `values %(rows)s`, unless there are none."""
         return self._execute(*expand_values(sql, rows, params), repeat) if rows else []
 
     def apply_schema(self) -> None:
-        """Make the table, or bring an older one up to date. Any number of processes may do so at once."""
+        """Create the table, or bring an older one up to date. Any number of processes may do so at once."""
         raise NotImplementedError
 
-    def close(self) -> None:
-        """Close the connections that are not in use. The store can still be used: it makes new ones."""
-        self._own.pool.close()
+    def _try_to_write(self) -> str | None:
+        """Write something that leaves no trace; return, or raise, what is wrong."""
+        raise NotImplementedError
 
-    def _text(self, text: str | None) -> str | None:
-        """JSON, or an error, in characters that the database has; of JSON it is the same value."""
-        if not self.ascii or text is None:
-            return text
-        return re.sub(r"[^\x00-\x7f]+", lambda match: json.dumps(match[0])[1:-1], text)
+    # The store as a whole.
+
+    def close(self) -> None:
+        """Close the connections that are not in use. The store can still be used: it opens new ones."""
+        self._state.pool.close()
 
     def ping(self) -> None:
         """Raise Unavailable when the database does not answer, or the table is not there."""
         self._execute(READ, {"id": 0})
 
     def ready(self) -> None:
-        """Raise Unavailable, and say why, when no task can be written. It is tried at most once a second."""
+        """Raise Unavailable, with the reason, when no task can be written. Tries at most once a second."""
         self.ping()
         if time.monotonic() < self._last_write + 1:
             return
@@ -1668,162 +1929,176 @@ class Store:
             raise Unavailable(f"no task can be written: {wrong}")
         self._last_write = time.monotonic()
 
-    def _try_to_write(self) -> str | None:
-        """Write something that leaves no trace; or say, or raise, what is wrong."""
-        raise NotImplementedError
-
-    def create(self, tasks: Sequence[NewTask] = (NewTask(),), via: str = "call") -> list[int]:
-        """Create all of the tasks or none; their ids in the same order. A known idempotency key has the id of its task.
-
-        Raise Invalid when the database refuses what a task holds, KeyReused when a key was used for another task.
-        """
-        once = {task.idempotency_key or n: task._replace(payload=self._text(task.payload)) for n, task in enumerate(tasks)}
-        if any(once[task.idempotency_key].fingerprint != task.fingerprint for task in tasks if task.idempotency_key):
-            raise KeyReused
-        rows = sorted(self._batch(CREATE, list(once.values()), repeat=all(task.idempotency_key for task in tasks)))
-        known, unnamed = {key: id for id, key, _ in rows if key}, (id for id, key, _ in rows if not key)
-        for id, key, made in rows:
-            log.info("created task=%s via=%s" if made else "known task=%s via=%s: no second one for its idempotency key", id, via)
-        self.metrics.count("created", sum(made for *_, made in rows))
-        self.notify()
-        return [known[task.idempotency_key] if task.idempotency_key else next(unnamed) for task in tasks]
-
     def notify(self) -> None:
-        """Tell all who wait for work."""
+        """Tell the listeners that there is work."""
         for listener in self.listeners:
             listener()
 
+    # A task's life.
+
+    def create(self, tasks: Sequence[NewTask] = (NewTask(),), via: str = "call") -> list[int]:
+        """Create all of the tasks or none; return their ids in the same order.
+
+        A task whose idempotency key is known is not created again, and the id is that of the first one. Raise
+        Invalid when the database refuses what a task holds, KeyReused when a key was used for another task.
+        """
+        unique: dict[str | int, NewTask] = {}
+        for n, task in enumerate(tasks):
+            stored = task._replace(payload=self._text(task.payload))
+            first = unique.setdefault(task.idempotency_key or n, stored)
+            if first.fingerprint != task.fingerprint:
+                raise KeyReused
+
+        has_keys = all(task.idempotency_key for task in tasks)
+        rows = sorted(self._batch(CREATE, list(unique.values()), repeat=has_keys))
+        for id, _, is_new in rows:
+            log.info("%s task=%s via=%s", "created" if is_new else "deduplicated", id, via)
+        self.metrics.count("created", sum(is_new for *_, is_new in rows))
+        self.notify()
+
+        by_key = {key: id for id, key, _ in rows if key}
+        without_key = (id for id, key, _ in rows if not key)
+        return [by_key[task.idempotency_key] if task.idempotency_key else next(without_key) for task in tasks]
+
+    def _text(self, text: Any) -> Any:
+        """Return JSON, or an error, in characters that the database has; as JSON it is the same value."""
+        if not self.ascii or text is None:
+            return text
+        return re.sub(r"[^\x00-\x7f]+", lambda match: json.dumps(match[0])[1:-1], text)
+
     def read(self, id: int) -> Row:
-        """Raise TaskNotFound."""
+        """Return a task. Raise TaskNotFound."""
         rows = self._execute(READ, {"id": id}) if 0 < id <= MAX_ID else []
         if not rows:
             raise TaskNotFound(f"there is no task {id}")
         return Row(*rows[0])
 
-    def list_tasks(self, *statuses: str, after: int | None = None, limit: int = MAX_PAGE, order: str = "asc") -> list[Row]:
-        """Up to `limit` tasks, with one of the statuses if any are given, in the order of their ids ("asc" or "desc"), beginning behind the id `after`.
+    def list_tasks(self, *statuses: str, after: int | None = None, limit: int = MAX_PAGE,
+                   order: str = "asc") -> list[Row]:
+        """Return up to `limit` tasks in the order of their ids ("asc" or "desc"), those after the id `after`.
 
-        Fewer, but at least one, when they are large: see MAX_PAGE_BYTES.
+        Where statuses are given, only tasks with one of them. Fewer, but at least one, when they are large:
+        see MAX_PAGE_BYTES.
         """
-        params = {f"status{n}": status in statuses for n, status in enumerate(STATUSES)}
-        first = (0 if order == "asc" else MAX_ID) if after is None else after
-        rows = self._execute((LIST_STATUS if statuses else LIST)[order], {**params, "after": first, "limit": limit, "size": MAX_PAGE_BYTES})
-        return [Row(*row) for row in rows]
+        sql = LIST_STATUS if statuses else LIST
+        params: Params = {status.lower().replace(" ", "_"): status in statuses for status in STATUSES}
+        if order == "desc":
+            sql = backwards(sql)
+        if after is None:
+            after = MAX_ID if order == "desc" else 0
 
-    def count(self, status: str) -> int | None:
-        """How many tasks have this status: exact, but not always of this moment. None when it is not known: it takes too long, or is just being counted for the first time."""
-        return self._cached(COUNT, {"status": status})
+        params.update(after=after, limit=limit, size=MAX_PAGE_BYTES)
+        return [Row(*row) for row in self._execute(sql, params)]
 
-    def finished(self, status: str) -> float | None:
-        """How many tasks a second ended so, over the last RATE_SECONDS. Like count(), not always of this moment."""
-        number = self._cached(FINISHED, {"status": status, "age": RATE_SECONDS})
-        return None if number is None else number / RATE_SECONDS
+    def promote(self) -> int:
+        """Make up to BATCH_ROWS tasks ready whose time has come; return how many."""
+        rows = self._execute(PROMOTE, {"limit": BATCH_ROWS})
+        for id, in sorted(rows):
+            log.debug("promoted task=%s", id)
+        return len(rows)
 
-    def oldest_ready(self) -> float | None:
-        """Seconds that the oldest of the tasks waits that could be claimed; 0 without any. Like count(), not always of this moment."""
-        return self._cached(OLDEST_READY, {})
+    def claim(self, limit: int, lease: float, worker: str | None = None, busy: float = 0.0,
+              single: bool = False) -> list[Row]:
+        """Take up to `limit` ready tasks for `lease` seconds, the most urgent first; return them.
 
-    def _cached(self, sql: str, params: dict[str, Any]) -> Any:
-        """A figure, asked for again only after a hundred times as long as it took: at most 1% of the database's time."""
-        key, own = (sql, *params.values()), self._own
-        due, figure = own.figures.get(key, (0.0, None))
-        if not own.counting.acquire(blocking=False):
-            return figure       # the old one, while another thread asks: nobody waits for a slow count
-        try:
-            if (now := time.monotonic()) >= due:
-                try:
-                    [(figure,)] = self._execute(sql, params)
-                except Unavailable:
-                    figure = None
-                own.figures[key] = (now + 100 * (time.monotonic() - now), figure)
-            return figure
-        finally:
-            own.counting.release()
+        Fewer, but at least one, when they are large. A task that is to run alone is taken alone.
 
-    def claim(self, limit: int, lease: float, worker: str | None = None,
-              busy: float = 0.0, single: bool = False) -> list[Row]:
-        """Take up to `limit` ready tasks for `lease` seconds, the most urgent first; fewer, but at least one, when large.
-
-        A task that is to run alone is taken alone. `worker`: a name that nobody else has. `busy`: for how many seconds
-        the oldest attempt runs that this worker has under way. `single`: it never runs one task beside another.
+        `worker`: a name that no other worker has. `busy`: for how many seconds the oldest attempt of this
+        worker has been running, 0 for none. `single`: it never runs one task beside another.
         """
-        # Not again when the answer was lost: the worker gives back what it does not know, or the lease runs out.
-        found = self._execute(CLAIM, {"limit": limit, "lease": lease, "size": MAX_PAGE_BYTES,
-                                      "worker": worker, "busy": busy, "single": single}, repeat=False)
+        params = {"limit": limit, "lease": lease, "size": MAX_PAGE_BYTES,
+                  "worker": worker, "busy": busy, "single": single}
+        # Not sent again: when the answer is lost, the worker gives back what it does not know, or the lease
+        # ends.
+        found = self._execute(CLAIM, params, repeat=False)
+
         rows = sorted((Row(*row) for *row, _ in found), key=lambda row: (-row.priority, row.id))
         for row in rows:
             log.info("claimed task=%s attempt=%s", row.id, row.attempt)
         self.metrics.count("claimed", len(rows))
-        self.metrics.observe("wait", [waited for *_, waited in found])
+        self.metrics.observe("wait", [ready_seconds for *_, ready_seconds in found])
         return rows
 
-    def running(self, id: int, attempt: int) -> float:
-        """Seconds since this attempt began; 0 when it is no longer under way."""
-        return sum(span for span, in self._execute(RUNNING, {"id": id, "attempt": attempt}))
+    def running_seconds(self, id: int, attempt: int) -> float:
+        """Return for how many seconds this attempt has been running; 0 when it has ended."""
+        rows: list[tuple[float]] = self._execute(RUNNING, {"id": id, "attempt": attempt})
+        return rows[0][0] if rows else 0.0
 
-    def own(self, worker: str) -> set[tuple[int, int]]:
-        """Id and attempt of the tasks that this worker holds, says the table."""
-        return set(self._execute(OWN, {"worker": worker}))
+    def held_by(self, worker: str) -> set[tuple[int, int]]:
+        """Return id and attempt of the tasks that this worker holds according to the table."""
+        return set(self._execute(HELD_BY, {"worker": worker}))
 
-    def extend(self, held: Sequence[tuple[int, int, float | None]], lease: float) -> set[int]:
-        """Hold tasks (id, attempt, progress from 0 to 1 or None) for another `lease` seconds; the ids that are still ours."""
-        return {id for id, in self._batch(EXTEND, held, {"lease": lease})}
+    # In the next five, `attempts` are tuples that begin with a task's id and the number of the attempt. They
+    # return the ids of the attempts that still held their tasks; the others have changed nothing.
 
-    def complete(self, held: Sequence[tuple[int, int, str | None]]) -> set[int]:
-        """End tasks (id, attempt, result as JSON text or None) as Completed; the ids that were still ours."""
-        rows = [(id, attempt, self._text(result)) for id, attempt, result in held]
-        return self._end("completed", COMPLETE, rows)
+    def extend(self, attempts: Sequence[tuple[int, int, float | None]], lease: float) -> set[int]:
+        """Hold tasks for another `lease` seconds; `attempts`: (id, attempt, progress from 0 to 1 or None)."""
+        return {id for id, in self._batch(EXTEND, attempts, {"lease": lease})}
 
-    def retry(self, held: Sequence[tuple[int, int, str, float]]) -> set[int]:
-        """Give tasks (id, attempt, error, seconds) back, to be tried again after so many seconds; the ids that were still ours."""
-        rows = [(id, attempt, self._text(error), delay) for id, attempt, error, delay in held]
-        return self._end("retried", RETRY, rows)
+    def complete(self, attempts: Sequence[tuple[int, int, str | None]]) -> set[int]:
+        """End tasks as Completed; `attempts`: (id, attempt, result as JSON text or None)."""
+        rows = [(id, attempt, self._text(result)) for id, attempt, result in attempts]
+        return self._end_attempts("completed", COMPLETE, rows)
 
-    def fail(self, held: Sequence[tuple[int, int, str]]) -> set[int]:
-        """End tasks (id, attempt, error) as Failed; the ids that were still ours."""
-        return self._end("failed", FAIL, [(id, attempt, self._text(error)) for id, attempt, error in held])
+    def retry(self, attempts: Sequence[tuple[int, int, str, float]]) -> set[int]:
+        """Give tasks back, to be tried again later; `attempts`: (id, attempt, error, seconds from now)."""
+        rows = [(id, attempt, self._text(error), delay) for id, attempt, error, delay in attempts]
+        return self._end_attempts("retried", RETRY, rows)
 
-    def release(self, held: Sequence[tuple[int, int]]) -> set[int]:
-        """Give tasks (id, attempt) back unfinished, the attempt not counted; the ids that were still ours."""
-        ours = self._end("released", RELEASE, held)
+    def fail(self, attempts: Sequence[tuple[int, int, str]]) -> set[int]:
+        """End tasks as Failed; `attempts`: (id, attempt, error)."""
+        rows = [(id, attempt, self._text(error)) for id, attempt, error in attempts]
+        return self._end_attempts("failed", FAIL, rows)
+
+    def release(self, attempts: Sequence[tuple[int, int]]) -> set[int]:
+        """Give tasks back unfinished, the attempt not counted; `attempts`: (id, attempt)."""
+        held = self._end_attempts("released", RELEASE, attempts)
         self.notify()
-        return ours
+        return held
 
-    def _end(self, verb: str, sql: str, held: Sequence[Sequence[Any]]) -> set[int]:
-        """Run a statement that ends attempts; return the ids that were still ours.
+    def _end_attempts(self, verb: str, sql: str, attempts: Sequence[Sequence[Any]]) -> set[int]:
+        """Run a statement that ends attempts; return the ids of those that still held their tasks.
 
         When its answer is lost, it may have taken effect all the same: the caller is told so (Unavailable),
-        and calls again. An attempt that is found then to have ended as it should is logged and counted.
+        and calls again. An attempt that has then ended as it should is logged and counted.
         """
-        unsure, ends = self._own.unsure, {(id, attempt) for id, attempt, *_ in held}
+        unconfirmed = self._state.unconfirmed
+        keys = {(id, attempt) for id, attempt, *_ in attempts}
         try:
-            canceled = dict(self._batch(sql, held, repeat=False))
-            ended = {id: was for id, attempt in ends & unsure
-                     if id not in canceled and (was := self._ended(verb, id, attempt)) is not None}
+            canceled: dict[int, bool] = dict(self._batch(sql, attempts, repeat=False))
+            earlier = {}
+            for id, attempt in keys & unconfirmed:
+                if id not in canceled and (was_canceled := self._was_canceled(verb, id, attempt)) is not None:
+                    earlier[id] = was_canceled
         except Unavailable:
-            unsure |= ends
+            unconfirmed |= keys
             raise
-        unsure -= ends
-        self._log(verb, held, canceled | ended)
+        unconfirmed -= keys
+
+        self._log_ends(verb, attempts, canceled | earlier)
         return set(canceled)
 
-    def _ended(self, verb: str, id: int, attempt: int) -> bool | None:
-        """Tell whether an attempt of ours that has ended so was canceled; None when it has not ended so."""
+    def _was_canceled(self, verb: str, id: int, attempt: int) -> bool | None:
+        """Tell whether an attempt that has ended as it should was canceled; None when it has not ended so."""
         status = {"completed": "Completed", "failed": "Failed"}.get(verb, "New")
-        with contextlib.suppress(NotFound):
+        try:
             row = self.read(id)
-            is_last = row.attempt == attempt
-            is_canceled = is_last and row.status == "Failed" and bool(row.canceled)
-            is_so = is_canceled or row.status == status if is_last else status == "New"
-            if is_so and not (row.error or "").startswith(CUT_OFF):
-                return is_canceled
-        return None
+        except NotFound:
+            return None
 
-    def _log(self, verb: str, held: Sequence[Sequence[Any]], canceled: dict[int, bool]) -> None:
-        for id, attempt, *rest in held:
+        if (row.error or "").startswith(CUT_OFF):       # another worker has ended it
+            return None
+        if row.attempt != attempt:                      # and this one had made the task New before
+            return False if status == "New" else None
+        if row.status == "Failed" and row.canceled:
+            return True
+        return False if row.status == status else None
+
+    def _log_ends(self, verb: str, attempts: Sequence[Sequence[Any]], canceled: dict[int, bool]) -> None:
+        for id, attempt, *rest in attempts:
             if id not in canceled:
-                log.warning("refused task=%s attempt=%s: it was not %s, for it had ended or another attempt has begun",
-                            id, attempt, verb)
+                log.warning("refused task=%s attempt=%s outcome=%s reason=%r", id, attempt, verb,
+                            "it had ended, or another attempt has begun")
             elif canceled[id]:
                 log.info("canceled task=%s attempt=%s", id, attempt)
             elif verb == "failed":
@@ -1832,87 +2107,139 @@ class Store:
                 log.warning("retried task=%s attempt=%s in=%.1fs error=%r", id, attempt, rest[1], rest[0])
             else:
                 log.info("%s task=%s attempt=%s", verb, id, attempt)
-        self.metrics.count("canceled", sum(map(bool, canceled.values())))
-        self.metrics.count(verb, sum(not each for each in canceled.values()))
+
+        number_canceled = sum(map(bool, canceled.values()))
+        self.metrics.count("canceled", number_canceled)
+        self.metrics.count(verb, len(canceled) - number_canceled)
 
     def reclaim(self, max_attempts: int, worker: str = "") -> int:
-        """Take tasks back whose lease ran out; how many.
+        """Take up to BATCH_ROWS tasks back whose lease has ended; return how many.
 
-        `max_attempts` is for those that do not say, `worker` is who asks.
+        `max_attempts`: for tasks without a number of their own. `worker`: the one that asks; its tasks stay.
         """
         rows = self._execute(RECLAIM, {"max_attempts": max_attempts, "limit": BATCH_ROWS, "worker": worker})
         for id, attempt, status in sorted(rows):
-            log.warning("reclaimed task=%s attempt=%s status=%r: its worker died or was cut off", id, attempt, status)
+            log.warning("reclaimed task=%s attempt=%s status=%r reason=%r", id, attempt, status, CUT_OFF)
         self.metrics.count("reclaimed", len(rows))
         return len(rows)
 
-    def _move(self, sql: str, id: int, seen: Row | None, verb: str, *statuses: str, repeat=False) -> Row:
-        """Run a statement of one task that moves it from one of these statuses.
+    # In the next three, `seen` is the task as the client knows it: nothing is done unless it still has that
+    # status and attempt. They return the task, and raise TaskNotFound, NotInState or Changed.
 
-        `seen`: only if it still has that status and attempt. Raise TaskNotFound, NotInState, Changed.
-        """
+    def cancel(self, id: int, seen: Row | None = None) -> Row:
+        """End a New task as Failed, or ask the worker of one In Progress to end it."""
+        try:
+            return self._change(CANCEL, "canceled", id, seen, "New", "In Progress", repeat=True)
+        except NotInState:
+            row = self.read(id)
+            if row.status == "Failed" and row.canceled:     # it already was
+                return row
+            raise
+
+    def canceled(self) -> dict[int, int]:
+        """Return id and attempt of the tasks In Progress whose cancellation was requested."""
+        return dict(self._execute(CANCELED))
+
+    def retry_by_hand(self, id: int, seen: Row | None = None) -> Row:
+        """Make a Failed task New again, with all its attempts before it."""
+        row = self._change(RETRY_BY_HAND, "retried", id, seen, "Failed")
+        self.notify()
+        return row
+
+    def delete(self, id: int, seen: Row | None = None) -> Row:
+        """Delete a task that no worker holds; return it as it was."""
+        return self._change(DELETE, "deleted", id, seen, "New", "Completed", "Failed")
+
+    def _change(self, sql: str, verb: str, id: int, seen: Row | None, *statuses: str,
+                repeat: bool = False) -> Row:
+        """Run a statement that changes one task, which must have one of these statuses."""
         params = {"id": id, "status": seen and seen.status, "attempt": seen and seen.attempt}
         while not (rows := self._execute(sql, params, repeat) if 0 < id <= MAX_ID else []):
             row = self.read(id)
             if seen and (row.status, row.attempt) != (seen.status, seen.attempt):
                 raise Changed(f"task {id} has changed since you have read it: it is {row.status}")
             if row.status not in statuses:
-                raise NotInState(f"task {id} is {row.status}: only one that is {' or '.join(statuses)} can be {verb}",
+                needed = " or ".join(statuses)
+                raise NotInState(f"task {id} is {row.status}: only one that is {needed} can be {verb}",
                                  task_status=row.status)
-        asked = rows[0][1] == "In Progress"      # its worker will do it
-        log.info("asked to be %s task=%s" if asked else "%s task=%s by hand", verb, id)
-        self.metrics.count(verb, 0 if asked else 1)
-        return Row(*rows[0])
 
-    def cancel(self, id: int, seen: Row | None = None) -> Row:
-        """End a New task as Failed, or ask the worker of one In Progress to.
-
-        `seen`: only if it still is so. Raise TaskNotFound, NotInState, Changed.
-        """
-        try:
-            return self._move(CANCEL, id, seen, "canceled", "New", "In Progress", repeat=True)
-        except NotInState:
-            row = self.read(id)
-            if row.status == "Failed" and row.canceled:     # which it already was
-                return row
-            raise
-
-    def canceled(self) -> dict[int, int]:
-        """Id and attempt of the tasks In Progress whose cancellation was asked for."""
-        return dict(self._execute(CANCELED))
-
-    def retry_by_hand(self, id: int, seen: Row | None = None) -> Row:
-        """Make a Failed task New again, with its attempts before it. Raise TaskNotFound, NotInState, Changed."""
-        row = self._move(RETRY_BY_HAND, id, seen, "retried", "Failed")
-        self.notify()
+        row = Row(*rows[0])
+        if row.status == "In Progress":         # its worker will end it
+            log.info("requested cancellation task=%s attempt=%s", id, row.attempt)
+        else:
+            log.info("%s task=%s by=client", verb, id)
+            self.metrics.count(verb)
         return row
 
-    def delete(self, id: int, seen: Row | None = None) -> Row:
-        """The task that is no more. Raise TaskNotFound, NotInState, Changed."""
-        return self._move(DELETE, id, seen, "deleted", "New", "Completed", "Failed")
-
-    def promote(self) -> int:
-        """Make tasks ready whose time has come; how many."""
-        rows = self._execute(PROMOTE, {"limit": BATCH_ROWS})
-        for id, in sorted(rows):
-            log.debug("promoted task=%s", id)
-        return len(rows)
-
     def delete_old(self, days: float, limit: int = BATCH_ROWS, kept: int = 0) -> int:
-        """Delete up to `limit` of the tasks that were finished more than `days` ago; how many.
+        """Delete up to `limit` of the tasks that ended more than `days` ago; return how many.
 
-        `kept`: of the oldest, how many to pass over. Raise Invalid when the database refuses to, as for a row that
-        another table refers to.
+        `kept`: how many of the oldest to pass over. Raise Invalid when the database refuses to, as for a row
+        that another table refers to.
         """
         rows = self._execute(DELETE_OLD, {"age": 86400 * days, "limit": limit, "kept": kept})
         for id, in sorted(rows):
-            log.info("deleted task=%s: finished more than %g days ago", id, days)
+            log.info("deleted task=%s by=retention days=%g", id, days)
         self.metrics.count("deleted", len(rows))
         return len(rows)
 
+    # Figures. Each is None when it is not known: measuring it takes too long, or is just being done for the
+    # first time. They are exact, but not always of this moment.
 
-def expand_values(sql: str, rows: Sequence[Sequence[Any]], params: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-    """A statement with `values %(rows)s`, for these rows, and its parameters."""
+    def count(self, status: str) -> int | None:
+        """Return how many tasks have this status."""
+        return self._figure(COUNT, {"status": status})
+
+    def finished_per_second(self, status: str) -> float | None:
+        """Return how many tasks a second ended with this status, over the last RATE_SECONDS."""
+        number = self._figure(FINISHED, {"status": status, "age": RATE_SECONDS})
+        return None if number is None else number / RATE_SECONDS
+
+    def oldest_ready_seconds(self) -> float | None:
+        """Return for how many seconds the oldest task has been ready that could be claimed; 0 without any."""
+        return self._figure(OLDEST_READY, {})
+
+    def _figure(self, sql: str, params: Params) -> Any:
+        """Return what a statement measures; it takes at most 1% of the database's time.
+
+        So it runs again only after a hundred times as long as it took.
+        """
+        state = self._state
+        key = sql, *params.values()
+        due, figure = state.figures.get(key, (0.0, None))
+        if not state.measuring.acquire(blocking=False):
+            return figure       # the last one, for another thread measures: nobody waits for a slow count
+        try:
+            if (now := time.monotonic()) >= due:
+                try:
+                    [(figure,)] = self._execute(sql, params)
+                except Unavailable:
+                    figure = None
+                state.figures[key] = (now + 100 * (time.monotonic() - now), figure)
+            return figure
+        finally:
+            state.measuring.release()
+
+    def gauges(self) -> Samples:
+        """Return the gauges of METRICS that the store can measure, by name and series."""
+        gauges: Samples = {"taskmanager_info": {f'{{version="{__version__}"}}': 1}}
+        try:
+            self.ping()
+            gauges["taskmanager_tasks"] = {
+                f'{{status="{status}"}}': self.count(status) for status in STATUSES}
+            gauges["taskmanager_finished_per_second"] = {
+                f'{{status="{status}"}}': self.finished_per_second(status)
+                for status in ("Completed", "Failed")}
+            gauges["taskmanager_oldest_ready_seconds"] = {"": self.oldest_ready_seconds()}
+            gauges["taskmanager_database_up"] = {"": 1}
+        except Unavailable:
+            gauges["taskmanager_database_up"] = {"": 0}
+        return gauges
+
+
+def expand_values(sql: str, rows: Sequence[Sequence[Any]],
+                  params: Params | None = None) -> tuple[str, Params]:
+    """Return a statement with `values %(rows)s` for these rows, and its parameters."""
     params = dict(params or {})
     lines = []
     for r, row in enumerate(rows):
@@ -1921,37 +2248,45 @@ def expand_values(sql: str, rows: Sequence[Sequence[Any]], params: dict[str, Any
     return sql.replace("%(rows)s", ", ".join(lines)), params
 
 
-# The columns of the document's own table, which schema.sql brings up to date, and all those that a table may have.
+# The columns of the document's own table, which schema.sql brings up to date.
 DOCUMENTED = {"id", "status", "created_at", "updated_at"}
 
-# What there is under the name: nothing, or its comment, whether it is a table, and its columns.
+# What has the name tasks: nothing, or its comment, whether it is a table, and its columns.
 FOUND_TABLE = """
-select obj_description(oid, 'pg_class'), relkind in ('r', 'p'),
-       array(select cast(attname as text) from pg_attribute where attrelid = pg_class.oid and attnum > 0 and not attisdropped)
+select obj_description(oid, 'pg_class'),
+       relkind in ('r', 'p'),
+       array(select cast(attname as text)
+             from   pg_attribute
+             where  attrelid = pg_class.oid and attnum > 0 and not attisdropped)
 from   pg_class
 where  oid = to_regclass('tasks')"""
 
-# A statement ends on the server, too, when it takes too long, unless the operator has set another limit. Only where the
-# session is ours alone: behind a pooler, whose number is not the process's, the limit would be set for other clients.
+# A statement ends on the server, too, when it takes too long, unless the operator has set another limit. Only
+# where the session is ours alone: behind a pooler, whose process has another number, other clients would have
+# the limit.
 LIMIT_SESSION = f"""
 select set_config(name, value, false)
 from   (values ('statement_timeout', %(limit)s), ('lock_timeout', '{LOCK_SECONDS}s')) as limits (name, value)
 where  pg_backend_pid() = %(pid)s and current_setting(name) = '0'"""
 
-# SQLSTATEs, or how they begin, of a server that can't do it at the moment. By all others, but for those of a
-# wrong statement, it refuses this very one: for a value, a constraint, a trigger of the operator's, a limit.
+# SQLSTATEs, or how they begin, of a server that can't do it at the moment. With all others, but for those of
+# a wrong statement, it refuses this very one: for a value, a constraint, a trigger of the operator's, a
+# limit.
 OUTAGES = ("08", "2200H", "25", "28", "40", "53", "55", "57", "58", "F0", "XX")
 
-# Of a restored dump or a logical replica the sequence may stand behind the ids.
+# In a restored dump or a logical replica the sequence may have fallen behind the ids.
 MEND_SEQUENCE = """
 select setval(pg_get_serial_sequence('tasks', 'id'), highest)
 from   (select max(id) as highest from tasks where id < 4503599627370496) as tasks
-where  highest > coalesce(pg_sequence_last_value(cast(pg_get_serial_sequence('tasks', 'id') as regclass)), 0)"""
+where  highest > coalesce(
+           pg_sequence_last_value(cast(pg_get_serial_sequence('tasks', 'id') as regclass)), 0)"""
 
 
 class PostgresStore(Store):
-    """PostgreSQL 12 or newer, also through a pooler in transaction mode: every statement is a transaction of its own,
-    and nothing is kept in the session that a statement needs."""
+    """PostgreSQL 12 or newer, also through a pooler in transaction mode.
+
+    Every statement is a transaction of its own, and nothing that it needs is kept in the session.
+    """
 
     def __init__(self, url: str, connections: int = 8):
         try:
@@ -1963,36 +2298,47 @@ class PostgresStore(Store):
         self.psycopg2 = psycopg2
         self._table_lock = Outage("the lock of the table tasks, which another transaction uses")
         register_secret("DATABASE_URL", url)
+
         parts = None
         with contextlib.suppress(psycopg2.ProgrammingError):        # whose text may be a part of the password
             parts = psycopg2.extensions.parse_dsn(url)
-        # libpq takes for the login what stands before the first @, and says the rest where it can't be found.
+        # libpq takes for the login what precedes the first @, and shows the rest when it can't be found.
         if (parts is None or not re.fullmatch("[0-9,]*", parts.get("port", ""))
                 or not re.fullmatch(r"\w+://([^@/]*@)?[^@?]*(\?.*)?", url)):
             raise BadSetting("DATABASE_URL", url,
                              f"expected postgresql://USER:PASSWORD@HOST:PORT/NAME, {PERCENT_ENCODING}, "
                              "the port a number, and behind a ? only parameters that libpq knows")
-        # What the operator says goes first. `options` is not ours to give: it would replace his, and poolers refuse it.
-        self.parameters = {
-            "fallback_application_name": "taskmanager", "keepalives_idle": "10", "keepalives_interval": "5",
-            "keepalives_count": "3", "connect_timeout": os.environ.get("PGCONNECT_TIMEOUT") or str(CONNECT_SECONDS), **parts,
-            "client_encoding": "UTF8"}
-        types = psycopg2.extensions
-        types.encodings["SQLASCII"] = "utf_8"       # of which such a server keeps the bytes as they are
-        # Floats are asked for as numeric: else they had as many digits as the session's settings say.
-        self._numeric = types.new_type(types.DECIMAL.values, "FLOAT", types.FLOAT)
 
-    def _connect(self):
+        # What the operator has set goes first. `options` are not set here: they would replace the operator's,
+        # and poolers refuse them.
+        self.parameters = {
+            "fallback_application_name": "taskmanager",
+            "keepalives_idle": "10",
+            "keepalives_interval": "5",
+            "keepalives_count": "3",
+            "connect_timeout": os.environ.get("PGCONNECT_TIMEOUT") or str(CONNECT_SECONDS),
+            **parts,
+            "client_encoding": "UTF8",
+        }
+        types = psycopg2.extensions
+        types.encodings["SQLASCII"] = "utf_8"       # such a server stores bytes as they come
+        self._numeric = types.new_type(types.DECIMAL.values, "FLOAT", types.FLOAT)      # see READ_AS
+
+    def _connect(self) -> Any:
         connection = self.psycopg2.connect(**self.parameters)
         try:
             connection.autocommit = True
-            types, encoding = self.psycopg2.extensions, connection.info.parameter_status("server_encoding")
+            types = self.psycopg2.extensions
             types.register_type(self._numeric, connection)
+
+            encoding = connection.info.parameter_status("server_encoding")
             self.ascii = encoding not in ("UTF8", "SQL_ASCII")
             if encoding != "UTF8" and encoding in types.encodings:
-                # It may keep what is no text, which it would refuse to say in UTF-8: so _run() decodes it.
+                # It may hold bytes that are no text, which it would refuse to send as UTF-8: so _run()
+                # decodes.
                 connection.set_client_encoding(encoding)
                 types.register_type(types.BYTES, connection)
+
             self._run(connection, LIMIT_SESSION,
                       {"limit": f"{STATEMENT_SECONDS}s", "pid": connection.info.backend_pid})
         except BaseException:
@@ -2000,21 +2346,27 @@ class PostgresStore(Store):
             raise
         return connection
 
-    def _is_usable(self, connection):
-        if connection.closed or connection.info.transaction_status != self.psycopg2.extensions.TRANSACTION_STATUS_IDLE:
+    def _is_usable(self, connection: Any) -> bool:
+        idle = self.psycopg2.extensions.TRANSACTION_STATUS_IDLE
+        if connection.closed or connection.info.transaction_status != idle:
             return False
-        # It has nothing to say, unless the server closed it: then no statement must be risked on it.
+        # Nothing comes from an idle connection, unless the server closed it: then no statement must be risked
+        # on it.
         poll = select.poll()
         poll.register(connection, select.POLLIN)
         return not poll.poll(0)
 
-    def _break_off(self, connection):
-        # Not by connection.cancel(), which asks the server and holds the interpreter's lock until that answers.
-        with contextlib.suppress(OSError, self.psycopg2.Error), socket.socket(fileno=os.dup(connection.fileno())) as sock:
-            sock.shutdown(socket.SHUT_RDWR)
+    def _break_off(self, connection: Any) -> None:
+        # Not by connection.cancel(), which asks the server and holds the interpreter's lock until that
+        # answers.
+        with contextlib.suppress(OSError, self.psycopg2.Error):
+            with socket.socket(fileno=os.dup(connection.fileno())) as sock:
+                sock.shutdown(socket.SHUT_RDWR)
 
-    def _run(self, connection, sql, params=None, seconds=None) -> list[tuple]:
-        with self._own.pool.limit(connection, seconds or STATEMENT_SECONDS + 5), connection.cursor() as cursor:
+    def _run(self, connection: Any, sql: str, params: Params | None = None,
+             seconds: float | None = None) -> list[Any]:
+        limit = self._state.pool.limit(connection, seconds or STATEMENT_SECONDS + 5)
+        with limit, connection.cursor() as cursor:
             cursor.execute(sql, params)
             rows = cursor.fetchall() if cursor.description else []
         if connection.encoding != "UTF8":
@@ -2023,17 +2375,19 @@ class PostgresStore(Store):
                     for row in rows]
         return rows
 
-    def _execute(self, sql, params=None, repeat=True, seconds=None):
+    def _execute(self, sql: str, params: Params | None = None, repeat: bool = True,
+                 seconds: float | None = None) -> list[Any]:
         errors, used = self.psycopg2.errors, False
         for tries in itertools.count(1):
             try:
-                with self._own.pool.connection() as (connection, used):
+                with self._state.pool.connection() as (connection, used):
                     rows = self._run(connection, sql, params, seconds)
                 break
             except (errors.DeadlockDetected, errors.SerializationFailure):      # nothing of it was done
                 time.sleep(backoff(tries, 0.1, 2))
             except (errors.UndefinedTable, errors.UndefinedColumn, errors.InvalidSchemaName) as e:
-                raise self._lost(e, "the table is not there, or not as it should be: a start of this program would make it")
+                raise self._lost(e, "the table is not there, or not as it should be: "
+                                    "a start of this program would create it")
             except errors.InsufficientPrivilege as e:
                 raise self._lost(e, "the database's user may not do this")
             except errors.LockNotAvailable as e:        # the database is there
@@ -2041,8 +2395,8 @@ class PostgresStore(Store):
             except self.psycopg2.ProgrammingError:      # a fault of the statement
                 raise
             except UnicodeEncodeError as e:
-                lacking = e.object[e.start]
-                raise invalid("refused-by-database", f"the database's encoding, {e.encoding}, lacks {lacking!r}") from e
+                lacking = f"the database's encoding, {e.encoding}, lacks {e.object[e.start]!r}"
+                raise invalid("refused-by-database", lacking) from e
             except (self.psycopg2.Error, TimeoutError) as e:
                 code = getattr(e, "pgcode", None) or OUTAGES[0]
                 if isinstance(e, errors.UniqueViolation) and "(id)=(" in (e.diag.message_detail or ""):
@@ -2050,7 +2404,7 @@ class PostgresStore(Store):
                         raise self._lost(e, "the next id is taken")
                     self._mend_sequence()
                 elif isinstance(e, errors.NotNullViolation) and e.diag.column_name == "attempt":
-                    raise KeyReused from None           # which is how CREATE says it
+                    raise KeyReused from None           # see CREATE
                 elif not code.startswith(OUTAGES):
                     raise invalid("refused-by-database", f"the database refuses it: {describe(e)}") from e
                 elif not (repeat and used) or isinstance(e, (TimeoutError, errors.QueryCanceled)):
@@ -2061,7 +2415,7 @@ class PostgresStore(Store):
         return rows
 
     def _lost(self, error: Exception, what: str) -> Exception:
-        """Unavailable, after a word in the log."""
+        """Log an outage; return Unavailable, caused by this error."""
         self._outage.lost(error)
         unavailable = Unavailable(what)
         unavailable.__cause__ = error
@@ -2069,25 +2423,31 @@ class PostgresStore(Store):
 
     def _mend_sequence(self) -> None:
         for highest, in self._execute(MEND_SEQUENCE):
-            log.warning("mended the sequence of ids, which stood behind them highest=%s", highest)
+            log.warning("mended sequence highest=%s", highest)
 
-    def apply_schema(self):
+    def apply_schema(self) -> None:
         try:
             schema = (HERE / "schema.sql").read_text()
         except OSError as e:
             raise BadSetting("DATABASE_URL", self.url, f"PostgreSQL needs {e.filename}: {e.strerror}") from None
-        version = int(re.search(r"comment on table tasks is '.* (\d+)'", schema)[1])
+        [version] = map(int, re.findall(r"comment on table tasks is '.* (\d+)'", schema))
         for comment, is_table, columns in self._execute(FOUND_TABLE):
-            ours = re.fullmatch(r"Task Manager, schema (\d+)", comment or "")
-            if ours and int(ours[1]) >= version:
+            applied = re.fullmatch(r"Task Manager, schema (\d+)", comment or "")
+            if applied and int(applied[1]) >= version:
                 return
             known = DOCUMENTED | set(re.findall(r"add column if not exists (\w+)", schema))
             if not (is_table and DOCUMENTED <= set(columns) <= known):
-                raise BadSetting("DATABASE_URL", self.url, "there is a table tasks that is not this program's, with the columns "
-                                 f"{', '.join(sorted(columns))}; expected a database or a schema (search_path) of its own")
-        # As one text it is one transaction, and the lock (any number, the same in every process) ends with it. Who
-        # waits to alter a table makes all wait that come after, so it waits for a moment only, and then tries again.
-        text = ("set local statement_timeout = 0; set local lock_timeout = '1s'; set local client_min_messages = warning; "
+                raise BadSetting("DATABASE_URL", self.url,
+                                 "there is a table tasks that is not this program's, with the columns "
+                                 f"{', '.join(sorted(columns))}; "
+                                 "expected a database or a schema (search_path) of its own")
+
+        # As one text it is one transaction, and the lock (any number, the same in every process) ends with
+        # it. While it waits to alter a table, all that come after wait, too: so it waits a moment only, and
+        # then tries again.
+        text = ("set local statement_timeout = 0; "
+                "set local lock_timeout = '1s'; "
+                "set local client_min_messages = warning; "
                 f"select pg_advisory_xact_lock(1952543595); {schema}")
         try:
             self._execute(text, repeat=False, seconds=86400)
@@ -2095,134 +2455,168 @@ class PostgresStore(Store):
         except (Unavailable, Invalid, self.psycopg2.ProgrammingError) as e:
             cause = e if isinstance(e, self.psycopg2.ProgrammingError) else e.__cause__
             if isinstance(e, Unavailable) and not isinstance(cause, self.psycopg2.ProgrammingError):
-                if isinstance(e, Locked):
+                if isinstance(e, Locked) and cause:
                     self._table_lock.lost(cause)
                 raise
-            raise BadSetting("DATABASE_URL", self.url, f"schema.sql was refused: {describe(cause)}") from e
+            raise BadSetting("DATABASE_URL", self.url,
+                             f"schema.sql was refused: {describe(cause or e)}") from e
         log.info("applied schema.sql version=%s", version)
 
-    def _try_to_write(self):
+    def _try_to_write(self) -> str | None:
         [(wrong,)] = self._execute(WRITABLE)
-        if not wrong:
-            self._execute(TRY_TO_WRITE)
-        return wrong
+        if wrong:
+            return str(wrong)
+        self._execute(TRY_TO_WRITE)
+        return None
 
 
 class SQLiteStore(Store):
     """SQLite 3.35 or newer, for one machine: one writer at a time, and the file on a local disk.
 
-    Times are kept as seconds since 1970 (`datetime(created_at, 'unixepoch')` shows them).
+    Times are stored as seconds since 1970 (`datetime(created_at, 'unixepoch')` shows them).
     """
 
-    SCHEMA = """
+    # The columns are those of schema.sql. SQLite stores any value in any column, unless a check refuses it.
+    TABLE = """
         create table if not exists tasks (
             id              integer primary key autoincrement,
-            status          varchar(20) not null default 'New' check (status in ('New', 'In Progress', 'Completed', 'Failed')),
+            status          varchar(20) not null default 'New'
+                            check (status in ('New', 'In Progress', 'Completed', 'Failed')),
             created_at      real not null default ((julianday('now') - 2440587.5) * 86400.0),
             updated_at      real not null default ((julianday('now') - 2440587.5) * 86400.0),
-            size            int generated always as     -- before what it measures, or SQLite would read that to find it
-                (coalesce(length(cast(payload as blob)), 0) + coalesce(length(cast(result as blob)), 0)) stored,
+            -- before what it measures, or SQLite would read that to find it
+            size            int generated always as (coalesce(length(cast(payload as blob)), 0)
+                                                     + coalesce(length(cast(result as blob)), 0)) stored,
             payload         text check (payload is null or typeof(payload) = 'text' and json_valid(payload)),
             result          text check (result is null or typeof(result) = 'text' and json_valid(result)),
             error           text check (typeof(error) <> 'blob' and length(cast(error as blob)) <= 1048576),
             priority        int not null default 0
-                check (typeof(priority) = 'integer' and priority between -32768 and 32767),
+                            check (typeof(priority) = 'integer' and priority between -32768 and 32767),
             run_at          real,
-            attempt         int not null default 0 check (typeof(attempt) = 'integer' and attempt <= 2147483647),
+            attempt         int not null default 0
+                            check (typeof(attempt) = 'integer' and attempt <= 2147483647),
             uncounted       int not null default 0
-                check (typeof(uncounted) = 'integer' and uncounted between 0 and attempt),
-            max_attempts    int check (typeof(max_attempts) <> 'real' and max_attempts between 1 and 2147483647),
+                            check (typeof(uncounted) = 'integer' and uncounted between 0 and attempt),
+            max_attempts    int
+                            check (typeof(max_attempts) <> 'real' and max_attempts between 1 and 2147483647),
             timeout         real check (timeout > 0 and timeout < 1e99),
             lease_until     real,
             canceled        int not null default 0 check (canceled in (0, 1)),
             progress        real check (progress between 0 and 1),
-            idempotency_key text
-                check (typeof(idempotency_key) <> 'blob' and length(cast(idempotency_key as blob)) <= 2000),
+            idempotency_key text check (typeof(idempotency_key) <> 'blob'
+                                        and length(cast(idempotency_key as blob)) <= 2000),
             fingerprint     text check (typeof(fingerprint) <> 'blob'),
             ready_at        real,
             worker          text check (typeof(worker) <> 'blob'),
             alone           int not null default 0 check (alone in (0, 1)),
-            -- What plain SQL may write: times from the year 1 to 9999, ids that a number of JSON holds exactly, and
-            -- no more than can be read.
+
+            -- an id is a number that JSON holds exactly, a time is in the years 1 to 9999
+            check (id between 1 and 9007199254740991),
             check (created_at between -62135596800 and 253402300799.999
                    and updated_at between -62135596800 and 253402300799.999
                    and coalesce(run_at, 0) between -62135596800 and 253402300799.999
                    and coalesce(lease_until, 0) between -62135596800 and 253402300799.999
                    and coalesce(ready_at, 0) between -62135596800 and 253402300799.999),
-            check (id between 1 and 9007199254740991),
-            check (size <= case status when 'Completed' then 67108864 else 33554432 end));
-        create index        if not exists tasks_claim       on tasks (priority desc, id) where status = 'New' and run_at is null;
-        create index        if not exists tasks_promote     on tasks (run_at)            where status = 'New' and run_at is not null;
+            -- 32 MiB, and a result
+            check (size <= case status when 'Completed' then 67108864 else 33554432 end))"""
+
+    INDEXES = """
+        create index        if not exists tasks_claim       on tasks (priority desc, id)
+            where status = 'New' and run_at is null;
+        create index        if not exists tasks_promote     on tasks (run_at)
+            where status = 'New' and run_at is not null;
         create index        if not exists tasks_list_status on tasks (status, id);
-        create index        if not exists tasks_delete_old  on tasks (updated_at)        where status in ('Completed', 'Failed');
-        create unique index if not exists tasks_create      on tasks (idempotency_key)   where idempotency_key is not null;
-        -- Statistics, not measured but said: a status has many tasks. Or else SQLite would look for what is ready among all that are New.
+        create index        if not exists tasks_delete_old  on tasks (updated_at)
+            where status in ('Completed', 'Failed');
+        create unique index if not exists tasks_create      on tasks (idempotency_key)
+            where idempotency_key is not null;
+
+        -- Statistics that are not measured: a status has many tasks. Without them SQLite would look for ready
+        -- tasks among all that are New.
         analyze sqlite_schema;
         delete from sqlite_stat1 where tbl = 'tasks';
         insert into sqlite_stat1 values ('tasks', 'tasks_list_status', '1000000 250000 1');
-        analyze sqlite_schema;"""
+        analyze sqlite_schema"""
 
-    WORDS = {"for update skip locked": "", "* interval '1 second'": "", NOW: ":now",
-             "date_part('epoch', ": "(", "greatest(": "max(", "least(": "min(", "json(": "("}
+    # What SQLite has instead of PostgreSQL's words.
+    WORDS = {
+        "for update skip locked": "",
+        "* interval '1 second'": "",
+        NOW: ":now",
+        "date_part('epoch', ": "(",
+        "greatest(": "max(",
+        "least(": "min(",
+        "json(": "(",
+    }
 
     def __init__(self, url: str, connections: int = 8):
         super().__init__(url, connections)
         self.path = Path(url.removeprefix("sqlite:///")).absolute()     # a handler may change the folder
-        self.file: int | None = None        # its number, once it is there
+        self.inode: int | None = None       # of the file, once it is there
         if sqlite3.sqlite_version_info < (3, 35):
-            raise BadSetting("DATABASE_URL", url, f"SQLite is {sqlite3.sqlite_version}, expected 3.35 or newer")
+            raise BadSetting("DATABASE_URL", url,
+                             f"SQLite is {sqlite3.sqlite_version}, expected 3.35 or newer")
 
-    @staticmethod
-    def _plain(value):
-        """A time as a number of seconds."""
-        return (value - datetime(1970, 1, 1)) // timedelta(milliseconds=1) / 1000 if isinstance(value, datetime) else value
-
-    def _connect(self):
+    def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=10, isolation_level=None, check_same_thread=False)
         connection.execute("pragma synchronous = full")     # a commit is on the disk before it is answered
-        # SQLite keeps as text whatever it is told to.
+        # SQLite stores as text whatever bytes it is given.
         connection.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
-        connection.create_function("to_char", 2, lambda seconds, form: seconds if seconds is None else
-                                   (datetime(1970, 1, 1) + timedelta(seconds=seconds)).isoformat(timespec="seconds"), deterministic=True)
+        connection.create_function("to_char", 2, self._to_char, deterministic=True)
         return connection
 
-    def _is_usable(self, connection):
+    @staticmethod
+    def _to_char(seconds: float | None, form: str) -> str | None:
+        """Stand in for PostgreSQL's function of this name."""
+        if seconds is None:
+            return None
+        return (datetime(1970, 1, 1) + timedelta(seconds=seconds)).isoformat(timespec="seconds")
+
+    @staticmethod
+    def _to_sqlite(value: Any) -> Any:
+        """Return a parameter as SQLite takes it: a time as a number of seconds."""
+        if isinstance(value, datetime):
+            return (value - datetime(1970, 1, 1)) // timedelta(milliseconds=1) / 1000
+        return value
+
+    def _is_usable(self, connection: Any) -> bool:
         return not connection.in_transaction        # closing it undoes what was begun
 
     @staticmethod
     @functools.lru_cache(256)
     def _translate(sql: str) -> str:
-        for text, own in SQLiteStore.WORDS.items():
-            sql = sql.replace(text, own)
+        for word, translation in SQLiteStore.WORDS.items():
+            sql = sql.replace(word, translation)
         return re.sub(r"%\((\w+)\)s", r":\1", sql)
 
-    def _execute(self, sql, params=None, repeat=True):
-        return self._transaction([(sql, params)])
+    def _execute(self, sql: str, params: Params | None = None, repeat: bool = True) -> list[Any]:
+        return self._transaction([(sql, params or {})])
 
-    def _batch(self, sql, rows, params=None, repeat=True):
+    def _batch(self, sql: str, rows: Sequence[Sequence[Any]], params: Params | None = None,
+               repeat: bool = True) -> list[Any]:
         # Several short statements, for SQLite looks for each of its parameters from the first one on.
         parts = [expand_values(sql, rows[n:n + 50], params) for n in range(0, len(rows), 50)]
         return self._transaction(parts) if parts else []
 
-    def _transaction(self, statements) -> list[tuple]:
-        reading, rows = not re.search(r"^\s*(insert|update|delete)\b", statements[0][0], re.MULTILINE), []
+    def _transaction(self, statements: list[tuple[str, Params]]) -> list[Any]:
+        writes = re.search(r"^\s*(insert|update|delete)\b", statements[0][0], re.MULTILINE)
+        state, rows = self._state, []
         try:
-            if self.path.stat().st_ino != self.file:
+            if self.path.stat().st_ino != self.inode:
                 raise FileNotFoundError(f"{self.path} is no longer the file that it was")
             # Within the process writers queue up here, which is fairer and quicker than SQLite's own waiting.
-            own = self._own
-            with contextlib.nullcontext() if reading else own.writing, own.pool.connection() as (connection, _):
+            turn = state.writing if writes else contextlib.nullcontext()
+            with turn, state.pool.connection() as (connection, _):
                 if len(statements) > 1:
                     connection.execute("begin immediate")
                 now = time.time()
                 for sql, params in statements:
-                    params = {name: self._plain(value) for name, value in (params or {}).items()}
-                    params["now"] = now
-                    rows += connection.execute(self._translate(sql), params).fetchall()
+                    values = {name: self._to_sqlite(value) for name, value in params.items()}
+                    rows += connection.execute(self._translate(sql), values | {"now": now}).fetchall()
                 if connection.in_transaction:
                     connection.commit()
         except sqlite3.IntegrityError as e:
-            if "tasks.attempt" in str(e):       # which is how CREATE says it
+            if "tasks.attempt" in str(e):       # see CREATE
                 raise KeyReused from None
             raise invalid("refused-by-database", f"the database refuses it: {e}") from e
         except (sqlite3.DatabaseError, OSError) as e:
@@ -2231,60 +2625,71 @@ class SQLiteStore(Store):
         self._outage.back()
         return rows
 
-    def _try_to_write(self):
-        # A table that is always there and has no task. Only what changes is written, so a row comes and goes.
-        self._transaction([("insert into sqlite_stat1 (tbl) values ('try')", None),
-                           ("delete from sqlite_stat1 where tbl = 'try'", None)])
+    def _try_to_write(self) -> None:
+        # To a table that is always there and has no task. Only what changes is written, so a row comes and
+        # goes.
+        self._transaction([("insert into sqlite_stat1 (tbl) values ('try')", {}),
+                           ("delete from sqlite_stat1 where tbl = 'try'", {})])
 
-    def apply_schema(self):
+    def apply_schema(self) -> None:
         for tries in itertools.count(1):
             try:
                 with contextlib.suppress(OSError):
-                    self.path.touch(0o600)      # for nobody else to read; its -wal and -shm follow it
-                with self._own.writing, contextlib.closing(self._connect()) as connection:
-                    connection.execute("pragma journal_mode = wal")     # does not wait for another process that is just doing it
+                    self.path.touch(0o600)      # nobody else may read it; its -wal and -shm follow it
+                with self._state.writing, contextlib.closing(self._connect()) as connection:
+                    # SQLite does not wait for another process that is just doing the same.
+                    connection.execute("pragma journal_mode = wal")
                     connection.execute("begin immediate")
-                    self._upgrade(connection)
-                    for statement in self.SCHEMA.split(";\n"):
+                    self._update_table(connection)
+                    for statement in self.INDEXES.split(";\n"):
                         connection.execute(statement)
                     connection.commit()
-                self.file = self.path.stat().st_ino
+                self.inode = self.path.stat().st_ino
                 return
             except sqlite3.Error as e:
                 if "locked" not in str(e) or tries == 100:
                     raise BadSetting("DATABASE_URL", self.url, str(e)) from e
                 time.sleep(0.1)
 
-    def _upgrade(self, connection) -> None:
-        """Make an older table of this program anew, with its rows. Raise BadSetting for any other table."""
-        known = set(re.findall(r"^            (\w+) +\w", self.SCHEMA, re.MULTILINE))
-        found = {name: hidden for _, name, *_, hidden in connection.execute("pragma table_xinfo(tasks)")}
-        if not found or known == set(found):
-            return
-        if not DOCUMENTED | {"attempt", "lease_until"} <= set(found) < known:
-            raise BadSetting("DATABASE_URL", self.url, "there is a table tasks that is not this program's, with the columns "
+    def _update_table(self, connection: sqlite3.Connection) -> None:
+        """Create the table, or bring that of an older version up to date. Raise BadSetting for any other."""
+        with contextlib.closing(sqlite3.connect(":memory:")) as empty:
+            empty.execute(self.TABLE)
+            wanted = self._columns(empty)
+        found = self._columns(connection)
+        if found and not DOCUMENTED | {"attempt", "lease_until"} <= found.keys() <= wanted.keys():
+            raise BadSetting("DATABASE_URL", self.url,
+                             "there is a table tasks that is not this program's, with the columns "
                              f"{', '.join(sorted(found))}; expected another file")
-        columns = ", ".join(name for name in found if not found[name])      # those that are not generated
-        for statement in (self.SCHEMA.partition(";\n")[0].replace("exists tasks (", "exists newer_tasks ("),
-                          f"insert into newer_tasks ({columns}) select {columns} from tasks",
-                          # No id comes twice, whatever was deleted.
-                          "delete from sqlite_sequence where name = 'newer_tasks'",
-                          "update sqlite_sequence set name = 'newer_tasks' where name = 'tasks'",
-                          "drop table tasks",
-                          "alter table newer_tasks rename to tasks"):
-            connection.execute(statement)
-        log.info("upgraded the table tasks with=%r", ", ".join(sorted(known - set(found))))
+
+        if found and found.keys() != wanted.keys():
+            names = ", ".join(name for name, is_generated in found.items() if not is_generated)
+            connection.execute(self.TABLE.replace("exists tasks (", "exists newer_tasks ("))
+            connection.execute(f"insert into newer_tasks ({names}) select {names} from tasks")
+            # No id is given again, not even that of a task that was deleted.
+            connection.execute("delete from sqlite_sequence where name = 'newer_tasks'")
+            connection.execute("update sqlite_sequence set name = 'newer_tasks' where name = 'tasks'")
+            connection.execute("drop table tasks")      # and its indexes
+            connection.execute("alter table newer_tasks rename to tasks")
+            log.info("upgraded table columns=%r", ", ".join(sorted(wanted.keys() - found.keys())))
+        connection.execute(self.TABLE)
+
+    @staticmethod
+    def _columns(connection: sqlite3.Connection) -> dict[str, bool]:
+        """Return the columns of the table, and of each whether it is generated."""
+        return dict(connection.execute("select name, hidden > 0 from pragma_table_xinfo('tasks')"))
 
 
 def _in_thread(function: Callable[[], None]) -> None:
-    """Call what may block in C for long, in a thread of its own: this one goes on hearing signals."""
+    """Call what may block in C for long in a thread of its own, so that this one still handles signals."""
     errors = []
 
-    def call():
+    def call() -> None:
         try:
             function()
         except BaseException as e:
             errors.append(e)
+
     thread = threading.Thread(target=call, name="open_store", daemon=True)
     thread.start()
     while thread.is_alive():
@@ -2296,21 +2701,23 @@ def _in_thread(function: Callable[[], None]) -> None:
 
 
 def open_store(url: str, wait: bool = False, connections: int = 8) -> Store:
-    """The store at `url` (sqlite:///FILE or postgresql://…), its table ready. Raise Unavailable, or `wait` until it is not.
+    """Return the store at `url` (sqlite:///FILE or postgresql://…), its table ready.
 
-    `connections`: how many each process opens at most.
+    Raise BadSetting; and Unavailable, unless it is to `wait` until the database is there. `connections`: how
+    many each process opens at most.
     """
     store = (SQLiteStore if url.startswith("sqlite:") else PostgresStore)(url, connections)
     for tries in itertools.count(1):
         try:
             _in_thread(store.apply_schema)
             store.waited = tries > 1
-            return store
+            break
         except Unavailable:
             if not wait:
                 raise
             if stopping.wait(backoff(tries, 0.2, 5)):
                 raise KeyboardInterrupt from None
+    return store
 
 
 # ----------------------------------------------------------------------------
@@ -2753,7 +3160,7 @@ def _outcome_of_result(result: Any) -> Outcome:
     try:
         text = None if result is None else encode_json(result)
     except Invalid as e:
-        raise Failed(f"its result {e}") from None
+        raise Failed(f"its result: {e}") from None
     if text and len(text.encode()) > MAX_BODY:
         raise Failed(f"its result has more than {MAX_BODY} bytes")
     return Outcome("complete", (text,))
@@ -3015,7 +3422,7 @@ class Worker:
 
         if is_due:
             # The answer to a claim may be lost, and the claim may take effect later.
-            if unknown := self.store.own(self.name) - known:
+            if unknown := self.store.held_by(self.name) - known:
                 self.store.release(sorted(unknown))
             self._next_heartbeat = now + self.config.lease_seconds / 3
 
@@ -3750,7 +4157,7 @@ class Api:
 
     def _end_attempt(self, id: int, attempt: int, end: Callable[[], set[int]]) -> set[int]:
         """Call end(), and note for the metrics how long the attempt ran, if that has ended it."""
-        ran = self.store.running(id, attempt)
+        ran = self.store.running_seconds(id, attempt)
         done = end()
         if done:
             self.store.metrics.observe("run", [ran])
@@ -3886,30 +4293,10 @@ class Api:
 
     @route("GET", "/metrics", query=None, health=True)
     def metrics(self) -> bottle.HTTPResponse:
-        store = self.store
-
-        def known(samples):
-            return {labels: value for labels, value in samples.items() if value is not None}
-
-        gauges = {"taskmanager_info": ("gauge", "The program", {f'{{version="{__version__}"}}': 1})}
-        try:
-            store.ping()
-            gauges["taskmanager_tasks"] = ("gauge", "Tasks in the table", known(
-                {f'{{status="{status}"}}': store.count(status) for status in STATUSES}))
-            gauges["taskmanager_finished_per_second"] = (
-                "gauge", f"Tasks that ended in the last {RATE_SECONDS} seconds, per second", known(
-                    {f'{{status="{status}"}}': store.finished(status) for status in ("Completed", "Failed")}))
-            gauges["taskmanager_oldest_ready_seconds"] = (
-                "gauge", "How long the oldest task waits that could be claimed",
-                known({"": store.oldest_ready()}))
-            is_up = 1
-        except Unavailable:
-            is_up = 0
-        gauges["taskmanager_database_up"] = ("gauge", "Whether the database answers", {"": is_up})
+        gauges = self.store.gauges()
         if self.rabbitmq:
-            gauges["taskmanager_rabbitmq_up"] = (
-                "gauge", "Whether RabbitMQ is connected", {"": int(self.rabbitmq())})
-        return bottle.HTTPResponse(store.metrics.text(gauges),
+            gauges["taskmanager_rabbitmq_up"] = {"": int(self.rabbitmq())}
+        return bottle.HTTPResponse(self.store.metrics.text(gauges),
                                    Content_Type="text/plain; version=0.0.4; charset=utf-8")
 
     # The routes: documents and pages, which are not in openapi.yaml. The page reads its query itself.

@@ -60,7 +60,7 @@ def test_processes_that_were_forked_do_not_share_connections(request, kind):
             status = 1
             try:
                 os.read(ready[0], 1)        # all at once
-                with store._own.pool.connection() as (_, used):
+                with store._state.pool.connection() as (_, used):
                     assert not used
                 rows = [store.read(id) for id in ids * 5]
                 status = (
@@ -80,8 +80,8 @@ def test_processes_that_were_forked_do_not_share_connections(request, kind):
 
 
 def test_a_forked_child_is_not_stopped_by_the_locks_of_its_parents_threads(store):
-    own, pool = store._own, store._own.pool
-    with own.counting, own.writing, pool._lock:
+    own, pool = store._state, store._state.pool
+    with own.measuring, own.writing, pool._lock:
         if not (pid := os.fork()):
             signal.alarm(20)
             os._exit(store.create() is None or store.count("New") != 1 or store.metrics is own.metrics)
@@ -108,8 +108,8 @@ def test_settings_of_the_session_do_not_change_the_time(empty_database, monkeypa
     [row] = store.claim(10, 30)
     assert (row.id, store.reclaim(3)) == (now, 0)
     assert store.extend([(row.id, row.attempt, 0.5)], 30) == {now}
-    assert store.running(row.id, row.attempt) < 20
-    assert store.oldest_ready() < 20
+    assert store.running_seconds(row.id, row.attempt) < 20
+    assert store.oldest_ready_seconds() < 20
     assert store.retry([(row.id, row.attempt, "why", 1800)]) == {now}
     for id, delay in (now, 1800), (later, 3600):
         row = store.read(id)
@@ -179,7 +179,7 @@ def test_the_service_works_through_pgbouncer_in_transaction_mode(pgbouncer, empt
     with ThreadPoolExecutor(16) as pool:
         ids = list(pool.map(create, range(300)))
     assert len(set(ids)) == 300
-    eventually(lambda: store.count("Completed") == 300 or store._own.figures.clear())
+    eventually(lambda: store.count("Completed") == 300 or store._state.figures.clear())
     assert {row.id: json.loads(row.result) for row in store.list_tasks()} == {
         id: n for n, id in enumerate(ids)
     }
@@ -364,7 +364,7 @@ def test_a_caller_that_finds_all_connections_busy_is_refused_in_time(store, monk
     monkeypatch.setattr(taskmanager, "CONNECT_SECONDS", 0.2)
     with contextlib.ExitStack() as stack:
         for _ in range(8):
-            stack.enter_context(store._own.pool.connection())
+            stack.enter_context(store._state.pool.connection())
         with pytest.raises(Unavailable):
             store.read(1)
     assert store.create()
@@ -477,7 +477,7 @@ def test_columns_of_other_types_are_brought_to_ours(empty_database, columns):
     assert [(row.id, row.status) for row in rows] == [(1, "In Progress"), (id, "In Progress")]
     assert rows[1].payload == '{"b": 1, "a": 2}'
     assert store.fail([(row.id, row.attempt, "a rather long error") for row in rows]) == {1, id}
-    assert store.finished("Failed") == 2 / taskmanager.RATE_SECONDS
+    assert store.finished_per_second("Failed") == 2 / taskmanager.RATE_SECONDS
     store.close()
 
 

@@ -171,6 +171,16 @@ def test_a_service_that_has_done_nothing_shows_zeros(api):
     assert metrics.of("taskmanager_rabbitmq_up") is None       # where there should be none
 
 
+def test_metrics_are_those_of_the_table_in_its_order(store, server):
+    for rabbitmq in (None, lambda: True):
+        text = http("GET", server(store, rabbitmq=rabbitmq).url + "/metrics").body.decode()
+        found = re.findall("# HELP ([^ ]+) (.+)\n# TYPE ([^ ]+) ([a-z]+)\n", text)
+        table = [(name, meaning, name, kind) for name, (kind, meaning) in taskmanager.METRICS.items()]
+        assert found == [each for each in table if rabbitmq or "rabbitmq" not in each[0]]
+    with pytest.raises(KeyError):
+        store.metrics._add("taskmanager_unknown_total", "", 1)
+
+
 def test_head_of_the_metrics_has_no_body(api):
     answer = http("HEAD", f"{api}/metrics")
     assert (answer.status, answer.body, answer.headers["Content-Type"]) == (200, b"", TEXT)

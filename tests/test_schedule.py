@@ -111,7 +111,7 @@ def test_a_cron_expression_is_taken(value, checked):
     ("0 0 30,31 2 */2", "a date that exists"),
 ], ids=lambda value: repr(value)[:30])
 def test_what_is_no_schedule_is_refused(value, expected):
-    with pytest.raises(ValueError, match=expected) as error:
+    with pytest.raises(taskmanager.Invalid, match=expected) as error:
         check_repeat(value)
     assert len(str(error.value)) < 600
 
@@ -132,7 +132,7 @@ def test_a_time_zone_has_its_name_in_the_iana_database(name):
 ], ids=lambda value: repr(value)[:30])
 def test_another_time_zone_is_refused_and_no_file_is_looked_for(name, monkeypatch):
     monkeypatch.setattr(zoneinfo, "ZoneInfo", None)
-    with pytest.raises(ValueError, match="expected the name of a time zone such as Europe/Berlin"):
+    with pytest.raises(taskmanager.Invalid, match="expected the name of a time zone such as Europe/Berlin"):
         check_timezone(name)
 
 
@@ -145,9 +145,9 @@ def test_a_machine_without_time_zones_has_utc(monkeypatch):
     try:
         assert check_timezone("UTC") == "UTC"
         assert next_time("0 12 * * *", "UTC", at("2026-01-01"), at("2026-01-01")) == at("2026-01-01 12:00")
-        with pytest.raises(ValueError, match="expected UTC: this machine has no data .* tzdata"):
+        with pytest.raises(taskmanager.Invalid, match="expected UTC: this machine has no data .* tzdata"):
             check_timezone("Europe/Berlin")
-        with pytest.raises(ValueError, match="tzdata"):
+        with pytest.raises(taskmanager.Invalid, match="tzdata"):
             next_time("0 12 * * *", "Europe/Berlin", at("2026-01-01"), at("2026-01-01"))
     finally:
         zoneinfo.reset_tzpath(to=kept)

@@ -418,6 +418,47 @@ def test_release_does_not_count_the_attempt_and_does_not_use_its_number_again(st
     assert (again.attempts, again.attempt) == (1, claim.attempt + 1)
 
 
+# The log, which operators search
+
+def test_each_transition_logs_a_verb_of_its_own(store, caplog):
+    caplog.set_level("INFO", "taskmanager")
+    caplog.clear()
+    [id] = store.create([new_task({}, "key")])
+    store.create([new_task({}, "key")], via="http")
+    store.claim(1, LEASE)
+    store.retry([(id, 1, "why", 0)])
+    store.promote()
+    store.claim(1, LEASE)
+    store.release([(id, 2)])
+    store.claim(1, LEASE)
+    store.cancel(id)
+    store.fail([(id, 3, "why")])
+    store.complete([(id, 3, None)])
+    store.retry_by_hand(id)
+    store.claim(1, LEASE)
+    expire(store, id)
+    store.reclaim(3)
+    store.cancel(id)
+    store.delete(id)
+    assert caplog.messages == [
+        f"created task={id} via=call",
+        f"deduplicated task={id} via=http",
+        f"claimed task={id} attempt=1",
+        f"retried task={id} attempt=1 in=0.0s error='why'",
+        f"claimed task={id} attempt=2",
+        f"released task={id} attempt=2",
+        f"claimed task={id} attempt=3",
+        f"requested cancellation task={id} attempt=3",
+        f"canceled task={id} attempt=3",
+        f"refused task={id} attempt=3 outcome=completed reason='it had ended, or another attempt has begun'",
+        f"retried task={id} by=client",
+        f"claimed task={id} attempt=4",
+        f"reclaimed task={id} attempt=4 status='New' reason='the worker died or was cut off'",
+        f"canceled task={id} by=client",
+        f"deleted task={id} by=client",
+    ]
+
+
 # The answer to the end of an attempt is lost
 
 def lose_an_answer(store, monkeypatch):
@@ -488,7 +529,7 @@ def test_an_end_that_never_took_effect_is_refused_when_another_took_over(store, 
             caplog.clear()
             assert VERBS[name](store, claim.id, claim.attempt) == set()
             assert [record.message.split(" ")[0] for record in caplog.records] == ["refused"]
-            store._own.unsure.add((claim.id, claim.attempt))
+            store._state.unconfirmed.add((claim.id, claim.attempt))
         store.claim(1, LEASE)
 
 
@@ -715,15 +756,15 @@ def test_it_is_known_how_long_a_task_was_ready(store):
     for id in (new, due):
         set_time(store, id, "created_at", -7200)
     set_time(store, due, "run_at", -3600)
-    assert round(store.oldest_ready()) == 7200
+    assert round(store.oldest_ready_seconds()) == 7200
     store.promote()
     store.claim(2, LEASE)
     assert "taskmanager_wait_seconds_sum 1080" in store.metrics.text({})       # two hours, and one, and a bit
     store.release([(new, 1)])
     store.claim(1, LEASE)
     assert "taskmanager_wait_seconds_sum 1080" in store.metrics.text({})
-    assert store.running(new, 2) < 5
-    assert store.running(new, 1) == 0
+    assert store.running_seconds(new, 2) < 5
+    assert store.running_seconds(new, 1) == 0
     assert store.count("In Progress") == 2
 
 
@@ -777,7 +818,7 @@ PLANS = {
     "FINISHED": "tasks_delete_old",
     "RECLAIM": "tasks_list_status",
     "CANCELED": "tasks_list_status",
-    "OWN": "tasks_list_status",
+    "HELD_BY": "tasks_list_status",
     "OLDEST_READY": "tasks_claim",
     **dict.fromkeys(HELD, "tasks_pkey"),
     # both by the id
@@ -809,6 +850,28 @@ def test_postgresql_takes_the_index_that_was_made_for_the_statement(postgres_dat
         assert re.search(rf"Index (Only )?Scan (using|on) {index}\b", plan), plan
         assert "Seq Scan on tasks" not in plan, plan
         assert "Sort Key: tasks" not in plan or statement == "RECLAIM", plan
+    store.close()
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+@pytest.mark.parametrize("statuses, index", [([], "tasks_pkey"), (["Failed"], "tasks_list_status"),
+                                             (["New", "Failed"], "tasks_list_status")],
+                         ids=["all", "one status", "two"])
+def test_a_page_is_read_from_an_index_in_order(postgres_database, monkeypatch, statuses, index, order):
+    """Whatever many tasks of a status there are, and wherever the few of another one stand."""
+    store = taskmanager.open_store(postgres_database)
+    store._execute("""insert into tasks (status) select case when n % 10 = 0 then 'Failed' else 'New' end
+                      from generate_series(1, 50000) as n""")
+    store._execute("analyze tasks")
+    plans, execute = [], store._execute
+
+    def explain(sql, params):
+        plans.append(plan_of(store, sql, params))
+        return execute(sql, params)
+    monkeypatch.setattr(store, "_execute", explain)
+    assert len(store.list_tasks(*statuses, limit=20, order=order)) == 20
+    assert re.search(rf"Index (Only )?Scan (Backward )?using {index} ", plans[0]), plans[0]
+    assert not re.search(r"Seq Scan on tasks|Bitmap|rows=\d{3,} loops", plans[0].split("Execution Time")[0]), plans[0]
     store.close()
 
 
@@ -854,7 +917,7 @@ def test_both_databases_have_the_same_columns(sqlite_database, postgres_database
         "select attname from pg_attribute where attrelid = 'tasks'::regclass and attnum > 0")]
     assert sorted(of_sqlite) == sorted(of_postgres)
     indexes = re.compile(r"create (?:unique )?index\s+if not exists (\w+)\s+on tasks \((.*?)\)")
-    assert indexes.findall(taskmanager.SQLiteStore.SCHEMA) == indexes.findall(
+    assert indexes.findall(taskmanager.SQLiteStore.INDEXES) == indexes.findall(
         (taskmanager.HERE / "schema.sql").read_text()
     )
 
