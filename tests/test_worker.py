@@ -326,6 +326,16 @@ def test_cancel_ends_a_task_in_progress(store, work):
     assert (row.status, row.error, row.attempts) == ("Failed", "canceled", 1)
 
 
+def test_the_first_reason_to_stop_stands(store):
+    store.create()
+    [row] = store.claim(1, 30)
+    task, asked = taskmanager.Task(row, None), []
+    task.on_stop(asked.append)
+    task.stop(taskmanager.StopReason.CANCELED)
+    task.stop(taskmanager.StopReason.SHUTDOWN, force=True)
+    assert (task.stop_reason, asked) == (taskmanager.StopReason.CANCELED, [False, True])
+
+
 def test_stop_lets_handlers_finish(store, work):
     worker = work()
     id = order(store, sleep=0.5, **{"return": "done"})
