@@ -846,7 +846,8 @@ def _whole_number(low: int, high: int) -> Check:
         if not re.fullmatch("[0-9]{1,19}", text) or not low <= int(text) <= high:
             is_number = re.fullmatch("-?[0-9]+", text)
             raise invalid("out-of-range" if is_number else "wrong-type",
-                          f"{text!r}: expected a whole number from {low} to {high}", minimum=low, maximum=high)
+                          f"{text!r}: expected a whole number from {low} to {high}",
+                          minimum=low, maximum=high)
         return int(text)
     return check
 
@@ -1131,13 +1132,13 @@ def next_time(repeat: float | str, zone: str | None, base: datetime, after: date
 Time = NewType("Time", str)     # ISO 8601 without a zone, in UTC, to the second
 
 
-class Row(NamedTuple):
+class TaskFields(NamedTuple):
     """A task as it is stored; what Annotated adds is the SQL expression of a field that is no column.
 
     A new field of a task is added in these places:
     1. schema.sql, and its number in the last line: the column in PostgreSQL;
     2. SQLiteStore.TABLE: the column in SQLite;
-    3. Row: how it is read, and shown to clients in this order (fields after `attempt` are not shown);
+    3. here: how it is read, and shown to clients in this order (fields after `attempt` are not shown);
     4. NewTask: its check and default, if a client may give it;
     5. openapi.yaml: Task, and NewTask;
     6. README.md and its translation, if a client may give it.
@@ -1160,21 +1161,6 @@ class Row(NamedTuple):
     attempt: int                # the fencing token: grows with each claim
     size: int                   # bytes of payload and result
     alone: bool                 # its worker must run nothing beside it
-
-    def to_json(self, claimed: bool = False) -> str:
-        """Return what a client sees: the documented four fields, and of the others those that the task has.
-
-        A task with no other field does not show its first attempt. `claimed`: show `attempt`, too.
-        """
-        others = [name + encode(value) for (name, encode), value in zip(SHOWN, self[4:]) if value]
-        if self.attempts == 1 and len(others) == 1:
-            others.clear()
-        if claimed:
-            others.append(f'"attempt": {self.attempt}')
-
-        first = (f'{{"id": {self.id}, "status": {json.dumps(self.status)}, '
-                 f'"created_at": "{self.created_at}", "updated_at": "{self.updated_at}"')
-        return ", ".join([first, *others]) + "}"
 
 
 # How a value of each type is read from its column, written to it, and shown as JSON; as it is where nothing
@@ -1203,16 +1189,38 @@ def field_types(fields: type) -> dict[str, Any]:
     return {name: (get_args(hint) or [hint])[0] for name, hint in get_type_hints(fields).items()}
 
 
-EXPRESSIONS = {name: name for name in Row._fields} | annotations_of(Row)
+EXPRESSIONS = {name: name for name in TaskFields._fields} | annotations_of(TaskFields)
 COLUMNS = ", ".join(READ_AS.get(kind, "{}").format(EXPRESSIONS[name])
-                    for name, kind in field_types(Row).items())
+                    for name, kind in field_types(TaskFields).items())
 SHOWN = [(f'"{name}": ', SHOWN_AS.get(kind, json.dumps))
-         for name, kind in field_types(Row).items()][4:Row._fields.index("attempt")]
+         for name, kind in field_types(TaskFields).items()][4:TaskFields._fields.index("attempt")]
 
 GIVEN_COLUMNS = ", ".join(NewTask._fields)
 TYPED_COLUMNS = ", ".join(f"{WRITTEN_AS.get(kind, '{}').format(name)} as {name}"
                           for name, kind in field_types(NewTask).items())
 NEW_COLUMNS = ", ".join(name for name in NewTask._fields if name not in ("run_at", "delay"))
+
+
+class Row(TaskFields):
+    """A task as a statement returned it."""
+
+    __slots__ = ()
+
+    def to_json(self, claimed: bool = False) -> str:
+        """Return what a client sees: the documented four fields, and of the others those that the task has.
+
+        A task with no other field does not show its first attempt. `claimed`: show `attempt`, too.
+        """
+        values = zip(SHOWN, self[4:], strict=False)     # the last fields are not shown
+        others = [name + encode(value) for (name, encode), value in values if value]
+        if self.attempts == 1 and len(others) == 1:
+            others.clear()
+        if claimed:
+            others.append(f'"attempt": {self.attempt}')
+
+        first = (f'{{"id": {self.id}, "status": {json.dumps(self.status)}, '
+                 f'"created_at": "{self.created_at}", "updated_at": "{self.updated_at}"')
+        return ", ".join([first, *others]) + "}"
 
 
 def may_have_more(rows: Sequence[Row], limit: int) -> bool:
@@ -1722,7 +1730,7 @@ class Metrics:
                 continue
             if kind == "histogram":
                 counts = itertools.accumulate(values[series] or 0 for series in self.SERIES)
-                values.update(zip(self.SERIES, counts))
+                values.update(zip(self.SERIES, counts, strict=True))
                 values["_count"] = values[self.SERIES[-1]]
             lines += [f"# HELP {name} {meaning}", f"# TYPE {name} {kind}"]
             lines += [f"{name}{series} {value:.15g}" for series, value in values.items() if value is not None]
@@ -1841,6 +1849,17 @@ class ProcessState:
         self.measuring = threading.Lock()                   # of the figures
         self.unconfirmed: set[tuple[int, int]] = set()      # attempts that were ended without an answer
         self.writing = threading.Lock()                     # SQLite has one writer at a time
+
+
+def expand_values(sql: str, rows: Sequence[Sequence[Any]],
+                  params: Params | None = None) -> tuple[str, Params]:
+    """Return a statement with `values %(rows)s` for these rows, and its parameters."""
+    params = dict(params or {})
+    lines = []
+    for r, row in enumerate(rows):
+        lines.append("(" + ", ".join(f"%(r{r}c{c})s" for c in range(len(row))) + ")")
+        params.update((f"r{r}c{c}", value) for c, value in enumerate(row))
+    return sql.replace("%(rows)s", ", ".join(lines)), params
 
 
 class Store:
@@ -2237,17 +2256,6 @@ class Store:
         return gauges
 
 
-def expand_values(sql: str, rows: Sequence[Sequence[Any]],
-                  params: Params | None = None) -> tuple[str, Params]:
-    """Return a statement with `values %(rows)s` for these rows, and its parameters."""
-    params = dict(params or {})
-    lines = []
-    for r, row in enumerate(rows):
-        lines.append("(" + ", ".join(f"%(r{r}c{c})s" for c in range(len(row))) + ")")
-        params.update((f"r{r}c{c}", value) for c, value in enumerate(row))
-    return sql.replace("%(rows)s", ", ".join(lines)), params
-
-
 # The columns of the document's own table, which schema.sql brings up to date.
 DOCUMENTED = {"id", "status", "created_at", "updated_at"}
 
@@ -2387,9 +2395,9 @@ class PostgresStore(Store):
                 time.sleep(backoff(tries, 0.1, 2))
             except (errors.UndefinedTable, errors.UndefinedColumn, errors.InvalidSchemaName) as e:
                 raise self._lost(e, "the table is not there, or not as it should be: "
-                                    "a start of this program would create it")
+                                    "a start of this program would create it") from e
             except errors.InsufficientPrivilege as e:
-                raise self._lost(e, "the database's user may not do this")
+                raise self._lost(e, "the database's user may not do this") from e
             except errors.LockNotAvailable as e:        # the database is there
                 raise Locked("the table, or this task, is in use by another transaction") from e
             except self.psycopg2.ProgrammingError:      # a fault of the statement
@@ -2401,14 +2409,14 @@ class PostgresStore(Store):
                 code = getattr(e, "pgcode", None) or OUTAGES[0]
                 if isinstance(e, errors.UniqueViolation) and "(id)=(" in (e.diag.message_detail or ""):
                     if tries > 3:
-                        raise self._lost(e, "the next id is taken")
+                        raise self._lost(e, "the next id is taken") from e
                     self._mend_sequence()
                 elif isinstance(e, errors.NotNullViolation) and e.diag.column_name == "attempt":
                     raise KeyReused from None           # see CREATE
                 elif not code.startswith(OUTAGES):
                     raise invalid("refused-by-database", f"the database refuses it: {describe(e)}") from e
                 elif not (repeat and used) or isinstance(e, (TimeoutError, errors.QueryCanceled)):
-                    raise self._lost(e, "the database can't be reached")
+                    raise self._lost(e, "the database can't be reached") from e
                 else:
                     repeat = False
         self._outage.back()
@@ -2429,7 +2437,8 @@ class PostgresStore(Store):
         try:
             schema = (HERE / "schema.sql").read_text()
         except OSError as e:
-            raise BadSetting("DATABASE_URL", self.url, f"PostgreSQL needs {e.filename}: {e.strerror}") from None
+            why = f"PostgreSQL needs {e.filename}: {e.strerror}"
+            raise BadSetting("DATABASE_URL", self.url, why) from None
         [version] = map(int, re.findall(r"comment on table tasks is '.* (\d+)'", schema))
         for comment, is_table, columns in self._execute(FOUND_TABLE):
             applied = re.fullmatch(r"Task Manager, schema (\d+)", comment or "")
@@ -2721,8 +2730,8 @@ def open_store(url: str, wait: bool = False, connections: int = 8) -> Store:
 
 
 # ----------------------------------------------------------------------------
-# Handlers: what runs a task. The operator chooses one with HANDLER, a client never can. A handler is a callable
-# that takes a Task; what it returns becomes the result, and an exception is the error of the attempt.
+# Handlers: what runs a task. The operator chooses one with HANDLER, a client never can. A handler is a
+# callable that takes a Task; what it returns becomes the result, and an exception is the error of the attempt.
 
 class Failed(Exception):
     """Raised by a handler: the task has failed for good, without a further attempt."""
@@ -3707,6 +3716,12 @@ TASK_ID = re.compile("[1-9][0-9]{0,18}")
 WAIT = re.compile(r'(?:^|,)\s*wait\s*=\s*(?:"([0-9]{1,99})"|([0-9]{1,99}))\s*(?:[,;]|$)', re.IGNORECASE)
 
 
+def describe_input_error(error: InputError) -> dict[str, Any]:
+    """An entry of `errors` in a problem document."""
+    kind = "parameter" if error.where[:1] == "?" else "header" if error.where[:1].isalpha() else "pointer"
+    return {kind: error.where.lstrip("?"), "code": error.code, "detail": error.detail} | error.limits
+
+
 def problem(status: int, code: str, detail: str, instance: str, error: BaseException | None = None) -> str:
     """The body of every error (RFC 9457), with what a TaskError knows besides."""
     body = {"type": "about:blank", "title": TITLES.get(status, "Error"), "status": status, "code": code,
@@ -3716,12 +3731,6 @@ def problem(status: int, code: str, detail: str, instance: str, error: BaseExcep
     if isinstance(error, Invalid):
         body["errors"] = [describe_input_error(each) for each in error.errors]
     return json.dumps(body)
-
-
-def describe_input_error(error: InputError) -> dict[str, Any]:
-    """An entry of `errors` in a problem document."""
-    kind = "parameter" if error.where[:1] == "?" else "header" if error.where[:1].isalpha() else "pointer"
-    return {kind: error.where.lstrip("?"), "code": error.code, "detail": error.detail} | error.limits
 
 
 def request_id(given: str) -> str:
@@ -3854,7 +3863,7 @@ def answer_with_etag(text: str, **headers: str) -> bottle.HTTPResponse:
     tag = etag(data)
     if is_known(tag):
         return bottle.HTTPResponse(status=304, ETag=tag, **headers)
-    return answer(data, ETag=tag, **headers)
+    return answer(data, 200, ETag=tag, **headers)
 
 
 def answer_with_file(name: str, folder: str = "") -> bottle.HTTPResponse:
@@ -4214,7 +4223,7 @@ class Api:
         elif rows:
             self._wake_one()        # there may be more, for another claim that waits
         tasks = ", ".join(row.to_json(claimed=True) for row in rows)
-        return answer(f"[{tasks}]", **applied)
+        return answer(f"[{tasks}]", 200, **applied)
 
     @route("GET", "/tasks/{id}", statuses=(200, 304))
     def read_task(self, id: int) -> bottle.HTTPResponse:
@@ -5143,6 +5152,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    import taskmanager      # a handler that imports it must find the module that runs it, not a second one
+    import taskmanager  # a handler that imports it must find the module that runs it, not a second one
 
     taskmanager.run(taskmanager.main)

@@ -161,7 +161,8 @@ def test_all_that_is_wrong_in_a_query_is_named_at_once(api):
      {"pointer": "/priority", "code": "out-of-range", "minimum": -32768, "maximum": 32767}),
     ("/tasks", [{}] * 10_001, {"pointer": "", "code": "out-of-range", "minimum": 1, "maximum": 10_000}),
     ("/tasks/1/release", {}, {"pointer": "/attempt", "code": "missing-field"}),
-    ("/tasks/1/fail", {"attempt": 1, "error": ""}, {"pointer": "/error", "code": "out-of-range", "minimum": 1}),
+    ("/tasks/1/fail", {"attempt": 1, "error": ""},
+     {"pointer": "/error", "code": "out-of-range", "minimum": 1}),
     ("/tasks/1/fail", {"attempt": 1, "error": 7}, {"pointer": "/error", "code": "wrong-type"}),
     ("/tasks/1/cancel", {"attempt": 1}, {"pointer": "", "code": "unexpected-body"}),
 ], ids=lambda value: str(value)[:40])
@@ -174,8 +175,10 @@ def test_a_program_can_tell_what_is_wrong_without_reading_the_text(api, path, bo
 
 
 @pytest.mark.parametrize("method, path, headers, expected", [
-    ("GET", "/nothing", {}, (404, "not-found", {})), ("PUT", "/tasks", {}, (405, "method-not-allowed", {})),
-    ("GET", "/tasks/7", {}, (404, "task-not-found", {})), ("GET", "/tasks/x", {}, (404, "task-not-found", {})),
+    ("GET", "/nothing", {}, (404, "not-found", {})),
+    ("PUT", "/tasks", {}, (405, "method-not-allowed", {})),
+    ("GET", "/tasks/7", {}, (404, "task-not-found", {})),
+    ("GET", "/tasks/x", {}, (404, "task-not-found", {})),
     ("GET", "/tasks", {"Host": "evil.example"}, (403, "host-not-allowed", {})),
     ("POST", "/tasks", {"Origin": "https://evil.example"}, (403, "cross-site-request", {})),
     ("POST", "/tasks/1/retry", {}, (409, "not-in-state", {"task_status": "New"})),
@@ -185,7 +188,8 @@ def test_a_program_can_tell_what_is_wrong_without_reading_the_text(api, path, bo
 ], ids=str)
 def test_a_program_can_tell_which_error_it_is(api, store, method, path, headers, expected):
     store.create()
-    answer = http(method, api + path, {"attempt": 1} if path.endswith(("release", "claim")) else None, **headers)
+    body = {"attempt": 1} if path.endswith(("release", "claim")) else None
+    answer = http(method, api + path, body, **headers)
     common = {"type", "title", "status", "code", "detail", "instance"}
     members = {name: value for name, value in answer.json.items() if name not in common}
     assert (answer.status, answer.json["code"], members) == expected

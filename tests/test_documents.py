@@ -210,7 +210,8 @@ def documented(operation):
 
     parameters = block("parameters")
     for name in re.findall("#/components/parameters/(\\w+)", parameters):
-        parameters += "        - " + component("parameters", name).strip().replace("\n      ", "\n          ") + "\n"
+        lines = component("parameters", name).strip().replace("\n      ", "\n          ")
+        parameters += f"        - {lines}\n"
     query = re.findall(r"- name: (\S+)\n +in: query", parameters)
 
     fields, required, array = None, [], False
@@ -251,7 +252,8 @@ def routes(sqlite_database):
 
 def test_openapi_says_of_each_route_what_it_declares(routes):
     is_page = re.compile(r"/($|static|swagger|openapi|asyncapi)")
-    told = {(route.method, route.path): declared(route) for route in routes[1] if not is_page.match(route.path)}
+    described = [route for route in routes[1] if not is_page.match(route.path)]
+    told = {(route.method, route.path): declared(route) for route in described}
     found = {key: documented(operation) for key, operation in operations().items()}
     assert list(found) == list(told)        # in the same order
     for key in told:
@@ -277,8 +279,8 @@ def test_every_route_is_behind_the_token_the_host_and_the_origin_but_for_what_it
     store = taskmanager.open_store(sqlite_database)
     locked, named = taskmanager.create_app(store, Config(api_token="s3cret")), taskmanager.create_app(store)
     assert [route.path for route in locked.routes if route.public] == [
-        "/livez", "/readyz", "/openapi.yaml", "/asyncapi.yaml", "/", "/static/{name}", "/swagger", "/swagger/",
-        "/swagger/index.html", "/swagger/{name}"]
+        "/livez", "/readyz", "/openapi.yaml", "/asyncapi.yaml", "/", "/static/{name}",
+        "/swagger", "/swagger/", "/swagger/index.html", "/swagger/{name}"]
     for route in locked.routes:
         path = route.path.replace("{id}", "1").replace("{name}", "no")
         assert (call(locked, route.method, path) == 401) != route.public, path
@@ -428,7 +430,7 @@ def test_openapi_has_the_statuses_that_the_application_answers(sqlite_database, 
 
 
 def codes_in_use():
-    """The codes that the programs can give: a status for each of a problem, and those of the errors of an input."""
+    """The codes that the programs can give: of problems, each with its status, and of input errors."""
     kinds, problems = [taskmanager.TaskError], {}
     for kind in kinds:
         kinds += kind.__subclasses__()
@@ -468,7 +470,8 @@ def test_openapis_examples_of_errors_are_what_the_programs_say():
     problems, inputs = codes_in_use()
     examples = re.findall(r"status: (\d+)(?:, |\s+)code: ([a-z0-9-]+)", OPENAPI)
     assert len(examples) == OPENAPI.count("type: about:blank") > 10
-    assert [(code, problems[code]) for _, code in examples] == [(code, int(status)) for status, code in examples]
+    for status, code in examples:
+        assert problems[code] == int(status), code
     entries = re.findall(r"- \{?(?:pointer|parameter|header): \S+?(?:, |\s+)code: ([a-z0-9-]+)", OPENAPI)
     assert len(entries) == len(re.findall(r"- \{?(?:pointer|parameter|header): ", OPENAPI)) == 3
     assert set(entries) <= inputs
@@ -486,7 +489,8 @@ def test_openapi_has_the_fields_and_statuses_of_the_program():
     assert re.search(r"^  version: (\S+)$", OPENAPI, re.MULTILINE)[1].strip('"') == taskmanager.__version__
 
     assert properties("NewTask")[0] == list(taskmanager.NEW_TASK)
-    assert properties("Task")[0] == [name for name in taskmanager.Row._fields if name not in ("size", "alone")]
+    shown = [name for name in taskmanager.Row._fields if name not in ("size", "alone")]
+    assert properties("Task")[0] == shown
     [enum] = re.findall(r"^    Status:\n +type: string\n +enum: \[(.*)\]$", OPENAPI, re.MULTILINE)
     assert enum.split(", ") == list(taskmanager.STATUSES)
     [check] = re.findall(r"check \(status in \((.*)\)\)", (ROOT / "schema.sql").read_text())
@@ -498,8 +502,8 @@ def test_openapi_has_the_fields_and_statuses_of_the_program():
 def commands(text):
     """(command, output) of the console blocks."""
     for block in re.findall(r"^```(?:console)?\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-        block = re.sub(r"\\\n +", "", block)       # a long command goes on in the next line
-        for command, output in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE):
+        joined = re.sub(r"\\\n +", "", block)      # a long command goes on in the next line
+        for command, output in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", joined, re.MULTILINE):
             yield command, output.strip()
 
 
@@ -572,18 +576,19 @@ def test_readmes_commands_print_what_it_says(start, sqlite_database, tmp_path, t
         if command.startswith("mkdir "):
             subprocess.run(command, shell=True, cwd=ROOT, check=True)
         api = api or start("taskmanager.py", DATABASE_URL=sqlite_database, **settings)
-        pause, _, rest = command.rpartition("; ")
+        pause, _, request = command.rpartition("; ")
         if pause.startswith("sleep "):
             time.sleep(float(pause.removeprefix("sleep ")))
-            command = rest
-        if not command.startswith("curl "):
+        else:
+            request = command
+        if not request.startswith("curl "):
             continue
         tried += 1
-        if "-X" in command or "-d" in command:
-            got = curl(command, api.url, tags)
-            assert same(expected, got), (command, got)
+        if "-X" in request or "-d" in request:
+            got = curl(request, api.url, tags)
+            assert same(expected, got), (request, got)
         else:       # a worker may need a moment
-            eventually(lambda: same(expected, got := curl(command, api.url, tags)) or print(got), seconds=5)
+            eventually(lambda: same(expected, got := curl(request, api.url, tags)) or print(got), seconds=5)
 
     assert tried >= 2
     if title is None:
@@ -777,9 +782,6 @@ def test_readme_uses_public_names_only():
 # The order of the code
 
 # These still stand in the wrong order.
-LATER = {("Store", "expand_values"), ("problem", "describe_input_error")}
-
-
 def global_names(table):
     """The global names that a function or a class uses, with those of what is defined inside it."""
     used = [symbol for symbol in table.get_symbols() if symbol.is_global() and symbol.is_referenced()]
@@ -797,4 +799,4 @@ def test_nothing_refers_to_what_stands_below_it(file):
             lines.setdefault(name, node.lineno)
     wrong = {(table.get_name(), name) for table in symtable.symtable(text, file, "exec").get_children()
              for name in global_names(table) if lines.get(name, 0) > table.get_lineno()}
-    assert wrong - LATER == set()
+    assert wrong == set()

@@ -6,7 +6,16 @@ from datetime import datetime
 import pytest
 
 from taskmanager import (
-    MAX_BODY, MAX_DEPTH, Invalid, NewTask, TooLarge, encode_json, is_json, new_task, parse_task)
+    MAX_BODY,
+    MAX_DEPTH,
+    Invalid,
+    NewTask,
+    TooLarge,
+    encode_json,
+    is_json,
+    new_task,
+    parse_task,
+)
 
 
 def nested(levels):

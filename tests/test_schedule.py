@@ -329,7 +329,7 @@ def model(zone, start, is_match):
 def test_the_next_times_are_those_of_a_model_that_looks_at_every_minute(seed):
     draw = random.Random(seed)
     limits = (0, 59), (0, 23), (1, 31), (1, 12), (0, 7)
-    texts, sets = zip(*(random_field(draw, low, high) for low, high in limits))
+    texts, sets = zip(*(random_field(draw, low, high) for low, high in limits), strict=True)
     if draw.random() < 0.6:
         texts, sets = (*texts[:3], "*", texts[4]), (*sets[:3], set(range(1, 13)), sets[4])
     zone, start = draw.choice(ZONES), at(draw.choice(STARTS)) + draw.randrange(2880) * MINUTE
