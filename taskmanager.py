@@ -2731,7 +2731,7 @@ def open_store(url: str, wait: bool = False, connections: int = 8) -> Store:
 
 # ----------------------------------------------------------------------------
 # Handlers: what runs a task. The operator chooses one with HANDLER, a client never can. A handler is a
-# callable that takes a Task; what it returns becomes the result, and an exception is the error of the attempt.
+# callable that takes a Task; what it returns becomes the result, an exception the error of the attempt.
 
 class Failed(Exception):
     """Raised by a handler: the task has failed for good, without a further attempt."""
@@ -5123,7 +5123,8 @@ def main() -> None:
     if notifier:
         store.listeners.append(notifier.notify)
 
-    app = create_app(store, config, own_names(config), notifier and (lambda: notifier.connected))
+    is_connected = (lambda: notifier.connected) if notifier else None
+    app = create_app(store, config, own_names(config), is_connected)
     server = make_server(app, config)
     host = "localhost" if config.host in ("127.0.0.1", "0.0.0.0", "::1", "::") else config.host
     url = f"http://{f'[{host}]' if ':' in host else host}:{server.effective_port}"
@@ -5152,6 +5153,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    import taskmanager  # a handler that imports it must find the module that runs it, not a second one
+    # A handler that imports taskmanager must find the module that runs it, not a second one.
+    import taskmanager
 
     taskmanager.run(taskmanager.main)

@@ -147,7 +147,7 @@ class Rejecter:
 
     def __init__(self, config: Config, metrics: taskmanager.Metrics):
         self.queue, self.metrics = f"{config.task_queue}.rejected", metrics
-        self.parameters = taskmanager.amqp_parameters(config.rabbitmq_url, "taskmanager rejecter")
+        self.parameters = taskmanager.amqp_parameters(config.rabbitmq_url or "", "taskmanager rejecter")
         self._waiting: collections.deque[tuple[Message, dict, Callable[[], None]]] = collections.deque()
         self._pending, self._stopped = threading.Event(), threading.Event()
         self._thread = EssentialThread("rejecter", self._loop)
@@ -270,7 +270,7 @@ class Intake:
 
     def __init__(self, store: Store, config: Config, wake: Callable[[], None]):
         self.store, self.config, self.wake = store, config, wake
-        self.parameters = taskmanager.amqp_parameters(config.rabbitmq_url, "taskmanager intake")
+        self.parameters = taskmanager.amqp_parameters(config.rabbitmq_url or "", "taskmanager intake")
         self.rejecter = Rejecter(config, store.metrics)
         self.exchange = taskmanager.notification_exchange(config)
         self._notification_outage = Outage(f"exchange {self.exchange}")
@@ -519,9 +519,9 @@ def main() -> None:
     server = None
     if config.metrics_port is not None:
         aside = dataclasses.replace(config, port=config.metrics_port, threads=2, waiters=0)
-        rabbitmq = notifier and (lambda: notifier.connected)
+        is_connected = (lambda: notifier.connected) if notifier else None
         app = taskmanager.create_app(
-            store, aside, taskmanager.own_names(config), rabbitmq, only_health=True)
+            store, aside, taskmanager.own_names(config), is_connected, only_health=True)
         server = taskmanager.make_server(app, aside, "METRICS_PORT")
         log.info("started metrics port=%s", server.effective_port)
 

@@ -124,8 +124,8 @@ def cronsim_times(cron: str, zone: zoneinfo.ZoneInfo, start: datetime, end: date
     begin with times that have passed, in an hour that comes twice."""
     times = CronSim(cron, start.astimezone(zone))
     # Where the minute or the hour begins with a star, Debian's cron counts the minutes that pass: what the
-    # clock shows twice runs twice, and what it skips does not run. The service treats all expressions alike, so
-    # cronsim is told to treat these as it treats those without a star. (As it is, it also loses times where
+    # clock shows twice runs twice, and what it skips does not run. The service treats all expressions alike,
+    # so cronsim is told to treat these like those without a star. (As it is, it also loses times where
     # a clock is changed by half an hour, and never ends where one was changed at 00:01.)
     if times.fixup_tz is None:
         times.fixup_tz, times.dt = zone, times.dt.replace(tzinfo=None)
