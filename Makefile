@@ -4,7 +4,7 @@
 # make browser-test  the page, in a real Chromium
 # make mutants       the tests of the tests: each of some lines, broken, makes its test fail
 # make versions      the tests that need a database on PostgreSQL 12 and 18; PYTHON=python3.13 names a Python
-# make lint          ruff, judges of openapi.yaml and asyncapi.yaml, and a fuzzer; needs Node.js
+# make lint          ruff, mypy, judges of openapi.yaml and asyncapi.yaml, and a fuzzer; needs Node.js
 
 PYTHON ?= python3
 VENV   ?= .venv

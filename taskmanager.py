@@ -2947,7 +2947,7 @@ class FinalResponse(http.client.HTTPResponse):
     def begin(self):
         super().begin()
         while 100 <= self.status < 200 and self.status != 101:
-            self.headers = None         # or begin() would do nothing
+            self.headers = None         # type: ignore[assignment]  # or begin() would do nothing
             super().begin()
 
 
@@ -4638,7 +4638,11 @@ class Dispatcher(Threads):
         return self.for_waiters if "PREFER" in request.headers else None
 
     def add_task(self, channel):
-        (self._threads_apart(channel.requests[0]) or super()).add_task(channel)
+        threads = self._threads_apart(channel.requests[0])
+        if threads:
+            threads.add_task(channel)
+        else:
+            super().add_task(channel)
 
     def served(self, request: Request) -> None:
         """Let the next request of its kind have the thread."""
@@ -4648,8 +4652,9 @@ class Dispatcher(Threads):
 
     def shutdown(self, *args, **kwargs):
         self.closing.set()      # so that nobody waits any longer
-        for each in (super(), self.for_health, self.for_waiters):
-            each.shutdown(*args, **kwargs)
+        super().shutdown(*args, **kwargs)
+        for threads in (self.for_health, self.for_waiters):
+            threads.shutdown(*args, **kwargs)
 
 
 class Refusal(ErrorTask):
@@ -4688,6 +4693,9 @@ class Channel(HTTPChannel):
     """
 
     error_task_class, parser_class = Refusal, Request
+    request: Request | None
+    outbufs: list[Any]
+    sent_continue: bool
     answer = 0      # bytes of an answer that is not yet read to its end
 
     @property
