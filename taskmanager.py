@@ -1142,6 +1142,8 @@ class TaskFields(NamedTuple):
     4. NewTask: its check and default, if a client may give it;
     5. openapi.yaml: Task, and NewTask;
     6. README.md and its translation, if a client may give it.
+
+    A column that no client sees needs the first two, and the statements that use it.
     """
     id: int
     status: str
@@ -1195,6 +1197,7 @@ COLUMNS = ", ".join(READ_AS.get(kind, "{}").format(EXPRESSIONS[name])
 SHOWN = [(f'"{name}": ', SHOWN_AS.get(kind, json.dumps))
          for name, kind in field_types(TaskFields).items()][4:TaskFields._fields.index("attempt")]
 
+# Of CREATE: the values that it is given, the same with their types, and those that it stores as they are.
 GIVEN_COLUMNS = ", ".join(NewTask._fields)
 TYPED_COLUMNS = ", ".join(f"{WRITTEN_AS.get(kind, '{}').format(name)} as {name}"
                           for name, kind in field_types(NewTask).items())
@@ -1376,23 +1379,26 @@ returning tasks.id"""
 CLAIM = f"""
 with ready as materialized (
     select id, priority, alone,
-           case when alone then %(size)s else size + 1 end as size      -- a task that runs alone fills a page
+           -- A task that is to run alone counts as a full page, so that nothing is claimed beside it.
+           case when alone then %(size)s else size + 1 end as size
     from   tasks
     where  status = 'New' and run_at is null
-           -- All priorities are: the condition makes PostgreSQL use the index, and sort nothing.
+           -- Every priority is: the condition makes PostgreSQL use the index, and sort nothing.
            and priority <= 32767
            -- A task that has had the last number gets no further one.
            and attempt < 2147483647
-           -- A worker runs such a task when it has nothing else to do. Until then it claims nothing that
-           -- comes after the task, except while it still runs an attempt that began before the task was
-           -- ready.
+           -- A worker runs a task that is to run alone only when it has nothing else to do. Until then it
+           -- claims nothing that comes after that task, unless it still runs an attempt that began before
+           -- the task was ready.
            and (not alone or {READY_SECONDS} >= %(busy)s)
     order by priority desc, id
     limit  %(limit)s
     for update skip locked
 ),
 fitting (task_id, size_before, runs_alone) as materialized (
-    select id, sum(size) over (order by priority desc, id) - size, alone
+    select id,
+           sum(size) over (order by priority desc, id) - size,      -- of all that come before it
+           alone
     from   ready
 )
 update tasks
@@ -1404,7 +1410,8 @@ set    status      = 'In Progress',
        updated_at  = {NOW}
 from   fitting
 where  id = task_id
-       and size_before < %(size)s       -- no more than fits into a page
+       and size_before < %(size)s       -- no more than a page, but at least one task
+       -- It comes first, and the worker runs nothing else.
        and (not runs_alone or size_before = 0 and %(busy)s = 0)
 returning {COLUMNS}, {READY_SECONDS}"""
 

@@ -80,11 +80,11 @@ def test_processes_that_were_forked_do_not_share_connections(request, kind):
 
 
 def test_a_forked_child_is_not_stopped_by_the_locks_of_its_parents_threads(store):
-    own, pool = store._state, store._state.pool
-    with own.measuring, own.writing, pool._lock:
+    state = store._state
+    with state.measuring, state.writing, state.pool._lock:
         if not (pid := os.fork()):
             signal.alarm(20)
-            os._exit(store.create() is None or store.count("New") != 1 or store.metrics is own.metrics)
+            os._exit(store.create() is None or store.count("New") != 1 or store.metrics is state.metrics)
     assert os.waitpid(pid, 0)[1] == 0
 
 

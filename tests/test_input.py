@@ -61,7 +61,8 @@ def test_all_fields_of_a_task_are_read():
         b'{"payload": {"a": 1}, "priority": -5, "run_at": "2999-01-02T03:04:05+02:00",'
         b' "max_attempts": 7, "timeout": 0.5}'
     )
-    assert task == ('{"a": 1}', -5, datetime(2999, 1, 2, 1, 4, 5), None, 7, 0.5, None, None)
+    assert task == NewTask(payload='{"a": 1}', priority=-5, run_at=datetime(2999, 1, 2, 1, 4, 5),
+                           max_attempts=7, timeout=0.5)
 
 
 def test_a_whole_number_may_be_written_with_a_point():
