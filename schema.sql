@@ -59,7 +59,13 @@ alter table tasks
     -- bytes of payload and result, so that no page unpacks what it does not show
     add column if not exists size            int      generated always as (
                                                  coalesce(octet_length(cast(payload as text)), 0)
-                                                 + coalesce(octet_length(cast(result as text)), 0)) stored;
+                                                 + coalesce(octet_length(cast(result as text)), 0)) stored,
+    add column if not exists kind            text     not null default 'default',
+    add column if not exists repeat          json,      -- seconds, or a cron expression
+    add column if not exists timezone        text,      -- of a cron expression; null: UTC
+    add column if not exists started_at      timestamp, -- when the last attempt began
+    -- of the attempts before it: a JSON object a line, the newest 8,000 characters
+    add column if not exists history         text;
 
 -- What the documented table has in another form. On a new table nothing of this changes anything.
 alter table tasks drop constraint if exists tasks_status_check;     -- it could refuse an older row; see below
@@ -83,7 +89,8 @@ do $$
 declare
     moment text;
 begin
-    foreach moment in array array['created_at', 'updated_at', 'run_at', 'lease_until', 'ready_at'] loop
+    foreach moment in array array[
+            'created_at', 'updated_at', 'run_at', 'lease_until', 'ready_at', 'started_at'] loop
         execute format('update tasks set %1$I = greatest(least(%1$I, ''9999-12-31 23:59:59''), ''0001-01-01'')
                         where %1$I not between ''0001-01-01'' and ''9999-12-31 23:59:59.999999''', moment);
         execute format('alter table tasks drop constraint if exists tasks_%1$s_check', moment);
@@ -102,6 +109,9 @@ begin
         -- 32 MiB, and a result
         ['size',            'size <= case status when ''Completed'' then 67108864 else 33554432 end'],
         ['error',           'octet_length(error) <= 1048576'],
+        ['history',         'octet_length(history) <= 1048576'],
+        ['kind',            'kind ~ ''^[a-z0-9][a-z0-9_-]{0,62}$'''],
+        ['repeat',          'octet_length(cast(repeat as text)) <= 1000'],
         ['idempotency_key', 'octet_length(idempotency_key) <= 2000']] loop
         execute format('alter table tasks drop constraint if exists tasks_%s_check', rule[1]);
         begin
@@ -118,7 +128,8 @@ alter table tasks add constraint tasks_status_check
 
 -- One index a query. A predicate is a literal in the query too, or it would not be used. An index that is
 -- changed gets another name, and the old one is dropped here.
-create index        if not exists tasks_claim       on tasks (priority desc, id)
+drop index if exists tasks_claim;
+create index        if not exists tasks_claim_kind  on tasks (kind, (0 - priority), id)
     where status = 'New' and run_at is null;
 create index        if not exists tasks_promote     on tasks (run_at)
     where status = 'New' and run_at is not null;
@@ -128,4 +139,4 @@ create index        if not exists tasks_delete_old  on tasks (updated_at)       
 create unique index if not exists tasks_create      on tasks (idempotency_key)
     where idempotency_key is not null;
 
-comment on table tasks is 'Task Manager, schema 4';
+comment on table tasks is 'Task Manager, schema 5';

@@ -20,8 +20,9 @@ The file reads from top to bottom, and nothing refers to what stands below it:
 
     configuration           environment variables, and which of them are secret
     errors and outages      what callers see, and what happens while a server is away
-    what a task may be      the validation that HTTP and RabbitMQ share
+    values                  what JSON, numbers and times may be
     schedules               when a repeating task runs next
+    a new task              the validation that HTTP and RabbitMQ share
     SQL                     one statement per transition, in the order of a task's life
     metrics, the store      the statements as methods, on PostgreSQL and on SQLite
     handlers                what runs a task: a function, a program, or an address
@@ -852,145 +853,6 @@ def _whole_number(low: int, high: int) -> Check:
     return check
 
 
-Checks = dict[str, Check]       # by the names of the fields of a JSON object, or of the parameters of a query
-
-DELAY = _between(0, MAX_DELAY)
-
-class NewTask(NamedTuple):
-    """A task to create: of each field its type, the check of what a client gives, and the default."""
-    payload: Annotated[Json | None, encode_json] = None
-    priority: Annotated[int, _between(-32768, 32767, whole=True)] = 0
-    run_at: Annotated[datetime | None, _timestamp] = None       # in UTC, without zone
-    delay: Annotated[float | None, DELAY] = None                # seconds from now, by the database's clock
-    max_attempts: Annotated[int | None, _between(1, 1000, whole=True)] = None
-    timeout: Annotated[float | None, _between(0.001, MAX_TIMEOUT)] = None      # seconds
-    # These two don't come with the others, but in a header, or as the id of a message.
-    idempotency_key: str | None = None
-    fingerprint: str | None = None      # of what came with the key
-
-
-def annotations_of(fields: type) -> dict[str, Any]:
-    """Return what Annotated adds to the types of a class, of those fields that have it."""
-    hints = get_type_hints(fields, include_extras=True)
-    return {name: hint.__metadata__[0] for name, hint in hints.items() if get_origin(hint) is Annotated}
-
-
-NEW_TASK: Checks = annotations_of(NewTask) | {"status": _new_status}
-
-# What a worker over HTTP sends, to claim tasks and then for each of them.
-LEASE = _between(1, 86400)
-ATTEMPT = _between(1, 2**31 - 1, whole=True)
-CLAIM_TASKS: Checks = {"limit": _between(1, MAX_PAGE, whole=True), "lease": LEASE}
-EXTEND_TASK: Checks = {"attempt": ATTEMPT, "lease": LEASE}
-REPORT_PROGRESS: Checks = {"attempt": ATTEMPT, "progress": _between(0, 1, what="number")}
-COMPLETE_TASK: Checks = {"attempt": ATTEMPT, "result": encode_json}
-FAIL_TASK: Checks = {"attempt": ATTEMPT, "error": _error_text, "final": _boolean, "delay": DELAY}
-RELEASE_TASK: Checks = {"attempt": ATTEMPT}
-
-# The query of a list. A parameter may be given several times, so each value is a list of texts.
-LIST_TASKS: Checks = {
-    "status": _some_of(*STATUSES),
-    "order": _one_of("asc", "desc"),
-    "limit": _whole_number(1, MAX_PAGE),
-    "after": _whole_number(0, MAX_ID),
-}
-
-
-def check_fields(fields: Any, checks: Checks, required: Iterable[str] = (), at: str = "/") -> dict[str, Any]:
-    """Check the fields of a JSON object, or the parameters of a query (`at` is "?"); return their values.
-
-    Raise Invalid with everything that is wrong, up to MAX_ERRORS errors; `at` is put before the names.
-    """
-    if not isinstance(fields, dict):
-        example = json.dumps(next(iter(checks)))
-        raise invalid("wrong-type", f"expected an object, such as {{{example}: ...}}", at[:-1])
-
-    values: dict[str, Any] = {}
-    errors = [InputError(at + name, "missing-field", "expected this field, which is required")
-              for name in required if name not in fields]
-    for name, value in fields.items():
-        try:
-            if name not in checks:
-                raise invalid("unknown-parameter" if at == "?" else "unknown-field",
-                              f"unknown; expected {' or '.join(checks) or 'none'}")
-            values[name] = checks[name](value)
-        except Invalid as e:
-            token = name if at == "?" else name.replace("~", "~0").replace("/", "~1")      # RFC 6901
-            where = at + token[:100].encode("utf-8", "replace").decode()
-            errors.append(e.errors[0]._replace(where=where))
-        if len(errors) >= MAX_ERRORS:
-            break
-    if errors:
-        raise Invalid(*errors)
-    return values
-
-
-def parse_body(body: bytes) -> Any:
-    """Parse a body as JSON; an empty one is {}. Raise Invalid or TooLarge."""
-    if len(body) > MAX_BODY:
-        raise TooLarge(len(body))
-    return parse_json(body) if body.strip() else {}
-
-
-def fingerprint(value: Any) -> str:
-    """Return a hash that is the same for JSON texts that differ only in white space and the order of keys."""
-    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-def check_key(idempotency_key: str | None) -> str | None:
-    """Check an idempotency key, and return None for an empty one. Raise Invalid."""
-    if idempotency_key and (len(idempotency_key) > 255 or not idempotency_key.isprintable()):
-        raise invalid("invalid-key", "expected 1 to 255 printable characters", "Idempotency-Key")
-    return idempotency_key or None
-
-
-def new_task(fields: dict[str, Any], idempotency_key: str | None = None, at: str = "/") -> NewTask:
-    """Check a task given as a JSON object with any of the fields of NEW_TASK.
-
-    Raise Invalid with everything that is wrong, up to MAX_ERRORS errors; `at` is put before the names.
-    """
-    key = check_key(idempotency_key)
-    checks = NEW_TASK
-    if isinstance(fields, dict) and "run_at" in fields:
-        checks = NEW_TASK | {"delay": _not_with_run_at}
-    values = check_fields(fields, checks, at=at)
-    values.pop("status", None)
-    return NewTask(**values, idempotency_key=key, fingerprint=fingerprint(fields) if key else None)
-
-
-def parse_task(body: bytes, idempotency_key: str | None = None) -> NewTask:
-    """Parse a body that describes one task. Raise Invalid or TooLarge."""
-    return new_task(parse_body(body), idempotency_key)
-
-
-def new_tasks(items: list[Any], idempotency_key: str | None = None) -> list[NewTask]:
-    """Check an array of tasks. Raise Invalid.
-
-    The key is for all of them: the first task gets it as it is, the others with their number appended.
-    """
-    if not 0 < len(items) <= MAX_TASKS:
-        raise invalid("out-of-range", f"expected 1 to {MAX_TASKS} tasks, not {len(items)}",
-                      minimum=1, maximum=MAX_TASKS)
-
-    key, tasks = check_key(idempotency_key), []
-    errors: list[InputError] = []
-    for n, item in enumerate(items):
-        try:
-            tasks.append(new_task(item, at=f"/{n}/"))
-        except Invalid as e:
-            errors += e.errors
-            if len(errors) >= MAX_ERRORS:
-                break
-    if errors:
-        raise Invalid(*errors[:MAX_ERRORS])
-
-    if key:
-        same = fingerprint(items)
-        tasks = [task._replace(idempotency_key=f"{key}[{n}]" if n else key, fingerprint=same)
-                 for n, task in enumerate(tasks)]
-    return tasks
-
-
 # ----------------------------------------------------------------------------
 # Schedules: when a repeating task runs next. `repeat` is a number of seconds or a cron expression. An
 # expression matches local times; a run is due when the clock of the time zone first shows such a time or a
@@ -1125,6 +987,167 @@ def next_time(repeat: float | str, zone: str | None, base: datetime, after: date
         return None
 
 
+def encode_repeat(value: Any) -> Json:
+    """Return what check_repeat() does as JSON text, which the table holds."""
+    return Json(json.dumps(check_repeat(value)))
+
+
+# ----------------------------------------------------------------------------
+# A new task, and what else clients and workers send: each field and its check.
+
+KIND = re.compile("[a-z0-9][a-z0-9_-]{0,62}")
+
+
+def check_kind(value: Any) -> str:
+    """Return the name of a kind of task. Raise Invalid."""
+    if not isinstance(value, str) or not KIND.fullmatch(value):
+        raise invalid("not-a-kind", "expected up to 63 lower-case letters, digits, _ and -, the first one a "
+                                    "letter or digit")
+    return value
+
+
+Checks = dict[str, Check]       # by the names of the fields of a JSON object, or of the parameters of a query
+
+DELAY = _between(0, MAX_DELAY)
+
+class NewTask(NamedTuple):
+    """A task to create: of each field its type, the check of what a client gives, and the default."""
+    kind: Annotated[str, check_kind] = "default"
+    payload: Annotated[Json | None, encode_json] = None
+    priority: Annotated[int, _between(-32768, 32767, whole=True)] = 0
+    run_at: Annotated[datetime | None, _timestamp] = None       # in UTC, without zone
+    delay: Annotated[float | None, DELAY] = None                # seconds from now, by the database's clock
+    max_attempts: Annotated[int | None, _between(1, 1000, whole=True)] = None
+    timeout: Annotated[float | None, _between(0.001, MAX_TIMEOUT)] = None      # seconds
+    repeat: Annotated[Json | None, encode_repeat] = None
+    timezone: Annotated[str | None, check_timezone] = None
+    # These two don't come with the others, but in a header, or as the id of a message.
+    idempotency_key: str | None = None
+    fingerprint: str | None = None      # of what came with the key
+
+
+def annotations_of(fields: type) -> dict[str, Any]:
+    """Return what Annotated adds to the types of a class, of those fields that have it."""
+    hints = get_type_hints(fields, include_extras=True)
+    return {name: hint.__metadata__[0] for name, hint in hints.items() if get_origin(hint) is Annotated}
+
+
+NEW_TASK: Checks = annotations_of(NewTask) | {"status": _new_status}
+
+# What a worker over HTTP sends, to claim tasks and then for each of them.
+LEASE = _between(1, 86400)
+ATTEMPT = _between(1, 2**31 - 1, whole=True)
+CLAIM_TASKS: Checks = {"limit": _between(1, MAX_PAGE, whole=True), "lease": LEASE}
+EXTEND_TASK: Checks = {"attempt": ATTEMPT, "lease": LEASE}
+REPORT_PROGRESS: Checks = {"attempt": ATTEMPT, "progress": _between(0, 1, what="number")}
+COMPLETE_TASK: Checks = {"attempt": ATTEMPT, "result": encode_json}
+FAIL_TASK: Checks = {"attempt": ATTEMPT, "error": _error_text, "final": _boolean, "delay": DELAY}
+RELEASE_TASK: Checks = {"attempt": ATTEMPT}
+
+# The query of a list. A parameter may be given several times, so each value is a list of texts.
+LIST_TASKS: Checks = {
+    "status": _some_of(*STATUSES),
+    "order": _one_of("asc", "desc"),
+    "limit": _whole_number(1, MAX_PAGE),
+    "after": _whole_number(0, MAX_ID),
+}
+
+
+def check_fields(fields: Any, checks: Checks, required: Iterable[str] = (), at: str = "/") -> dict[str, Any]:
+    """Check the fields of a JSON object, or the parameters of a query (`at` is "?"); return their values.
+
+    Raise Invalid with everything that is wrong, up to MAX_ERRORS errors; `at` is put before the names.
+    """
+    if not isinstance(fields, dict):
+        example = json.dumps(next(iter(checks)))
+        raise invalid("wrong-type", f"expected an object, such as {{{example}: ...}}", at[:-1])
+
+    values: dict[str, Any] = {}
+    errors = [InputError(at + name, "missing-field", "expected this field, which is required")
+              for name in required if name not in fields]
+    for name, value in fields.items():
+        try:
+            if name not in checks:
+                raise invalid("unknown-parameter" if at == "?" else "unknown-field",
+                              f"unknown; expected {' or '.join(checks) or 'none'}")
+            values[name] = checks[name](value)
+        except Invalid as e:
+            token = name if at == "?" else name.replace("~", "~0").replace("/", "~1")      # RFC 6901
+            where = at + token[:100].encode("utf-8", "replace").decode()
+            errors.append(e.errors[0]._replace(where=where))
+        if len(errors) >= MAX_ERRORS:
+            break
+    if errors:
+        raise Invalid(*errors)
+    return values
+
+
+def parse_body(body: bytes) -> Any:
+    """Parse a body as JSON; an empty one is {}. Raise Invalid or TooLarge."""
+    if len(body) > MAX_BODY:
+        raise TooLarge(len(body))
+    return parse_json(body) if body.strip() else {}
+
+
+def fingerprint(value: Any) -> str:
+    """Return a hash that is the same for JSON texts that differ only in white space and the order of keys."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def check_key(idempotency_key: str | None) -> str | None:
+    """Check an idempotency key, and return None for an empty one. Raise Invalid."""
+    if idempotency_key and (len(idempotency_key) > 255 or not idempotency_key.isprintable()):
+        raise invalid("invalid-key", "expected 1 to 255 printable characters", "Idempotency-Key")
+    return idempotency_key or None
+
+
+def new_task(fields: dict[str, Any], idempotency_key: str | None = None, at: str = "/") -> NewTask:
+    """Check a task given as a JSON object with any of the fields of NEW_TASK.
+
+    Raise Invalid with everything that is wrong, up to MAX_ERRORS errors; `at` is put before the names.
+    """
+    key = check_key(idempotency_key)
+    checks = NEW_TASK
+    if isinstance(fields, dict) and "run_at" in fields:
+        checks = NEW_TASK | {"delay": _not_with_run_at}
+    values = check_fields(fields, checks, at=at)
+    values.pop("status", None)
+    return NewTask(**values, idempotency_key=key, fingerprint=fingerprint(fields) if key else None)
+
+
+def parse_task(body: bytes, idempotency_key: str | None = None) -> NewTask:
+    """Parse a body that describes one task. Raise Invalid or TooLarge."""
+    return new_task(parse_body(body), idempotency_key)
+
+
+def new_tasks(items: list[Any], idempotency_key: str | None = None) -> list[NewTask]:
+    """Check an array of tasks. Raise Invalid.
+
+    The key is for all of them: the first task gets it as it is, the others with their number appended.
+    """
+    if not 0 < len(items) <= MAX_TASKS:
+        raise invalid("out-of-range", f"expected 1 to {MAX_TASKS} tasks, not {len(items)}",
+                      minimum=1, maximum=MAX_TASKS)
+
+    key, tasks = check_key(idempotency_key), []
+    errors: list[InputError] = []
+    for n, item in enumerate(items):
+        try:
+            tasks.append(new_task(item, at=f"/{n}/"))
+        except Invalid as e:
+            errors += e.errors
+            if len(errors) >= MAX_ERRORS:
+                break
+    if errors:
+        raise Invalid(*errors[:MAX_ERRORS])
+
+    if key:
+        same = fingerprint(items)
+        tasks = [task._replace(idempotency_key=f"{key}[{n}]" if n else key, fingerprint=same)
+                 for n, task in enumerate(tasks)]
+    return tasks
+
+
 # ----------------------------------------------------------------------------
 # The row: a task as the statements return it. Row and NewTask have a line for each field; the lists of
 # columns and the JSON are derived from them, once, at import.
@@ -1149,6 +1172,7 @@ class TaskFields(NamedTuple):
     status: str
     created_at: Time
     updated_at: Time            # when the status last changed
+    kind: Annotated[str | None, "nullif(kind, 'default')"]
     payload: Json | None
     result: Json | None
     error: str | None
@@ -1157,6 +1181,8 @@ class TaskFields(NamedTuple):
     priority: int
     run_at: Time | None
     timeout: float | None       # seconds
+    repeat: Json | None         # a number of seconds, or a cron expression
+    timezone: str | None        # of the cron expression; None: UTC
     progress: float | None
     idempotency_key: str | None
     canceled: bool
@@ -1382,22 +1408,22 @@ with ready as materialized (
            -- A task that is to run alone counts as a full page, so that nothing is claimed beside it.
            case when alone then %(size)s else size + 1 end as size
     from   tasks
-    where  status = 'New' and run_at is null
+    where  kind = %(kind)s and status = 'New' and run_at is null
            -- Every priority is: the condition makes PostgreSQL use the index, and sort nothing.
-           and priority <= 32767
+           and (0 - priority) >= -32767
            -- A task that has had the last number gets no further one.
            and attempt < 2147483647
            -- A worker runs a task that is to run alone only when it has nothing else to do. Until then it
            -- claims nothing that comes after that task, unless it still runs an attempt that began before
            -- the task was ready.
            and (not alone or {READY_SECONDS} >= %(busy)s)
-    order by priority desc, id
+    order by (0 - priority), id
     limit  %(limit)s
     for update skip locked
 ),
 fitting (task_id, size_before, runs_alone) as materialized (
     select id,
-           sum(size) over (order by priority desc, id) - size,      -- of all that come before it
+           sum(size) over (order by (0 - priority), id) - size,        -- of all that come before it
            alone
     from   ready
 )
@@ -1406,6 +1432,7 @@ set    status      = 'In Progress',
        attempt     = attempt + 1,
        alone       = alone or %(single)s,
        worker      = %(worker)s,
+       started_at  = {NOW},
        lease_until = {NOW} + %(lease)s * interval '1 second',
        updated_at  = {NOW}
 from   fitting
@@ -2024,8 +2051,8 @@ class Store:
         return len(rows)
 
     def claim(self, limit: int, lease: float, worker: str | None = None, busy: float = 0.0,
-              single: bool = False) -> list[Row]:
-        """Take up to `limit` ready tasks for `lease` seconds, the most urgent first; return them.
+              single: bool = False, kind: str = "default") -> list[Row]:
+        """Take up to `limit` ready tasks of a kind for `lease` seconds, the most urgent first; return them.
 
         Fewer, but at least one, when they are large. A task that is to run alone is taken alone.
 
@@ -2033,7 +2060,7 @@ class Store:
         worker has been running, 0 for none. `single`: it never runs one task beside another.
         """
         params = {"limit": limit, "lease": lease, "size": MAX_PAGE_BYTES,
-                  "worker": worker, "busy": busy, "single": single}
+                  "worker": worker, "busy": busy, "single": single, "kind": kind}
         # Not sent again: when the answer is lost, the worker gives back what it does not know, or the lease
         # ends.
         found = self._execute(CLAIM, params, repeat=False)
@@ -2525,6 +2552,14 @@ class SQLiteStore(Store):
             ready_at        real,
             worker          text check (typeof(worker) <> 'blob'),
             alone           int not null default 0 check (alone in (0, 1)),
+            kind            text not null default 'default'
+                            check (length(kind) between 1 and 63 and not kind glob '*[^a-z0-9_-]*'
+                                   and not kind glob '[_-]*'),
+            repeat          text check (repeat is null or typeof(repeat) = 'text' and json_valid(repeat)),
+            timezone        text check (typeof(timezone) <> 'blob'),
+            started_at      real,
+            history         text check (typeof(history) <> 'blob'
+                                        and length(cast(history as blob)) <= 1048576),
 
             -- an id is a number that JSON holds exactly, a time is in the years 1 to 9999
             check (id between 1 and 9007199254740991),
@@ -2532,12 +2567,13 @@ class SQLiteStore(Store):
                    and updated_at between -62135596800 and 253402300799.999
                    and coalesce(run_at, 0) between -62135596800 and 253402300799.999
                    and coalesce(lease_until, 0) between -62135596800 and 253402300799.999
-                   and coalesce(ready_at, 0) between -62135596800 and 253402300799.999),
+                   and coalesce(ready_at, 0) between -62135596800 and 253402300799.999
+                   and coalesce(started_at, 0) between -62135596800 and 253402300799.999),
             -- 32 MiB, and a result
             check (size <= case status when 'Completed' then 67108864 else 33554432 end))"""
 
     INDEXES = """
-        create index        if not exists tasks_claim       on tasks (priority desc, id)
+        create index        if not exists tasks_claim_kind  on tasks (kind, (0 - priority), id)
             where status = 'New' and run_at is null;
         create index        if not exists tasks_promote     on tasks (run_at)
             where status = 'New' and run_at is not null;

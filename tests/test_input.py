@@ -109,7 +109,7 @@ def test_delay_is_counted_by_the_database():
     (b"[" * 1_000_000, "expected at most 100 levels of nesting"),
     (b'{"status": "Completed"}', '/status: expected "New"'),
     (b'{"status": null}', "/status"),
-    (b'{"id": 7}', "/id: unknown; expected payload"),
+    (b'{"id": 7}', "/id: unknown; expected kind"),
     (b'{"a/b~\\ud800": 7}', "unknown; expected"),
     (b'{"priority": "1"}', "/priority: expected a whole number from -32768 to 32767"),
     (b'{"priority": true}', "/priority"),

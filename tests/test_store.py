@@ -776,7 +776,7 @@ def test_apply_schema_may_be_done_again_and_at_once(database):
 @pytest.mark.parametrize(
     "statement, index",
     [
-        ("CLAIM", "tasks_claim"),
+        ("CLAIM", "tasks_claim_kind"),
         ("PROMOTE", "tasks_promote"),
         ("DELETE_OLD", "tasks_delete_old"),
         ("FINISHED", "tasks_delete_old"),
@@ -791,6 +791,7 @@ def test_sqlite_takes_the_index_that_was_made_for_the_statement(sqlite_database,
             "limit": 1,
             "size": 1,
             "lease": 1,
+            "kind": "default",
             "age": 1,
             "max_attempts": 1,
             "status": "Failed",
@@ -812,14 +813,14 @@ HELD = {
 }
 PLANS = {
     "READ": "tasks_pkey",
-    "CLAIM": "tasks_claim",
+    "CLAIM": "tasks_claim_kind",
     "PROMOTE": "tasks_promote",
     "DELETE_OLD": "tasks_delete_old",
     "FINISHED": "tasks_delete_old",
     "RECLAIM": "tasks_list_status",
     "CANCELED": "tasks_list_status",
     "HELD_BY": "tasks_list_status",
-    "OLDEST_READY": "tasks_claim",
+    "OLDEST_READY": "tasks_claim_kind",
     **dict.fromkeys(HELD, "tasks_pkey"),
     # both by the id
     **dict.fromkeys(("CANCEL", "DELETE", "RETRY_BY_HAND", "RUNNING"), "tasks_(pkey|list_status)"),
@@ -841,7 +842,8 @@ def test_postgresql_takes_the_index_that_was_made_for_the_statement(postgres_dat
             from   generate_series(1, {many}) as n""")
     if statistics:
         store._execute("analyze tasks")
-    usual = {"id": 5, "limit": 8, "size": 1, "lease": 1, "age": 86400, "max_attempts": 1, "worker": "",
+    usual = {"id": 5, "limit": 8, "size": 1, "lease": 1, "kind": "default", "age": 86400,
+             "max_attempts": 1, "worker": "",
              "status": "Failed", "busy": 0, "single": False, "kept": 0, "attempt": 1}
     for statement, index in PLANS.items():
         rows = [HELD[statement]] * 8 if statement in HELD else []
@@ -901,7 +903,8 @@ def test_postgres_does_not_sort_all_that_is_ready_to_claim_a_few(postgres_databa
     store = taskmanager.open_store(postgres_database)
     store._execute("alter table tasks set (autovacuum_enabled = off)")
     store._execute("insert into tasks (status) select 'New' from generate_series(1, 200000)")
-    plan = plan_of(store, taskmanager.CLAIM, {"limit": 8, "lease": 30, "size": taskmanager.MAX_PAGE_BYTES,
+    plan = plan_of(store, taskmanager.CLAIM, {"limit": 8, "lease": 30, "kind": "default",
+                                                "size": taskmanager.MAX_PAGE_BYTES,
                                               "worker": "w", "busy": 0, "single": False})
     assert "rows=8 " in plan and "rows=200000 " not in plan
     store.close()
@@ -930,3 +933,8 @@ def test_text_is_kept_whatever_the_encoding_of_the_client_would_be(postgres_data
     [id] = store.create([new_task({"payload": "дом"})])
     assert store.read(id).payload == '"дом"'
     store.close()
+
+
+def test_a_task_of_the_lowest_and_of_the_highest_priority_is_claimed(store):
+    low, high = store.create([new_task({"priority": -32768}), new_task({"priority": 32767})])
+    assert [row.id for row in store.claim(2, 30)] == [high, low]
