@@ -143,7 +143,7 @@ def why_not(take: Callable[[str], object], cron: str) -> str | None:
     """Return the error with which a parser refuses an expression."""
     try:
         take(cron)
-    except (ValueError, CronSimError) as e:
+    except (taskmanager.Invalid, CronSimError) as e:
         return f"{e}"
     return None
 
