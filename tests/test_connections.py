@@ -183,12 +183,19 @@ def test_the_service_works_through_pgbouncer_in_transaction_mode(pgbouncer, empt
     assert {row.id: json.loads(row.result) for row in store.list_tasks()} == {
         id: n for n, id in enumerate(ids)
     }
-    # What the session of one client was told must not reach another's.
-    assert {limit for limit, in query(url, "select current_setting('statement_timeout')")} == {"0"}
     for worker in workers:
         worker.stop()
     for each in stores:
         each.close()
+
+
+def test_a_session_that_a_pooler_shares_keeps_its_settings(pgbouncer, empty_database):
+    url = pgbouncer.url_of(empty_database())
+    store = taskmanager.open_store(url)
+    store.create()
+    limits = query(url, "select current_setting('statement_timeout'), current_setting('lock_timeout')")
+    assert limits == [("0", "0")]
+    store.close()
 
 
 def test_a_pooler_that_is_restarted_is_found_again(pgbouncer, empty_database):
