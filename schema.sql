@@ -63,9 +63,11 @@ alter table tasks
     add column if not exists kind            text     not null default 'default',
     add column if not exists repeat          json,      -- seconds, or a cron expression
     add column if not exists timezone        text,      -- of a cron expression; null: UTC
-    add column if not exists started_at      timestamp, -- when the last attempt began
+    -- when the last attempt began; null: no attempt yet, or the last one stands in the history
+    add column if not exists started_at      timestamp,
     -- of the attempts before it: a JSON object a line, the newest 8,000 characters
-    add column if not exists history         text;
+    add column if not exists history         text,
+    add column if not exists planned_at      timestamp; -- of a repeating task: when its last run was due
 
 -- What the documented table has in another form. On a new table nothing of this changes anything.
 alter table tasks drop constraint if exists tasks_status_check;     -- it could refuse an older row; see below
@@ -90,7 +92,7 @@ declare
     moment text;
 begin
     foreach moment in array array[
-            'created_at', 'updated_at', 'run_at', 'lease_until', 'ready_at', 'started_at'] loop
+            'created_at', 'updated_at', 'run_at', 'lease_until', 'ready_at', 'started_at', 'planned_at'] loop
         execute format('update tasks set %1$I = greatest(least(%1$I, ''9999-12-31 23:59:59''), ''0001-01-01'')
                         where %1$I not between ''0001-01-01'' and ''9999-12-31 23:59:59.999999''', moment);
         execute format('alter table tasks drop constraint if exists tasks_%1$s_check', moment);
@@ -128,15 +130,17 @@ alter table tasks add constraint tasks_status_check
 
 -- One index a query. A predicate is a literal in the query too, or it would not be used. An index that is
 -- changed gets another name, and the old one is dropped here.
-drop index if exists tasks_claim;
+drop index if exists tasks_claim, tasks_delete_old;
 create index        if not exists tasks_claim_kind  on tasks (kind, (0 - priority), id)
     where status = 'New' and run_at is null;
 create index        if not exists tasks_promote     on tasks (run_at)
     where status = 'New' and run_at is not null;
+create index        if not exists tasks_repeat      on tasks (run_at, id)   -- and UNSCHEDULED
+    where repeat is not null and not canceled and status in ('Completed', 'Failed');
 create index        if not exists tasks_list_status on tasks (status, id);  -- LIST_STATUS, RECLAIM, CANCELED
-create index        if not exists tasks_delete_old  on tasks (updated_at)       -- and FINISHED
+create index        if not exists tasks_finished    on tasks (status, updated_at)   -- DELETE_OLD, FINISHED
     where status in ('Completed', 'Failed');
 create unique index if not exists tasks_create      on tasks (idempotency_key)
     where idempotency_key is not null;
 
-comment on table tasks is 'Task Manager, schema 5';
+comment on table tasks is 'Task Manager, schema 6';

@@ -134,6 +134,8 @@ MAX_DELAY = 315_360_000             # seconds until a delayed task is due: ten y
 MAX_TIMEOUT = 31_536_000            # seconds of an attempt: one year
 MAX_WAIT = 60                       # seconds that a request may wait (Prefer: wait)
 MAX_ERROR = 2000                    # characters of a task's error; the beginning of a longer one is cut off
+MAX_HISTORY = 8000                  # characters of the attempts before the last one that are kept
+MAX_PAST_ERROR = 500                # characters of the error of each of them
 MAX_ERRORS = 20                     # errors of one input that are listed
 MAX_PAGE = 1000                     # tasks in one answer
 MAX_PAGE_BYTES = 1_000_000          # bytes of payloads and results, after which an answer ends
@@ -483,6 +485,8 @@ class Config:
         10.0, _number(0, 86400), "seconds that running handlers have to finish when a worker is stopped")
     retention_days: float | None = _setting(
         None, _number(0, 36500), "days after which finished tasks are deleted; not set: never")
+    failed_retention_days: float | None = _setting(
+        None, _number(0, 36500), "the same for tasks that have failed; not set: as `RETENTION_DAYS`")
     task_queue: str = _setting(
         "task_queue",
         _match(r"(?!amq\.)\S+", "up to 200 bytes without spaces, not beginning with amq.", _queue_name),
@@ -1189,6 +1193,8 @@ class TaskFields(NamedTuple):
     attempt: int                # the fencing token: grows with each claim
     size: int                   # bytes of payload and result
     alone: bool                 # its worker must run nothing beside it
+    # for what time its last run was planned, in seconds since 1970
+    planned_at: Annotated[float, "date_part('epoch', coalesce(planned_at, created_at))"]
 
 
 # How a value of each type is read from its column, written to it, and shown as JSON; as it is where nothing
@@ -1252,6 +1258,44 @@ class Row(TaskFields):
         return ", ".join([first, *others]) + "}"
 
 
+class Unscheduled(NamedTuple):
+    """A repeating task that has ended, and what its next time depends on; as in Row."""
+
+    id: int
+    attempt: int
+    repeat: Json
+    timezone: str | None
+    planned_at: float
+
+
+class Attempt(NamedTuple):
+    """One attempt of a task."""
+
+    attempt: int                # its number, the fencing token
+    worker: str | None          # host and process id, or the name that a claim over HTTP gave
+    started_at: Time | None
+    ended_at: Time | None       # None while it runs
+    # completed, failed, retried, released, reclaimed, canceled or timed_out; None while it runs
+    outcome: str | None
+    error: str | None           # its last MAX_PAST_ERROR characters
+
+
+def read_attempt(line: str) -> Attempt | None:
+    """Return the attempt that a line of the history tells of; None for what is no such line.
+
+    The first line may be the rest of one that was cut off.
+    """
+    try:
+        attempt = Attempt(**json.loads(line))
+    except (ValueError, TypeError, RecursionError):
+        return None
+    worker = attempt.worker
+    if isinstance(worker, str):
+        # "@" and a name, or host:pid:random, which no other worker has
+        worker = worker[1:] if worker.startswith("@") else re.sub(":[0-9a-f]{8}$", "", worker)
+    return attempt._replace(worker=worker)
+
+
 def may_have_more(rows: Sequence[Row], limit: int) -> bool:
     """Tell whether there may be more tasks: these are as many as were asked for, or they are large."""
     return len(rows) >= limit or sum(row.size for row in rows) >= MAX_PAGE_BYTES
@@ -1266,10 +1310,44 @@ def may_have_more(rows: Sequence[Row], limit: int) -> bool:
 
 NOW = "timezone('utc', now())"
 
+# How the errors begin of attempts that were reclaimed, and of those that took longer than their timeout.
+CUT_OFF = "the worker died or was cut off"
+TIMED_OUT = "timed out after "
+
 # How long a task has been ready. Plain SQL may have written any time, even an infinite one, which PostgreSQL
 # can't subtract: it counts as a year at most.
 READY_SECONDS = f"""date_part('epoch', {NOW} - least(greatest(coalesce(ready_at, created_at),
        {NOW} - 31536000 * interval '1 second'), {NOW}))"""
+
+# How the last attempt of a task has ended, by the row alone; null while it runs.
+OUTCOME = f"""case
+       when status = 'In Progress' then null
+       when status = 'Completed' then 'completed'
+       when canceled then 'canceled'
+       when substr(error, 1, {len(TIMED_OUT)}) = '{TIMED_OUT}' then 'timed_out'
+       when substr(error, 1, {len(CUT_OFF)}) = '{CUT_OFF}' then 'reclaimed'
+       else 'failed'
+       end"""
+
+
+def past_attempt(outcome: str, ended_at: str, error: str) -> str:
+    """Return the expression of a task's last attempt as a line of its history: a JSON object.
+
+    The arguments are expressions, too.
+    """
+    return f"""cast(json_build_object(
+           'attempt',    tasks.attempt,
+           'worker',     worker,
+           'started_at', to_char(started_at, 'YYYY-MM-DD"T"HH24:MI:SS'),
+           'ended_at',   to_char({ended_at}, 'YYYY-MM-DD"T"HH24:MI:SS'),
+           'outcome',    {outcome},
+           'error',      right({error}, +{MAX_PAST_ERROR})) as text)"""
+
+
+def history_with(attempt: str) -> str:
+    """Return the expression of a task's history with one more line; what is too long loses its beginning."""
+    return f"right(coalesce(history || '\n', '') || {attempt}, +{MAX_HISTORY})"
+
 
 # An idempotency key makes one task: a second one with the key is not inserted, and the first one's id is
 # returned.
@@ -1281,13 +1359,17 @@ new as (
     select {TYPED_COLUMNS}
     from   given
 )
-insert into tasks (created_at, updated_at, run_at, {NEW_COLUMNS})
+insert into tasks (created_at, updated_at, run_at, planned_at, {NEW_COLUMNS})
 select {NOW},
        {NOW},
        case
        when run_at > {NOW} then run_at
        when delay > 0 then {NOW} + delay * interval '1 second'
        end,                             -- null: ready now
+       case
+       when repeat is not null
+       then coalesce(run_at, {NOW} + coalesce(delay, 0) * interval '1 second')
+       end,
        {NEW_COLUMNS}
 from   new
 where  true                             -- without it SQLite reads `on` as part of a join
@@ -1401,6 +1483,33 @@ from   due
 where  tasks.id = due.id
 returning tasks.id"""
 
+# A finished task whose next time has come is New again, with all its attempts before it.
+REPEAT = f"""
+with due as materialized (
+    select id
+    from   tasks
+    where  repeat is not null and not canceled and status in ('Completed', 'Failed')
+           and run_at <= {NOW}
+    order by run_at
+    limit  %(limit)s
+    for update skip locked
+)
+update tasks
+set    status     = 'New',
+       result     = null,
+       error      = null,
+       run_at     = null,
+       planned_at = run_at,
+       ready_at   = run_at,
+       uncounted  = attempt,
+       alone      = false,
+       started_at = null,
+       history    = {history_with(past_attempt(OUTCOME, "updated_at", "error"))},
+       updated_at = {NOW}
+from   due
+where  tasks.id = due.id
+returning tasks.id"""
+
 # No task is handed out twice, and no claim waits for a row that another worker is just claiming.
 CLAIM = f"""
 with ready as materialized (
@@ -1474,13 +1583,16 @@ returning tasks.id"""
 
 # A task that was canceled meanwhile ends as canceled, whatever its handler did. So do the next three.
 COMPLETE = f"""
-with ended (id, attempt, result) as (
+with ended (id, attempt, result, next_run) as (
     values %(rows)s
 )
 update tasks
 set    status      = case when canceled then 'Failed' else 'Completed' end,
        result      = case when not canceled then json(ended.result) end,
        error       = case when canceled then 'canceled' end,
+       run_at      = case
+                     when repeat is not null and not canceled then cast(ended.next_run as timestamp)
+                     end,
        progress    = null,
        lease_until = null,
        updated_at  = {NOW}
@@ -1498,6 +1610,13 @@ update tasks
 set    status      = case when canceled then 'Failed' else 'New' end,
        error       = case when canceled then 'canceled' else ended.error end,
        run_at      = case when not canceled then {NOW} + ended.delay * interval '1 second' end,
+       started_at  = case when canceled then started_at end,
+       history     = case
+                     when canceled then history
+                     when substr(ended.error, 1, {len(TIMED_OUT)}) = '{TIMED_OUT}'
+                     then {history_with(past_attempt("'timed_out'", NOW, "ended.error"))}
+                     else {history_with(past_attempt("'retried'", NOW, "ended.error"))}
+                     end,
        progress    = null,
        lease_until = null,
        updated_at  = {NOW}
@@ -1508,12 +1627,15 @@ where  tasks.id = ended.id
 returning tasks.id, tasks.canceled"""
 
 FAIL = f"""
-with ended (id, attempt, error) as (
+with ended (id, attempt, error, next_run) as (
     values %(rows)s
 )
 update tasks
 set    status      = 'Failed',
        error       = case when canceled then 'canceled' else ended.error end,
+       run_at      = case
+                     when repeat is not null and not canceled then cast(ended.next_run as timestamp)
+                     end,
        progress    = null,
        lease_until = null,
        updated_at  = {NOW}
@@ -1533,6 +1655,11 @@ set    status      = case when canceled then 'Failed' else 'New' end,
        error       = case when canceled then 'canceled' else error end,
        uncounted   = least(uncounted + 1, tasks.attempt),
        ready_at    = {NOW},
+       started_at  = case when canceled then started_at end,
+       history     = case
+                     when canceled then history
+                     else {history_with(past_attempt("'released'", NOW, "null"))}
+                     end,
        progress    = null,
        lease_until = null,
        updated_at  = {NOW}
@@ -1542,15 +1669,14 @@ where  tasks.id = ended.id
        and tasks.status = case when ended.id > 0 then 'In Progress' end
 returning tasks.id, tasks.canceled"""
 
-CUT_OFF = "the worker died or was cut off"
-
 # Tasks whose lease has ended go back, for their worker is dead. Any of the tasks that ran in it may have
 # killed it, so a task only fails for that when it ran alone.
 RECLAIM = f"""
 with lost as materialized (
     select id,
            attempt - uncounted as counted,
-           coalesce(max_attempts, %(max_attempts)s) as most
+           coalesce(max_attempts, %(max_attempts)s) as most,
+           canceled or alone and attempt - uncounted >= coalesce(max_attempts, %(max_attempts)s) as ends
     from   tasks
     where  status = 'In Progress'
            -- Without a lease, as plain SQL may write it, a task has no worker either.
@@ -1562,10 +1688,17 @@ with lost as materialized (
     for update skip locked
 )
 update tasks
-set    status      = case when canceled or alone and counted >= most then 'Failed' else 'New' end,
+set    status      = case when ends then 'Failed' else 'New' end,
        error       = case
                      when canceled then 'canceled'
                      else '{CUT_OFF} during attempt ' || counted || ' of ' || most
+                     end,
+       started_at  = case when ends then started_at end,
+       history     = case
+                     when ends then history
+                     else {history_with(past_attempt(
+                         "'reclaimed'", NOW,
+                         f"'{CUT_OFF} during attempt ' || counted || ' of ' || most"))}
                      end,
        -- The last attempt, lost beside others, does not count, so there is one more;
        uncounted   = case when not alone and counted >= most then uncounted + 1 else uncounted end,
@@ -1582,16 +1715,19 @@ returning tasks.id, attempt, status"""
 # The next three do what a client asks for. Where it names the status and the attempt that it has seen, they
 # do so only as long as the task has both.
 
-# A New task ends at once; one In Progress is marked, and its worker ends it.
+# A New task ends at once; one In Progress is marked, and its worker ends it; one that has ended, and would be
+# repeated, stays as it is and is no longer repeated.
 CANCEL = f"""
 update tasks
-set    canceled   = true,
+set    canceled   = status in ('New', 'In Progress'),
        status     = case when status = 'New' then 'Failed'   else status     end,
        error      = case when status = 'New' then 'canceled' else error      end,
-       run_at     = case when status = 'New' then null       else run_at     end,
-       updated_at = case when status = 'New' then {NOW}      else updated_at end
+       updated_at = case when status = 'New' then {NOW}      else updated_at end,
+       run_at     = null,               -- one In Progress has none
+       repeat     = case when status in ('New', 'In Progress') then repeat   end,
+       timezone   = case when status in ('New', 'In Progress') then timezone end
 where  id = %(id)s
-       and status in ('New', 'In Progress')
+       and (status in ('New', 'In Progress') or repeat is not null and not canceled)
        and (status, attempt) = (coalesce(%(status)s, status), coalesce(%(attempt)s, attempt))
 returning {COLUMNS}"""
 
@@ -1600,19 +1736,26 @@ select id, attempt
 from   tasks
 where  status = 'In Progress' and canceled"""
 
-# All attempts are before it again; the numbers of the old ones are not used again.
+# All attempts are before it again; the numbers of the old ones are not used again. A repeating task runs now,
+# whatever came of its last run, and then at its next time.
 RETRY_BY_HAND = f"""
 update tasks
 set    status     = 'New',
+       result     = null,
        error      = null,
        run_at     = null,
        uncounted  = attempt,
        alone      = false,
        canceled   = false,
        ready_at   = {NOW},
+       started_at = null,
+       history    = case
+                    when started_at is null then history    -- canceled while New: the attempt stands in it
+                    else {history_with(past_attempt(OUTCOME, "updated_at", "error"))}
+                    end,
        updated_at = {NOW}
 where  id = %(id)s
-       and status = 'Failed'
+       and (status = 'Failed' or status = 'Completed' and repeat is not null)
        and (status, attempt) = (coalesce(%(status)s, status), coalesce(%(attempt)s, attempt))
 returning {COLUMNS}"""
 
@@ -1623,11 +1766,51 @@ where  id = %(id)s
        and (status, attempt) = (coalesce(%(status)s, status), coalesce(%(attempt)s, attempt))
 returning {COLUMNS}"""
 
+# Repeating tasks that have ended in another way than by their worker: nobody has planned their next run.
+UNSCHEDULED = """
+select id, attempt, cast(repeat as text), timezone,
+       date_part('epoch', coalesce(planned_at, created_at))
+from   tasks
+where  repeat is not null and not canceled and status in ('Completed', 'Failed')
+       and run_at is null and id > %(after)s
+order by run_at, id                     -- as the index has them
+limit  %(limit)s"""
+
+SCHEDULE = """
+with planned (id, attempt, next_run) as (
+    values %(rows)s
+)
+update tasks
+set    run_at = cast(planned.next_run as timestamp)
+from   planned
+where  tasks.id = planned.id
+       and tasks.attempt = planned.attempt
+       and repeat is not null and not canceled and status in ('Completed', 'Failed')
+       and run_at is null
+returning tasks.id"""
+
+CLOCK = f"""
+select date_part('epoch', {NOW})"""
+
+# The history, and as one more line the attempt that is not in it: one that runs, or the last one of a task
+# that has ended, unless it was canceled while New: then its last attempt stands in the history.
+ATTEMPTS = f"""
+select history,
+       case
+       when attempt > 0
+            and (status = 'In Progress' or status <> 'New' and (started_at is not null or history is null))
+       then {past_attempt(OUTCOME, "case when status <> 'In Progress' then updated_at end",
+                          "case when status in ('Completed', 'Failed') then error end")}
+       end
+from   tasks
+where  id = %(id)s"""
+
 DELETE_OLD = f"""
 with old as materialized (
     select id
     from   tasks
-    where  status in ('Completed', 'Failed') and updated_at < {NOW} - %(age)s * interval '1 second'
+    where  status = %(status)s and updated_at < {NOW} - %(age)s * interval '1 second'
+           and (repeat is null or canceled)     -- never one that still repeats
     order by updated_at
     limit  %(limit)s offset %(kept)s    -- the oldest are those that could not be deleted
     for update skip locked
@@ -1644,10 +1827,7 @@ where  status = %(status)s"""
 FINISHED = f"""
 select count(*)
 from   tasks
-where  status in ('Completed', 'Failed')
-       -- `is true` keeps both databases from the index on status: the latest are found by their time.
-       and (status = %(status)s) is true
-       and updated_at > {NOW} - %(age)s * interval '1 second'"""
+where  status = %(status)s and updated_at > {NOW} - %(age)s * interval '1 second'"""
 
 OLDEST_READY = f"""
 select coalesce(max({READY_SECONDS}), 0)
@@ -1880,6 +2060,8 @@ class ProcessState:
         self.pool = pool
         self.metrics = Metrics()
         self.figures: dict[Any, tuple[float, Any]] = {}     # when each is measured again, and its value
+        self.clock = -math.inf, datetime.min                # when the database was asked its time, and that
+        self.swept = 0                                      # the last id of unscheduled()
         self.measuring = threading.Lock()                   # of the figures
         self.unconfirmed: set[tuple[int, int]] = set()      # attempts that were ended without an answer
         self.writing = threading.Lock()                     # SQLite has one writer at a time
@@ -1997,7 +2179,7 @@ class Store:
         """
         unique: dict[str | int, NewTask] = {}
         for n, task in enumerate(tasks):
-            stored = task._replace(payload=self._text(task.payload))
+            stored = task._replace(payload=self._text(task.payload), run_at=self._first_run(task))
             first = unique.setdefault(task.idempotency_key or n, stored)
             if first.fingerprint != task.fingerprint:
                 raise KeyReused
@@ -2012,6 +2194,26 @@ class Store:
         by_key = {key: id for id, key, _ in rows if key}
         without_key = (id for id, key, _ in rows if not key)
         return [by_key[task.idempotency_key] if task.idempotency_key else next(without_key) for task in tasks]
+
+    def _first_run(self, task: NewTask) -> datetime | None:
+        """Return when a new task is to run; None: as soon as its delay has passed. Raise Invalid."""
+        if task.repeat is None or task.run_at is not None or task.delay is not None:
+            return task.run_at
+        repeat, now = json.loads(task.repeat), self.now()
+        return next_time(repeat, task.timezone, now, now) if isinstance(repeat, str) else None
+
+    def now(self) -> datetime:
+        """Return the database's time, in UTC, which is asked for at most once a second."""
+        state = self._state
+        asked, moment = state.clock
+        if time.monotonic() > asked + 1:
+            # By the time before the question: so what is planned after the end of a run is never earlier than
+            # the time for which that run was planned.
+            asked = time.monotonic()
+            [(seconds,)] = self._execute(CLOCK)
+            moment = datetime(1970, 1, 1) + timedelta(seconds=float(seconds))
+            state.clock = asked, moment
+        return moment + timedelta(seconds=time.monotonic() - asked)
 
     def _text(self, text: Any) -> Any:
         """Return JSON, or an error, in characters that the database has; as JSON it is the same value."""
@@ -2044,11 +2246,57 @@ class Store:
         return [Row(*row) for row in self._execute(sql, params)]
 
     def promote(self) -> int:
-        """Make up to BATCH_ROWS tasks ready whose time has come; return how many."""
+        """Make tasks ready whose time has come, up to BATCH_ROWS new ones and as many that repeat.
+
+        Return how many.
+        """
         rows = self._execute(PROMOTE, {"limit": BATCH_ROWS})
         for id, in sorted(rows):
             log.debug("promoted task=%s", id)
-        return len(rows)
+        repeated = self._execute(REPEAT, {"limit": BATCH_ROWS})
+        for id, in sorted(repeated):
+            log.debug("repeated task=%s", id)
+        return len(rows) + len(repeated)
+
+    # A repeating task gets its next time when it ends, from its worker or from this sweep.
+
+    def next_run(self, row: Row | Unscheduled) -> datetime | None:
+        """Return when a repeating task that ends now runs next, in UTC.
+
+        Return None for one that does not repeat; and, with a line in the log, where that can't be found out
+        here: then it waits for a worker that can.
+        """
+        if row.repeat is None:
+            return None
+        try:
+            planned = datetime(1970, 1, 1) + timedelta(seconds=float(row.planned_at))
+            found = next_time(check_repeat(json.loads(row.repeat)), row.timezone, planned, self.now())
+        except Invalid as e:
+            level = logging.DEBUG if isinstance(row, Unscheduled) else logging.WARNING      # once a run
+            log.log(level, "could not schedule task=%s repeat=%s timezone=%r error=%r",
+                    row.id, row.repeat, row.timezone, str(e))
+            return None
+        return found or datetime.max.replace(microsecond=0)     # a time that never comes
+
+    def unscheduled(self, limit: int = BATCH_ROWS) -> list[Unscheduled]:
+        """Return up to `limit` repeating tasks that have ended and have no next time.
+
+        The next call goes on after the last one of them, and after the last of all from the beginning: those
+        that can't be scheduled do not keep the others from it.
+        """
+        state = self._state
+        rows = self._execute(UNSCHEDULED, {"after": state.swept, "limit": limit})
+        found = [Unscheduled(*row) for row in rows]
+        state.swept = found[-1].id if len(found) == limit else 0
+        return found
+
+    def schedule(self, planned: Sequence[tuple[int, int, datetime | None]]) -> set[int]:
+        """Give repeating tasks that have ended their next time; `planned`: (id, attempt, time).
+
+        Return the ids of those that had none. Those whose time is None still have none.
+        """
+        rows = [each for each in planned if each[2] is not None]
+        return {id for id, in self._batch(SCHEDULE, rows)}
 
     def claim(self, limit: int, lease: float, worker: str | None = None, busy: float = 0.0,
               single: bool = False, kind: str = "default") -> list[Row]:
@@ -2088,9 +2336,13 @@ class Store:
         """Hold tasks for another `lease` seconds; `attempts`: (id, attempt, progress from 0 to 1 or None)."""
         return {id for id, in self._batch(EXTEND, attempts, {"lease": lease})}
 
-    def complete(self, attempts: Sequence[tuple[int, int, str | None]]) -> set[int]:
-        """End tasks as Completed; `attempts`: (id, attempt, result as JSON text or None)."""
-        rows = [(id, attempt, self._text(result)) for id, attempt, result in attempts]
+    def complete(self, attempts: Sequence[tuple]) -> set[int]:
+        """End tasks as Completed; `attempts`: (id, attempt, result as JSON text or None, next run).
+
+        The next run of a task that repeats is what next_run() returns. It may be left out.
+        """
+        rows = [(id, attempt, self._text(result), *(next_run or [None]))
+                for id, attempt, result, *next_run in attempts]
         return self._end_attempts("completed", COMPLETE, rows)
 
     def retry(self, attempts: Sequence[tuple[int, int, str, float]]) -> set[int]:
@@ -2098,9 +2350,10 @@ class Store:
         rows = [(id, attempt, self._text(error), delay) for id, attempt, error, delay in attempts]
         return self._end_attempts("retried", RETRY, rows)
 
-    def fail(self, attempts: Sequence[tuple[int, int, str]]) -> set[int]:
-        """End tasks as Failed; `attempts`: (id, attempt, error)."""
-        rows = [(id, attempt, self._text(error)) for id, attempt, error in attempts]
+    def fail(self, attempts: Sequence[tuple]) -> set[int]:
+        """End tasks as Failed; `attempts`: (id, attempt, error, next run), the last one as in complete()."""
+        rows = [(id, attempt, self._text(error), *(next_run or [None]))
+                for id, attempt, error, *next_run in attempts]
         return self._end_attempts("failed", FAIL, rows)
 
     def release(self, attempts: Sequence[tuple[int, int]]) -> set[int]:
@@ -2180,7 +2433,10 @@ class Store:
     # status and attempt. They return the task, and raise TaskNotFound, NotInState or Changed.
 
     def cancel(self, id: int, seen: Row | None = None) -> Row:
-        """End a New task as Failed, or ask the worker of one In Progress to end it."""
+        """End a New task as Failed, or ask the worker of one In Progress to end it.
+
+        A repeating task that has ended stays as it is, and is no longer repeated.
+        """
         try:
             return self._change(CANCEL, "canceled", id, seen, "New", "In Progress", repeat=True)
         except NotInState:
@@ -2194,7 +2450,7 @@ class Store:
         return dict(self._execute(CANCELED))
 
     def retry_by_hand(self, id: int, seen: Row | None = None) -> Row:
-        """Make a Failed task New again, with all its attempts before it."""
+        """Make a Failed task, or a repeating one that has ended, New again with all its attempts."""
         row = self._change(RETRY_BY_HAND, "retried", id, seen, "Failed")
         self.notify()
         return row
@@ -2224,13 +2480,26 @@ class Store:
             self.metrics.count(verb)
         return row
 
-    def delete_old(self, days: float, limit: int = BATCH_ROWS, kept: int = 0) -> int:
-        """Delete up to `limit` of the tasks that ended more than `days` ago; return how many.
+    def attempts(self, id: int) -> list[Attempt]:
+        """Return the attempts of a task, the oldest first, as far back as its history goes.
 
-        `kept`: how many of the oldest to pass over. Raise Invalid when the database refuses to, as for a row
-        that another table refers to.
+        Raise TaskNotFound.
         """
-        rows = self._execute(DELETE_OLD, {"age": 86400 * days, "limit": limit, "kept": kept})
+        rows = self._execute(ATTEMPTS, {"id": id}) if 0 < id <= MAX_ID else []
+        if not rows:
+            raise TaskNotFound(f"there is no task {id}")
+        [(history, last)] = rows
+        lines = [*(history or "").split("\n"), last or ""]
+        return [attempt for line in lines if (attempt := read_attempt(line))]
+
+    def delete_old(self, status: str, days: float, limit: int = BATCH_ROWS, kept: int = 0) -> int:
+        """Delete up to `limit` of the tasks that ended so more than `days` ago; return how many.
+
+        Those that still repeat stay. `kept`: how many of the oldest to pass over. Raise Invalid when the
+        database refuses to, as for a row that another table refers to.
+        """
+        params = {"status": status, "age": 86400 * days, "limit": limit, "kept": kept}
+        rows = self._execute(DELETE_OLD, params)
         for id, in sorted(rows):
             log.info("deleted task=%s by=retention days=%g", id, days)
         self.metrics.count("deleted", len(rows))
@@ -2560,6 +2829,7 @@ class SQLiteStore(Store):
             started_at      real,
             history         text check (typeof(history) <> 'blob'
                                         and length(cast(history as blob)) <= 1048576),
+            planned_at      real,
 
             -- an id is a number that JSON holds exactly, a time is in the years 1 to 9999
             check (id between 1 and 9007199254740991),
@@ -2568,7 +2838,8 @@ class SQLiteStore(Store):
                    and coalesce(run_at, 0) between -62135596800 and 253402300799.999
                    and coalesce(lease_until, 0) between -62135596800 and 253402300799.999
                    and coalesce(ready_at, 0) between -62135596800 and 253402300799.999
-                   and coalesce(started_at, 0) between -62135596800 and 253402300799.999),
+                   and coalesce(started_at, 0) between -62135596800 and 253402300799.999
+                   and coalesce(planned_at, 0) between -62135596800 and 253402300799.999),
             -- 32 MiB, and a result
             check (size <= case status when 'Completed' then 67108864 else 33554432 end))"""
 
@@ -2577,9 +2848,11 @@ class SQLiteStore(Store):
             where status = 'New' and run_at is null;
         create index        if not exists tasks_promote     on tasks (run_at)
             where status = 'New' and run_at is not null;
+        create index        if not exists tasks_repeat      on tasks (run_at, id)
+            where repeat is not null and not canceled and status in ('Completed', 'Failed');
         create index        if not exists tasks_list_status on tasks (status, id);
-        create index        if not exists tasks_delete_old  on tasks (updated_at)
-            where status in ('Completed', 'Failed');
+        -- of all tasks: SQLite does not see that a parameter is the status of a finished one
+        create index        if not exists tasks_finished    on tasks (status, updated_at);
         create unique index if not exists tasks_create      on tasks (idempotency_key)
             where idempotency_key is not null;
 
@@ -2587,7 +2860,8 @@ class SQLiteStore(Store):
         -- tasks among all that are New.
         analyze sqlite_schema;
         delete from sqlite_stat1 where tbl = 'tasks';
-        insert into sqlite_stat1 values ('tasks', 'tasks_list_status', '1000000 250000 1');
+        insert into sqlite_stat1 values ('tasks', 'tasks_list_status', '1000000 250000 1'),
+                                        ('tasks', 'tasks_finished', '1000000 250000 2');
         analyze sqlite_schema"""
 
     # What SQLite has instead of PostgreSQL's words.
@@ -2599,6 +2873,9 @@ class SQLiteStore(Store):
         "greatest(": "max(",
         "least(": "min(",
         "json(": "(",
+        "json_build_object(": "json_object(",
+        "right(": "substr(",
+        ", +": ", -",       # so many characters from the end
     }
 
     def __init__(self, url: str, connections: int = 8):
@@ -3236,7 +3513,7 @@ def _outcome_of_stop(task: Task, config: Config, reason: StopReason) -> Outcome:
         return Outcome("release")
     error = reason.value
     if reason is StopReason.TIMED_OUT:
-        error += f" after {task.timeout:g} s"
+        error = f"{TIMED_OUT}{task.timeout:g} s"
     return _outcome_of_failure(task, config, error, final=reason is StopReason.CANCELED)
 
 
@@ -3436,10 +3713,13 @@ class Worker:
             self._next_poll = now       # there is more
         if ready:
             self.store.notify()
-        if config.retention_days is not None and now >= self._next_delete:
+        failed_days = config.failed_retention_days
+        ages = {"Completed": config.retention_days,
+                "Failed": config.retention_days if failed_days is None else failed_days}
+        ages = {status: days for status, days in ages.items() if days is not None}
+        if ages and now >= self._next_delete:
             self._next_delete = now + 86400     # _delete_old() sets an earlier time when it ends
-            threading.Thread(target=self._delete_old, args=[config.retention_days],
-                             name="retention", daemon=True).start()
+            threading.Thread(target=self._delete_old, args=[ages], name="retention", daemon=True).start()
         self._may_be_ready = True
         self._polled_at = time.monotonic()
 
@@ -3554,31 +3834,40 @@ class Worker:
 
     # On a thread of its own, started by _poll()
 
-    def _delete_old(self, days: float) -> None:
-        """Delete finished tasks older than `days`, in batches that grow as long as they are quick."""
-        began, limit, kept = time.monotonic(), 1, 0
+    def _delete_old(self, ages: dict[str, float]) -> None:
+        """Delete finished tasks; `ages`: by their status, the days after which."""
+        began = time.monotonic()
         try:
-            while self._stop_at is None:
-                asked = time.monotonic()
-                try:
-                    if self.store.delete_old(days, limit, kept) < limit:
-                        break
-                    is_quick = time.monotonic() - asked < 0.2
-                    limit = min(2 * limit, BATCH_ROWS) if is_quick else max(limit // 2, 1)
-                except (Invalid, Unavailable) as e:
-                    self.store.ping()       # raises when it is not about these tasks
-                    if limit == 1:
-                        kept += 1           # passed over from now on
-                        if not self._undeletable_logged:
-                            self._undeletable_logged = True
-                            log.warning("kept an old task that can't be deleted, and maybe others: %s", e)
-                    limit = max(limit // 2, 1)
+            for status, days in ages.items():
+                self._delete_with_status(status, days)
         except Unavailable:
             pass        # the store has logged it
         except Exception:
             log.exception("could not delete old tasks")
         finally:
             self._next_delete = time.monotonic() + max(60, 10 * (time.monotonic() - began))
+
+    def _delete_with_status(self, status: str, days: float) -> None:
+        """Delete finished tasks with a status, in batches that grow as long as they are quick.
+
+        Raise Unavailable.
+        """
+        limit, kept = 1, 0
+        while self._stop_at is None:
+            asked = time.monotonic()
+            try:
+                if self.store.delete_old(status, days, limit, kept) < limit:
+                    break
+                is_quick = time.monotonic() - asked < 0.2
+                limit = min(2 * limit, BATCH_ROWS) if is_quick else max(limit // 2, 1)
+            except (Invalid, Unavailable) as e:
+                self.store.ping()       # raises when it is not about these tasks
+                if limit == 1:
+                    kept += 1           # passed over from now on
+                    if not self._undeletable_logged:
+                        self._undeletable_logged = True
+                        log.warning("kept an old task that can't be deleted, and maybe others: %s", e)
+                limit = max(limit // 2, 1)
 
     # On any of these threads
 
@@ -4281,7 +4570,7 @@ class Api:
     @route("POST", "/tasks/{id}/cancel", statuses=(200, 202))
     def cancel_task(self, id: int) -> bottle.HTTPResponse:
         row = self.store.cancel(id, self._read_if_match(id))
-        return answer(row.to_json(), 200 if row.status == "Failed" else 202)
+        return answer(row.to_json(), 202 if row.status == "In Progress" else 200)
 
     @route("POST", "/tasks/{id}/retry")
     def retry_task(self, id: int) -> bottle.HTTPResponse:
@@ -5054,7 +5343,7 @@ def restore_signals_in_forks() -> None:
 def parse_arguments(description: str) -> None:
     """Read the command line: --help, which lists the settings, and --version. Both end the program."""
     width = shutil.get_terminal_size().columns
-    settings = [textwrap.fill(f"  {name:16}{default or '-':20}{meaning.replace('`', '')}", width,
+    settings = [textwrap.fill(f"  {name:15} {default or '-':19} {meaning.replace('`', '')}", width,
                               subsequent_indent=" " * 38) for name, default, meaning in Config.table()]
     epilog = "\n".join(["environment variables, their defaults and meaning:", *settings])
     parser = argparse.ArgumentParser(description=description, epilog=epilog,

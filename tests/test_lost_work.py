@@ -28,7 +28,7 @@ def column(store, name, id):
 
 # One row by plain SQL
 
-TIMES = ("created_at", "updated_at", "run_at", "lease_until", "ready_at")
+TIMES = ("created_at", "updated_at", "run_at", "lease_until", "ready_at", "started_at", "planned_at")
 WHOLE = (
     "-2147483649",
     "-2147483648",
@@ -170,7 +170,8 @@ def test_no_row_that_the_table_accepts_keeps_the_others_from_anything(api, store
             store.cancel(each)
         with contextlib.suppress(taskmanager.TaskNotFound, taskmanager.NotInState):
             store.retry_by_hand(each)
-    store.delete_old(0)
+    store.delete_old("Completed", 0)
+    store.delete_old("Failed", 0)
     for each in [id, *(row for row, *_ in accepted)]:
         with contextlib.suppress(taskmanager.TaskNotFound, taskmanager.NotInState):
             store.delete(each)
@@ -199,7 +200,7 @@ def test_a_table_of_others_is_upgraded_with_all_that_stands_in_it(postgres_datab
     assert all(re.match(r"\d{4}-", row.created_at) and re.match(r"\d{4}-", row.updated_at) for row in rows)
     store.reclaim(3)
     assert len(store.claim(100, LEASE)) == 11       # all but Done and Completed
-    assert store.delete_old(1) == 1
+    assert store.delete_old("Completed", 1) == 1
     store.close()
 
 

@@ -549,7 +549,7 @@ TAKE = {
     "reclaim": lambda store: store.reclaim(3) and [row.id for row in store.list_tasks("New")],
     "promote": lambda store: store.promote() and [row.id for row in store.list_tasks() if not row.run_at],
     "delete_old": lambda store: (
-        store.delete_old(1, 1) and sorted({1, 2} - {row.id for row in store.list_tasks()})
+        store.delete_old("Completed", 1, 1) and sorted({1, 2} - {row.id for row in store.list_tasks()})
     ),
 }
 BEFORE = {
@@ -558,7 +558,7 @@ BEFORE = {
     "promote": "run_at = now() - %(age)s * interval '1 second'",
     "delete_old": "status = 'Completed', updated_at = now() - %(age)s * interval '1 second'",
 }
-ARGUMENTS = {"reclaim": (3,), "promote": (), "delete_old": (1, 1)}
+ARGUMENTS = {"reclaim": (3,), "promote": (), "delete_old": ("Completed", 1, 1)}
 
 
 @pytest.mark.parametrize("verb", TAKE)
@@ -742,10 +742,10 @@ def test_delete_old_deletes_what_was_finished_long_ago(store):
             store.complete([(claim.id, claim.attempt, None)])
         elif claim.id == ids[1]:
             store.fail([(claim.id, claim.attempt, "why")])
-    assert store.delete_old(1) == 0
+    assert [store.delete_old(status, 1) for status in ("Completed", "Failed")] == [0, 0]
     for id in ids:
         set_time(store, id, "updated_at", -2 * 86400)
-    assert store.delete_old(1) == 2
+    assert [store.delete_old(status, 1) for status in ("Completed", "Failed")] == [1, 1]
     assert [row.id for row in store.list_tasks()] == ids[2:]      # In Progress and New stay, however old
     [id] = store.create()
     assert id == ids[-1] + 1                                 # and ids are not used again
@@ -778,8 +778,10 @@ def test_apply_schema_may_be_done_again_and_at_once(database):
     [
         ("CLAIM", "tasks_claim_kind"),
         ("PROMOTE", "tasks_promote"),
-        ("DELETE_OLD", "tasks_delete_old"),
-        ("FINISHED", "tasks_delete_old"),
+        ("REPEAT", "tasks_repeat"),
+        ("UNSCHEDULED", "tasks_repeat"),
+        ("DELETE_OLD", "tasks_finished"),
+        ("FINISHED", "tasks_finished"),
         ("RECLAIM", "tasks_list_status"),
     ],
 )
@@ -799,15 +801,16 @@ def test_sqlite_takes_the_index_that_was_made_for_the_statement(sqlite_database,
             "busy": 0,
             "single": False,
             "kept": 0,
+            "after": 0,
         },
     )
     assert any(f" INDEX {index}" in row[-1] for row in plan)
 
 
 HELD = {
-    "COMPLETE": (5, 1, None),
+    "COMPLETE": (5, 1, None, None),
     "RETRY": (5, 1, "why", 1.0),
-    "FAIL": (5, 1, "why"),
+    "FAIL": (5, 1, "why", None),
     "RELEASE": (5, 1),
     "EXTEND": (5, 1, None),
 }
@@ -815,15 +818,17 @@ PLANS = {
     "READ": "tasks_pkey",
     "CLAIM": "tasks_claim_kind",
     "PROMOTE": "tasks_promote",
-    "DELETE_OLD": "tasks_delete_old",
-    "FINISHED": "tasks_delete_old",
+    "REPEAT": "tasks_repeat",
+    "UNSCHEDULED": "tasks_repeat",
+    "DELETE_OLD": "tasks_finished",
+    "FINISHED": "tasks_finished",
     "RECLAIM": "tasks_list_status",
     "CANCELED": "tasks_list_status",
     "HELD_BY": "tasks_list_status",
     "OLDEST_READY": "tasks_claim_kind",
     **dict.fromkeys(HELD, "tasks_pkey"),
     # both by the id
-    **dict.fromkeys(("CANCEL", "DELETE", "RETRY_BY_HAND", "RUNNING"), "tasks_(pkey|list_status)"),
+    **dict.fromkeys(("CANCEL", "DELETE", "RETRY_BY_HAND", "RUNNING", "ATTEMPTS"), "tasks_(pkey|list_status)"),
 }
 
 
@@ -842,9 +847,9 @@ def test_postgresql_takes_the_index_that_was_made_for_the_statement(postgres_dat
             from   generate_series(1, {many}) as n""")
     if statistics:
         store._execute("analyze tasks")
-    usual = {"id": 5, "limit": 8, "size": 1, "lease": 1, "kind": "default", "age": 86400,
+    usual = {"id": 5, "limit": 4, "size": 1, "lease": 1, "kind": "default", "age": 86400,
              "max_attempts": 1, "worker": "",
-             "status": "Failed", "busy": 0, "single": False, "kept": 0, "attempt": 1}
+             "status": "Failed", "busy": 0, "single": False, "kept": 0, "attempt": 1, "after": 0}
     for statement, index in PLANS.items():
         rows = [HELD[statement]] * 8 if statement in HELD else []
         text, params = taskmanager.expand_values(getattr(taskmanager, statement), rows, usual)
@@ -892,7 +897,7 @@ def test_postgres_does_not_compare_all_tasks_under_way_with_each_of_a_batch(post
     store._execute("insert into tasks (status) select 'New' from generate_series(1, 20000)")
     store._execute("analyze tasks")
     rows = [store.claim(500, LEASE) for _ in range(4)][-1]
-    ends = [(row.id, row.attempt, None) for row in rows]
+    ends = [(row.id, row.attempt, None, None) for row in rows]
     plan = plan_of(store, *taskmanager.expand_values(taskmanager.COMPLETE, ends))
     assert "rows=500 " in plan and "Rows Removed by Join Filter" not in plan
     store.close()
