@@ -139,6 +139,11 @@ MAX_PAST_ERROR = 500                # characters of the error of each of them
 MAX_ERRORS = 20                     # errors of one input that are listed
 MAX_PAGE = 1000                     # tasks in one answer
 MAX_PAGE_BYTES = 1_000_000          # bytes of payloads and results, after which an answer ends
+MAX_QUERY = 200                     # characters of a text to look for
+SEARCH_ROWS = 10_000                # tasks that one page of a search looks at
+SEARCH_BYTES = 10_000_000           # bytes of payloads and results of these, after which the page ends
+COUNTED_ROWS = 500_000              # finished tasks that are counted for a chart
+MAX_FIGURES = 100                   # figures that are kept after they are due to be measured again
 
 # Work
 MAX_BACKOFF = 3600                  # seconds between two attempts
@@ -845,6 +850,23 @@ def _some_of(*allowed: str) -> Check:
     return check
 
 
+def _each(check: Check) -> Check:
+    def check_each(texts: list[str]) -> list[Any]:
+        return list(dict.fromkeys(map(check, texts)))
+    return check_each
+
+
+def _one(check: Check) -> Check:
+    return lambda texts: check(_once(texts))
+
+
+def _text_to_find(text: str) -> str:
+    if not 0 < len(text) <= MAX_QUERY:
+        raise invalid("out-of-range", f"expected 1 to {MAX_QUERY} characters", minimum=1, maximum=MAX_QUERY)
+    encode_json(text)       # refuses what no task can hold
+    return text
+
+
 def _whole_number(low: int, high: int) -> Check:
     def check(texts: list[str]) -> int:
         text = _once(texts)
@@ -1048,13 +1070,54 @@ COMPLETE_TASK: Checks = {"attempt": ATTEMPT, "result": encode_json}
 FAIL_TASK: Checks = {"attempt": ATTEMPT, "error": _error_text, "final": _boolean, "delay": DELAY}
 RELEASE_TASK: Checks = {"attempt": ATTEMPT}
 
-# The query of a list. A parameter may be given several times, so each value is a list of texts.
-LIST_TASKS: Checks = {
+# The parameters of a query may be given several times, so each value is a list of texts.
+AFTER = _whole_number(0, MAX_ID)
+FILTERS: Checks = {
     "status": _some_of(*STATUSES),
+    "kind": _each(check_kind),
+    "q": _one(_text_to_find),
+    "created_after": _one(_timestamp),
+    "created_before": _one(_timestamp),
+}
+LIST_TASKS: Checks = {
     "order": _one_of("asc", "desc"),
     "limit": _whole_number(1, MAX_PAGE),
-    "after": _whole_number(0, MAX_ID),
-}
+    "after": AFTER,
+} | FILTERS
+CHANGE_TASKS: Checks = FILTERS | {"after": AFTER}
+FINISHED_TASKS: Checks = {"seconds": _whole_number(60, 86400), "bins": _whole_number(1, 144)}
+
+
+class Filters(NamedTuple):
+    """Which tasks are meant: those that meet all of these, each of which may be left out."""
+    statuses: Sequence[str] = ()        # any of these
+    kinds: Sequence[str] = ()           # any of these
+    q: str | None = None                # a text that payload or error contains, in lower or upper case
+    created_after: datetime | None = None       # or at that time; in UTC, without zone
+    created_before: datetime | None = None
+
+    @classmethod
+    def of_query(cls, query: dict[str, Any]) -> Filters:
+        """Return the filters that a checked query holds."""
+        return cls(query.get("status", ()), query.get("kind", ()), *map(query.get, cls._fields[2:]))
+
+    def to_query(self) -> list[tuple[str, Any]]:
+        """Return the parameters of a query that holds these filters."""
+        times = (self.created_after and self.created_after.isoformat(),
+                 self.created_before and self.created_before.isoformat())
+        single = zip(self._fields[2:], (self.q, *times), strict=True)
+        return ([("status", status) for status in self.statuses] + [("kind", kind) for kind in self.kinds]
+                + [(name, value) for name, value in single if value])
+
+
+def pattern_of(text: str, stored: Callable[[str], str]) -> str:
+    """Return a regular expression for a text in lower and upper case, the same for Python and PostgreSQL.
+
+    It has every character in both, since the database's locale may know the case of ASCII alone. `stored`
+    returns a text as the database holds it.
+    """
+    spellings = (dict.fromkeys((letter, letter.lower(), letter.upper())) for letter in text)
+    return "".join(f"(?:{'|'.join(re.escape(stored(each)) for each in every)})" for every in spellings)
 
 
 def check_fields(fields: Any, checks: Checks, required: Iterable[str] = (), at: str = "/") -> dict[str, Any]:
@@ -1460,9 +1523,181 @@ where  size_before < %(size)s           -- as in LIST
 order by id"""
 
 
+# With other filters a page looks at a limited number of tasks, of the statuses that are asked for, however
+# few it finds. Each row begins with how many tasks there were to look at, at how many it has looked, and
+# their lowest and highest id; where nothing is found, there is one row, and the rest of it is null.
+SEARCH = f"""
+with new as (
+    select id, size
+    from   tasks
+    where  status = 'New' and %(new)s and id > %(after)s
+    order by id
+    limit  %(rows)s + 1
+),
+in_progress as (
+    select id, size
+    from   tasks
+    where  status = 'In Progress' and %(in_progress)s and id > %(after)s
+    order by id
+    limit  %(rows)s + 1
+),
+completed as (
+    select id, size
+    from   tasks
+    where  status = 'Completed' and %(completed)s and id > %(after)s
+    order by id
+    limit  %(rows)s + 1
+),
+failed as (
+    select id, size
+    from   tasks
+    where  status = 'Failed' and %(failed)s and id > %(after)s
+    order by id
+    limit  %(rows)s + 1
+),
+of_any_status as (
+    select id, size
+    from   tasks
+    where  %(any)s and id > %(after)s
+    order by id
+    limit  %(rows)s + 1
+),
+ahead as materialized (
+    select id, size
+    from   (select * from new
+            union all
+            select * from in_progress
+            union all
+            select * from completed
+            union all
+            select * from failed
+            union all
+            select * from of_any_status) as of_all
+    order by id
+    limit  %(rows)s + 1
+),
+measured (id, size, size_before) as (
+    select id, size, sum(size) over (order by id) - size
+    from   ahead
+),
+looked_at as materialized (
+    select id, size
+    from   measured
+    where  size_before < %(bytes)s      -- at least one task
+    order by id
+    limit  %(rows)s
+),
+found as (
+    select id, size
+    from   looked_at
+    where  id = (       -- in a subquery of its own: PostgreSQL might scan the whole table for a join
+               select id
+               from   tasks
+               where  tasks.id = looked_at.id
+                      and (%(kinds)s is null or kind ~ %(kinds)s)
+                      and (%(created_after)s is null or created_at >= %(created_after)s)
+                      and (%(created_before)s is null or created_at < %(created_before)s)
+                      and (%(pattern)s is null
+                           or cast(payload as text) ~ %(pattern)s
+                           or error ~ %(pattern)s))
+    order by id
+    limit  %(limit)s
+),
+page (id, size_before) as materialized (
+    select id, sum(size) over (order by id) - size
+    from   found
+),
+search (there, seen, lowest, highest) as (
+    select (select count(*) from ahead), count(*), min(id), max(id)
+    from   looked_at
+)
+select there, seen, lowest, highest, {COLUMNS}
+from   search
+left join page on size_before < %(size)s        -- as in LIST
+left join tasks using (id)
+order by id"""
+
+SEARCH_IDS = SEARCH.replace(COLUMNS, "id")      # without what the tasks hold
+
+# The next three do to many tasks, which SEARCH_IDS has found, what CANCEL, RETRY_BY_HAND and DELETE do to
+# one. They lock the tasks in the order of their ids, and leave out those that another transaction has locked,
+# so that they never wait. A task that has changed since it was found is left out as well, unless it still has
+# one of the statuses that were asked for. The CASE keeps PostgreSQL from the index on status.
+
+CANCEL_ALL = f"""
+with found (id) as (
+    values %(rows)s
+),
+chosen as materialized (
+    select tasks.id
+    from   found
+    join   tasks on tasks.id = found.id
+    where  case status
+           when 'New'         then %(new)s
+           when 'In Progress' then %(in_progress)s and not canceled     -- those were counted before
+           end
+    order by tasks.id
+    for update skip locked
+)
+update tasks
+set    canceled   = true,
+       status     = case when status = 'New' then 'Failed'   else status     end,
+       error      = case when status = 'New' then 'canceled' else error      end,
+       run_at     = case when status = 'New' then null       else run_at     end,
+       updated_at = case when status = 'New' then {NOW}      else updated_at end
+from   chosen
+where  tasks.id = chosen.id
+returning tasks.id, status"""
+
+RETRY_ALL = f"""
+with found (id) as (
+    values %(rows)s
+),
+chosen as materialized (
+    select tasks.id
+    from   found
+    join   tasks on tasks.id = found.id
+    where  case status when 'Failed' then %(failed)s end
+    order by tasks.id
+    for update skip locked
+)
+update tasks
+set    status     = 'New',
+       error      = null,
+       run_at     = null,
+       uncounted  = attempt,
+       alone      = false,
+       canceled   = false,
+       ready_at   = {NOW},
+       updated_at = {NOW}
+from   chosen
+where  tasks.id = chosen.id
+returning tasks.id, status"""
+
+DELETE_ALL = """
+with found (id) as (
+    values %(rows)s
+),
+chosen as materialized (
+    select tasks.id
+    from   found
+    join   tasks on tasks.id = found.id
+    where  case status
+           when 'New'       then %(new)s
+           when 'Completed' then %(completed)s
+           when 'Failed'    then %(failed)s
+           end
+    order by tasks.id
+    for update skip locked
+)
+delete from tasks
+where  id in (select id from chosen)
+returning id, status"""
+
+
 @functools.cache
 def backwards(sql: str) -> str:
-    """Return LIST or LIST_STATUS in the opposite order."""
+    """Return LIST, LIST_STATUS or SEARCH in the opposite order."""
     return sql.replace("order by id", "order by id desc").replace("id > %(after)s", "id < %(after)s")
 
 
@@ -1828,6 +2063,45 @@ FINISHED = f"""
 select count(*)
 from   tasks
 where  status = %(status)s and updated_at > {NOW} - %(age)s * interval '1 second'"""
+
+# How many ended in each part of a span of time, for a chart. The latest are counted, up to a limit. Each row
+# begins with when the span began; where nothing has ended, there is one row, and the rest of it is null or 0.
+FINISHED_BINS = f"""
+with span as (
+    select {NOW} - %(seconds)s * interval '1 second' as since
+),
+completed as (
+    select status, updated_at
+    from   tasks
+    where  status = 'Completed'
+           and updated_at > {NOW} - %(seconds)s * interval '1 second'
+           and updated_at <= {NOW}
+    order by updated_at desc
+    limit  %(limit)s
+),
+failed as (
+    select status, updated_at
+    from   tasks
+    where  status = 'Failed'
+           and updated_at > {NOW} - %(seconds)s * interval '1 second'
+           and updated_at <= {NOW}
+    order by updated_at desc
+    limit  %(limit)s
+),
+latest as materialized (
+    select * from completed
+    union all
+    select * from failed
+),
+placed (status, bin) as (
+    select status, cast(floor(date_part('epoch', updated_at - since) * %(bins)s / %(seconds)s) as int)
+    from   latest
+    cross join span
+)
+select to_char(since, 'YYYY-MM-DD"T"HH24:MI:SS'), status, bin, count(status)
+from   span
+left join placed on true
+group by since, status, bin"""
 
 OLDEST_READY = f"""
 select coalesce(max({READY_SECONDS}), 0)
@@ -2245,6 +2519,44 @@ class Store:
         params.update(after=after, limit=limit, size=MAX_PAGE_BYTES)
         return [Row(*row) for row in self._execute(sql, params)]
 
+    def find_tasks(self, filters: Filters, after: int | None = None, limit: int = MAX_PAGE,
+                   order: str = "asc") -> tuple[list[Row], int | None]:
+        """Return a page of the tasks that meet the filters, as list_tasks() does, and the id after which the
+        next page begins; None when there is no more.
+
+        A page looks at a limited number of tasks (SEARCH_ROWS, SEARCH_BYTES): it may be short, or empty, and
+        still have a next one.
+        """
+        if filters == Filters(filters.statuses):
+            rows, next_after = self.list_tasks(*filters.statuses, after=after, limit=limit + 1,
+                                               order=order), None
+        else:
+            found, next_after = self._search(SEARCH, filters, after, limit + 1, MAX_PAGE_BYTES, order)
+            rows = [Row(*row) for row in found]
+        if may_have_more(rows, limit + 1):
+            del rows[limit:]
+            next_after = rows[-1].id
+        return rows, next_after
+
+    def _search(self, sql: str, filters: Filters, after: int | None, limit: int, size: int,
+                order: str = "asc") -> tuple[list[tuple], int | None]:
+        """Return what SEARCH or SEARCH_IDS finds, and the last id that it has looked at; None at the end."""
+        is_backwards = order == "desc"
+        if after is None:
+            after = MAX_ID if is_backwards else 0
+        params: Params = {status.lower().replace(" ", "_"): status in filters.statuses for status in STATUSES}
+        params |= {
+            "any": not filters.statuses, "after": after, "limit": limit, "size": size,
+            "rows": SEARCH_ROWS, "bytes": SEARCH_BYTES,
+            "kinds": f"^({'|'.join(map(re.escape, filters.kinds))})$" if filters.kinds else None,
+            "pattern": pattern_of(filters.q, self._text) if filters.q else None,
+            "created_after": filters.created_after, "created_before": filters.created_before}
+
+        found = self._execute(backwards(sql) if is_backwards else sql, params)
+        there, seen, lowest, highest = found[0][:4]
+        last = lowest if is_backwards else highest
+        return [row[4:] for row in found if row[4] is not None], last if there > seen else None
+
     def promote(self) -> int:
         """Make tasks ready whose time has come, up to BATCH_ROWS new ones and as many that repeat.
 
@@ -2459,6 +2771,48 @@ class Store:
         """Delete a task that no worker holds; return it as it was."""
         return self._change(DELETE, "deleted", id, seen, "New", "Completed", "Failed")
 
+    # The next three do so to the tasks that meet the filters, to up to `limit` of those after the id `after`.
+    # They return to how many, and the id after which to go on; None when there is no more. A task that
+    # another transaction changes at this moment is left out.
+
+    def cancel_all(self, filters: Filters, after: int | None = None,
+                   limit: int = MAX_PAGE) -> tuple[int, int | None]:
+        """End New tasks as Failed, and ask the workers of those In Progress to end them."""
+        return self._change_all(CANCEL_ALL, "canceled", filters, after, limit, "New", "In Progress")
+
+    def retry_all(self, filters: Filters, after: int | None = None,
+                  limit: int = MAX_PAGE) -> tuple[int, int | None]:
+        """Make Failed tasks New again, with all their attempts before them."""
+        found = self._change_all(RETRY_ALL, "retried", filters, after, limit, "Failed")
+        self.notify()
+        return found
+
+    def delete_all(self, filters: Filters, after: int | None = None,
+                   limit: int = MAX_PAGE) -> tuple[int, int | None]:
+        """Delete tasks that no worker holds."""
+        return self._change_all(DELETE_ALL, "deleted", filters, after, limit, "New", "Completed", "Failed")
+
+    def _change_all(self, sql: str, verb: str, filters: Filters, after: int | None, limit: int,
+                    *possible: str) -> tuple[int, int | None]:
+        """Run a statement that changes many tasks, which must have one of the `possible` statuses."""
+        statuses = [status for status in possible if status in (filters.statuses or possible)]
+        if not statuses:
+            return 0, None
+        found, next_after = self._search(
+            SEARCH_IDS, filters._replace(statuses=statuses), after, limit, MAX_ID)
+        if len(found) >= limit:
+            next_after = found[-1][0]
+
+        params = {status.lower().replace(" ", "_"): status in statuses for status in STATUSES}
+        rows: list[tuple[int, str]] = self._batch(sql, found, params, repeat=False)
+        running = [id for id, status in rows if status == "In Progress"]        # their workers will end them
+        changed = [id for id, status in rows if status != "In Progress"]
+        for what, ids in (("requested cancellation", running), (verb, changed)):
+            if ids:
+                log.info("%s tasks=%s by=client ids=%s", what, len(ids), ",".join(map(str, sorted(ids))))
+        self.metrics.count(verb, len(changed))
+        return len(rows), next_after
+
     def _change(self, sql: str, verb: str, id: int, seen: Row | None, *statuses: str,
                 repeat: bool = False) -> Row:
         """Run a statement that changes one task, which must have one of these statuses."""
@@ -2517,28 +2871,52 @@ class Store:
         number = self._figure(FINISHED, {"status": status, "age": RATE_SECONDS})
         return None if number is None else number / RATE_SECONDS
 
+    def finished_bins(self, seconds: int, bins: int) -> dict[str, Any]:
+        """Return how many tasks ended in each of `bins` parts of the last `seconds`, the oldest first.
+
+        `since` is when these began. A number is None where counting would take too long: only the latest
+        COUNTED_ROWS are counted.
+        """
+        self.ping()
+        rows = self._measure(FINISHED_BINS, {"seconds": seconds, "bins": bins, "limit": COUNTED_ROWS}) or []
+        since = rows[0][0] if rows else None
+        placed = {(status, int(bin)): number for _, status, bin, number in rows if status}
+        is_complete = rows and sum(placed.values()) < COUNTED_ROWS
+        # The first one that was counted as a whole.
+        first = 0 if is_complete else 1 + min((bin for _, bin in placed), default=bins)
+        return {"since": since, "seconds": seconds} | {
+            status.lower(): [placed.get((status, bin), 0) if bin >= first else None for bin in range(bins)]
+            for status in ("Completed", "Failed")}
+
     def oldest_ready_seconds(self) -> float | None:
         """Return for how many seconds the oldest task has been ready that could be claimed; 0 without any."""
         return self._figure(OLDEST_READY, {})
 
     def _figure(self, sql: str, params: Params) -> Any:
-        """Return what a statement measures; it takes at most 1% of the database's time.
+        """Return the one value that a statement measures."""
+        rows = self._measure(sql, params)
+        return rows[0][0] if rows else None
+
+    def _measure(self, sql: str, params: Params) -> list[Any] | None:
+        """Return the rows of a statement that measures; it takes at most 1% of the database's time.
 
         So it runs again only after a hundred times as long as it took.
         """
         state = self._state
         key = sql, *params.values()
-        due, figure = state.figures.get(key, (0.0, None))
+        due, rows = state.figures.get(key, (0.0, None))
         if not state.measuring.acquire(blocking=False):
-            return figure       # the last one, for another thread measures: nobody waits for a slow count
+            return rows     # the last ones, for another thread measures: nobody waits for a slow count
         try:
             if (now := time.monotonic()) >= due:
                 try:
-                    [(figure,)] = self._execute(sql, params)
+                    rows = self._execute(sql, params)
                 except Unavailable:
-                    figure = None
-                state.figures[key] = (now + 100 * (time.monotonic() - now), figure)
-            return figure
+                    rows = None
+                if len(state.figures) >= MAX_FIGURES:       # of as many spans as clients like to ask for
+                    state.figures = {old: value for old, value in state.figures.items() if value[0] > now}
+                state.figures[key] = (now + 100 * (time.monotonic() - now), rows)
+            return rows
         finally:
             state.measuring.release()
 
@@ -2876,6 +3254,8 @@ class SQLiteStore(Store):
         "json_build_object(": "json_object(",
         "right(": "substr(",
         ", +": ", -",       # so many characters from the end
+        "floor(": "(",
+        " ~ ": " regexp ",
     }
 
     def __init__(self, url: str, connections: int = 8):
@@ -2892,6 +3272,7 @@ class SQLiteStore(Store):
         # SQLite stores as text whatever bytes it is given.
         connection.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
         connection.create_function("to_char", 2, self._to_char, deterministic=True)
+        connection.create_function("regexp", 2, self._regexp, deterministic=True)
         return connection
 
     @staticmethod
@@ -2900,6 +3281,11 @@ class SQLiteStore(Store):
         if seconds is None:
             return None
         return (datetime(1970, 1, 1) + timedelta(seconds=seconds)).isoformat(timespec="seconds")
+
+    @staticmethod
+    def _regexp(pattern: str | None, text: str | None) -> bool | None:
+        """Do what PostgreSQL's operator ~ does."""
+        return None if pattern is None or text is None else re.search(pattern, text) is not None
 
     @staticmethod
     def _to_sqlite(value: Any) -> Any:
@@ -4504,6 +4890,24 @@ class Api:
             self.store.metrics.observe("run", [ran])
         return done
 
+    def _link(self, relation: str, path: str, query: list[tuple[str, Any]]) -> str:
+        """The value of a header Link."""
+        address = self._address(path) + (f"?{urlencode(query)}" if query else "")
+        return f'<{address}>; rel="{relation}"'
+
+    def _change_all(self, change: Callable[[Filters, int | None], tuple[int, int | None]], path: str,
+                    query: dict[str, Any]) -> bottle.HTTPResponse:
+        """Change the tasks that meet the filters; answer how many. Raise Invalid where there is no filter."""
+        filters = Filters.of_query(query)
+        if filters == Filters():
+            raise invalid("missing-parameter",
+                          f"expected at least one of {', '.join(FILTERS)}; every status is every task",
+                          "?status")
+        count, next_after = change(filters, query.get("after"))
+        said = [*filters.to_query(), ("after", next_after)]
+        link = {} if next_after is None else {"Link": self._link("next", path, said)}
+        return answer(json.dumps({"count": count}), 200, **link)
+
     # The routes: tasks
 
     @route("POST", "/tasks", statuses=(201,), body=NEW_TASK, array=True)
@@ -4522,21 +4926,27 @@ class Api:
 
     @route("GET", "/tasks", statuses=(200, 304), query=LIST_TASKS)
     def list_tasks(self, query: dict[str, Any]) -> bottle.HTTPResponse:
-        statuses, limit = query.get("status", []), query.get("limit", MAX_PAGE)
-        rows = self.store.list_tasks(*statuses, after=query.get("after"), limit=limit + 1,
-                                     order=query.get("order", "asc"))
-        has_more = may_have_more(rows, limit + 1)
-        del rows[limit:]
-
-        filters = [("status", status) for status in statuses]
-        filters += [(name, query[name]) for name in ("order", "limit") if name in query]
-        path = self._address("tasks")
-        first = f"{path}?{urlencode(filters)}" if filters else path
-        links = [f'<{first}>; rel="first"']
-        if has_more:
-            links.append(f'<{path}?{urlencode([*filters, ("after", rows[-1].id)])}>; rel="next"')
+        filters = Filters.of_query(query)
+        rows, next_after = self.store.find_tasks(filters, query.get("after"), query.get("limit", MAX_PAGE),
+                                                 query.get("order", "asc"))
+        said = filters.to_query() + [(name, query[name]) for name in ("order", "limit") if name in query]
+        links = [self._link("first", "tasks", said)]
+        if next_after is not None:
+            links.append(self._link("next", "tasks", [*said, ("after", next_after)]))
         tasks = ", ".join(row.to_json() for row in rows)
         return answer_with_etag(f"[{tasks}]", Link=", ".join(links))
+
+    @route("DELETE", "/tasks", query=CHANGE_TASKS)
+    def delete_tasks(self, query: dict[str, Any]) -> bottle.HTTPResponse:
+        return self._change_all(self.store.delete_all, "tasks", query)
+
+    @route("POST", "/tasks/cancel", query=CHANGE_TASKS)
+    def cancel_tasks(self, query: dict[str, Any]) -> bottle.HTTPResponse:
+        return self._change_all(self.store.cancel_all, "tasks/cancel", query)
+
+    @route("POST", "/tasks/retry", query=CHANGE_TASKS)
+    def retry_tasks(self, query: dict[str, Any]) -> bottle.HTTPResponse:
+        return self._change_all(self.store.retry_all, "tasks/retry", query)
 
     @route("POST", "/tasks/claim", body=CLAIM_TASKS)
     def claim_tasks(self, body: dict[str, Any]) -> bottle.HTTPResponse:
@@ -4617,6 +5027,10 @@ class Api:
     def release_task(self, id: int, body: dict[str, Any]) -> bottle.HTTPResponse:
         attempt = body["attempt"]
         return self._answer_holder(id, attempt, self.store.release([(id, attempt)]))
+
+    @route("GET", "/finished", query=FINISHED_TASKS)
+    def count_finished(self, query: dict[str, Any]) -> bottle.HTTPResponse:
+        return answer(json.dumps(self.store.finished_bins(query.get("seconds", 3600), query.get("bins", 60))))
 
     # The routes: health. A probe calls the service by any name, may add any query, and learns nothing else.
 

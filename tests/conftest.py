@@ -10,6 +10,7 @@ import http.server
 import logging
 import os
 import threading
+import time
 
 import pytest
 
@@ -95,6 +96,26 @@ def postgres_database(request):
     yield f"{server}{'&' if '?' in server else '?'}application_name={name}&options=-csearch_path%3D{name}"
     run(f"select pg_terminate_backend(pid) from pg_stat_activity where application_name = '{name}'")
     run(f"drop schema {name} cascade")
+
+
+@pytest.fixture
+def empty_database(_own_postgres):
+    """make(): the address of a database of its own, for settings that hold for a whole database."""
+    made = []
+
+    def make(options=""):
+        name = f"own_{os.getpid()}_{time.monotonic_ns()}"
+        _own_postgres.execute(f"create database {name} {options}")
+        made.append(name)
+        return _own_postgres.url.removesuffix("postgres") + name
+
+    yield make
+    for name in made:
+        # `with (force)` would say it in one statement, but not to PostgreSQL 12.
+        _own_postgres.execute(f"alter database {name} allow_connections false")
+        _own_postgres.execute(
+            f"select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'")
+        _own_postgres.execute(f"drop database {name}")
 
 
 @pytest.fixture

@@ -134,6 +134,15 @@ def finished(store, id, seconds=20.0):
     return eventually(lambda: (row := store.read(id)).status in ("Completed", "Failed") and row, seconds)
 
 
+def plan_of(store, statement, params):
+    """How PostgreSQL runs a statement: EXPLAIN ANALYZE."""
+    import psycopg2
+    with contextlib.closing(psycopg2.connect(store.url)) as connection, connection.cursor() as cursor:
+        cursor.execute("explain (analyze) " + statement, params)
+        plan = "\n".join(line for line, in cursor)
+    return re.sub(r"(rows=\d+)\.00\b", r"\1", plan)     # PostgreSQL 18 writes two decimals
+
+
 # Programs
 
 class Program:

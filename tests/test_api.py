@@ -259,7 +259,8 @@ def test_a_body_in_chunks_is_read(api, store):
         ("GET", "/a/../b", 404),
         ("GET", "//x", 404),
         ("GET", "/http://[x", 404),
-        ("DELETE", "/tasks", 405),
+        ("PUT", "/tasks", 405),
+        ("DELETE", "/tasks/retry", 405),
         ("PUT", "/tasks/1", 405),
         ("GET", "/tasks/1/cancel", 405),
     ],
@@ -490,7 +491,7 @@ def test_head_answers_as_get_does_and_options_names_the_methods(api, store):
             get.headers["Content-Type"],
         )
     for path, allow in {
-        "/tasks": "GET, HEAD, OPTIONS, POST",
+        "/tasks": "DELETE, GET, HEAD, OPTIONS, POST",
         "/tasks/1": "DELETE, GET, HEAD, OPTIONS",
         "/tasks/1/cancel": "OPTIONS, POST",
         "/livez": "GET, HEAD, OPTIONS",

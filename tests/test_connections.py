@@ -26,26 +26,6 @@ def query(url, *statements):
         return cursor.fetchall() if cursor.description else []
 
 
-@pytest.fixture
-def empty_database(_own_postgres):
-    """make(): the address of a database of its own, for settings that hold for a whole database."""
-    made = []
-
-    def make(options=""):
-        name = f"own_{os.getpid()}_{time.monotonic_ns()}"
-        _own_postgres.execute(f"create database {name} {options}")
-        made.append(name)
-        return _own_postgres.url.removesuffix("postgres") + name
-
-    yield make
-    for name in made:
-        # `with (force)` would say it in one statement, but not to PostgreSQL 12.
-        _own_postgres.execute(f"alter database {name} allow_connections false")
-        _own_postgres.execute(
-            f"select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'")
-        _own_postgres.execute(f"drop database {name}")
-
-
 # A fork
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])

@@ -355,6 +355,9 @@ def test_openapi_has_the_statuses_that_the_application_answers(sqlite_database, 
         ("/tasks?status=Done", none),
         ("/tasks", (b"", {"HTTP_IF_NONE_MATCH": "*"})),
     )
+    for method, path in (("DELETE", "/tasks"), ("POST", "/tasks/cancel"), ("POST", "/tasks/retry")):
+        probe(method, path, (f"{path}?kind=no", none), (path, none))
+    probe("GET", "/finished", ("/finished", none), ("/finished?bins=0", none))
     probe(
         "POST",
         "/tasks/claim",

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 
 import taskmanager
-from helpers import LEASE, at_once, expire, raising, set_time, sql
+from helpers import LEASE, at_once, expire, plan_of, raising, set_time, sql
 from taskmanager import (
     Invalid,
     KeyReused,
@@ -881,14 +881,6 @@ def test_a_page_is_read_from_an_index_in_order(postgres_database, monkeypatch, s
     plan = plans[0].split("Execution Time")[0]
     assert not re.search(r"Seq Scan on tasks|Bitmap|rows=\d{3,} loops", plan), plan
     store.close()
-
-
-def plan_of(store, statement, params):
-    import psycopg2
-    with contextlib.closing(psycopg2.connect(store.url)) as connection, connection.cursor() as cursor:
-        cursor.execute("explain (analyze) " + statement, params)
-        plan = "\n".join(line for line, in cursor)
-    return re.sub(r"(rows=\d+)\.00\b", r"\1", plan)     # PostgreSQL 18 writes two decimals
 
 
 def test_postgres_does_not_compare_all_tasks_under_way_with_each_of_a_batch(postgres_database):
