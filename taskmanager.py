@@ -2875,18 +2875,18 @@ class Store:
         """Return how many tasks ended in each of `bins` parts of the last `seconds`, the oldest first.
 
         `since` is when these began. A number is None where counting would take too long: only the latest
-        COUNTED_ROWS are counted.
+        COUNTED_ROWS of each status are counted.
         """
         self.ping()
         rows = self._measure(FINISHED_BINS, {"seconds": seconds, "bins": bins, "limit": COUNTED_ROWS}) or []
-        since = rows[0][0] if rows else None
-        placed = {(status, int(bin)): number for _, status, bin, number in rows if status}
-        is_complete = rows and sum(placed.values()) < COUNTED_ROWS
-        # The first one that was counted as a whole.
-        first = 0 if is_complete else 1 + min((bin for _, bin in placed), default=bins)
-        return {"since": since, "seconds": seconds} | {
-            status.lower(): [placed.get((status, bin), 0) if bin >= first else None for bin in range(bins)]
-            for status in ("Completed", "Failed")}
+        result: dict[str, Any] = {"since": rows[0][0] if rows else None, "seconds": seconds}
+        for ended in ("Completed", "Failed"):
+            numbers = {int(bin): number for _, status, bin, number in rows if status == ended}
+            is_complete = rows and sum(numbers.values()) < COUNTED_ROWS
+            # The first part that was counted as a whole.
+            first = 0 if is_complete else 1 + min(numbers, default=bins)
+            result[ended.lower()] = [numbers.get(bin, 0) if bin >= first else None for bin in range(bins)]
+        return result
 
     def oldest_ready_seconds(self) -> float | None:
         """Return for how many seconds the oldest task has been ready that could be claimed; 0 without any."""
