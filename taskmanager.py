@@ -27,7 +27,7 @@ The file reads from top to bottom, and nothing refers to what stands below it:
     metrics, the store      the statements as methods, on PostgreSQL and on SQLite
     handlers                what runs a task: a function, a program, or an address
     the worker              claims tasks, runs handlers, extends leases, writes outcomes
-    notifications           tell other workers that there are new tasks
+    notifications           tell other processes that there are new tasks
     the HTTP API            the routes of openapi.yaml
     the HTTP server         waitress, with limits so that no client can stop the others
     the programs            logging, signals, the command line, main()
@@ -4272,8 +4272,9 @@ class Worker:
 
 
 # ----------------------------------------------------------------------------
-# Notifications tell the workers of other processes that there are new tasks. Each is a small transient
-# message to a fanout exchange. A lost one costs POLL_SECONDS at most, so nothing ever waits until it is sent.
+# Notifications tell other processes that there are new tasks. With RabbitMQ each is a small transient message
+# to a fanout exchange; without it PostgreSQL carries them, by LISTEN and NOTIFY. A lost one costs
+# POLL_SECONDS at most, so nothing ever waits until it is sent.
 
 AMQP_LIMITS = {"frame_max": (8192, 131072), "channel_max": (16, 65535), "heartbeat": (0, 65535)}
 
@@ -4329,27 +4330,28 @@ def notification_exchange(config: Config) -> str:
 
 
 class Notifier:
-    """Publishes notifications from a thread of its own, which reconnects for ever."""
+    """Sends notifications from a thread of its own, which reconnects for ever."""
 
-    def __init__(self, config: Config):
-        assert config.rabbitmq_url
-        self.config, self.parameters = config, amqp_parameters(config.rabbitmq_url, "taskmanager notifier")
-        self.connected = False
+    connected = False
+
+    def __init__(self, server: str):
+        """`server`: what the thread connects to, for the log."""
+        self._outage = Outage(f"{server} for notifications")
         self._pending, self._stopped = threading.Event(), threading.Event()
         self._thread = EssentialThread("notifier", self._loop)
 
     def start(self) -> None:
-        """Begin to connect, and then to publish."""
+        """Begin to connect, and then to send."""
         self._thread.start()
 
     def notify(self) -> None:
-        """Have a notification published soon; return at once. Several in quick succession become one."""
+        """Have a notification sent soon; return at once. Several in quick succession become one."""
         self._pending.set()
 
     def begin_stop(self) -> None:
-        """Publish no more."""
+        """Send no more."""
         self._stopped.set()
-        self._pending.set()
+        self.notify()
 
     def stop(self) -> None:
         """Stop, and wait for the thread, up to 2 seconds."""
@@ -4358,29 +4360,147 @@ class Notifier:
             self._thread.join(2)
 
     def _loop(self) -> None:
-        import pika
-        exchange = notification_exchange(self.config)
-        outage, tries = Outage(f"{amqp_address(self.parameters)} for notifications"), 0
+        tries = 0
         while not self._stopped.is_set():
             try:
-                with pika.BlockingConnection(self.parameters) as connection:
-                    channel = connection.channel()
-                    channel.exchange_declare(exchange, "fanout", durable=True)
-                    channel.confirm_delivery()      # or a deleted exchange would go unnoticed
-                    outage.back()
+                with self._connect() as connection:
+                    self._outage.back()
                     self.connected = True
                     while not self._stopped.is_set():
-                        if self._pending.wait(1):
-                            self._pending.clear()
-                            channel.basic_publish(exchange, "", b"")
-                        connection.process_data_events(0.01)    # heartbeats; meanwhile notifications add up
+                        self._send_pending(connection)
                         tries = 0
             except Exception as e:
                 self.connected = False
-                outage.lost(e)
+                self._outage.lost(e)
                 tries += 1
                 self._stopped.wait(backoff(tries, 0.5, 10))
-                self._pending.set()     # the last notification may be lost
+                self.notify()       # the last notification may be lost
+
+    # What a kind of server has to define.
+
+    def _connect(self) -> contextlib.AbstractContextManager[Any]:
+        """Connect, and close the connection in the end."""
+        raise NotImplementedError
+
+    def _send_pending(self, connection: Any) -> None:
+        """Wait a moment for something that is to be sent, and send one notification for all of it."""
+        raise NotImplementedError
+
+
+class RabbitNotifier(Notifier):
+    """Publishes notifications on RabbitMQ. It receives none: that does the intake of a worker."""
+
+    def __init__(self, config: Config):
+        assert config.rabbitmq_url
+        self.parameters = amqp_parameters(config.rabbitmq_url, "taskmanager notifier")
+        self.exchange = notification_exchange(config)
+        super().__init__(amqp_address(self.parameters))
+
+    @contextlib.contextmanager
+    def _connect(self) -> Iterator[Any]:
+        import pika
+        with pika.BlockingConnection(self.parameters) as connection:
+            channel = connection.channel()
+            channel.exchange_declare(self.exchange, "fanout", durable=True)
+            channel.confirm_delivery()      # or a deleted exchange would go unnoticed
+            yield channel
+
+    def _send_pending(self, channel: Any) -> None:
+        if self._pending.wait(1):
+            self._pending.clear()
+            channel.basic_publish(self.exchange, "", b"")
+        channel.connection.process_data_events(0.01)    # heartbeats; meanwhile notifications add up
+
+
+# A channel belongs to a database. Each schema has its own, for there may be a table of tasks in each; and by
+# the schema's number, for its name may be too long.
+CHANNEL = """
+select 'taskmanager_' || relnamespace, pg_backend_pid()
+from   pg_class
+where  oid = cast('tasks' as regclass)"""
+
+# A transaction that does nothing else waits neither for the disk nor for a standby when it is committed.
+NOTIFY = """
+select pg_notify('taskmanager_' || relnamespace, '')
+from   pg_class
+where  oid = cast('tasks' as regclass)"""
+
+
+class PostgresNotifier(Notifier):
+    """Sends notifications through PostgreSQL, and calls the store's listeners at those of other processes.
+
+    Both go over one connection, which is none of the store's: a NOTIFY in the transaction that creates a task
+    would let no two of them commit at the same time. Through a pooler it only sends. There LISTEN would
+    succeed, and some later client of the same session would get the notifications.
+    """
+
+    KEEPALIVE_SECONDS = 30          # of silence, after which the connection is used, so that nobody closes it
+
+    def __init__(self, store: PostgresStore):
+        super().__init__("PostgreSQL")
+        self._store = store
+        self._wakeups, self._wake = socket.socketpair()     # a byte: something is pending
+
+    def notify(self) -> None:
+        if not self._pending.is_set():
+            self._pending.set()
+            self._wake.send(b"\0")
+
+    def _run(self, connection: Any, sql: str) -> list[Any]:
+        return self._store._run(connection, sql, seconds=CONNECT_SECONDS)
+
+    def _call_listeners(self) -> None:
+        for listener in self._store.listeners:
+            if listener != self.notify:         # other processes have got it from its sender
+                listener()
+
+    @contextlib.contextmanager
+    def _connect(self) -> Iterator[Any]:
+        with contextlib.closing(self._store._connect()) as connection:
+            [(channel, pid)] = self._run(connection, CHANNEL)
+            if pid == connection.info.backend_pid:
+                self._run(connection, f"listen {channel}")
+            else:
+                log.info("not listening for notifications: the database is behind a pooler")
+            self._run(connection, NOTIFY)       # what can't be done is to fail here, before it counts as back
+            self._call_listeners()      # for what was sent before is lost
+            yield connection
+
+    def _send_pending(self, connection: Any) -> None:
+        poll = select.poll()
+        poll.register(connection, select.POLLIN)
+        poll.register(self._wakeups, select.POLLIN)
+        ready = {file for file, _ in poll.poll(self.KEEPALIVE_SECONDS * 1000)}
+        if self._stopped.is_set():      # without a last one: the server may not answer
+            return
+        if not ready:
+            self._run(connection, "select 1")
+        if connection.fileno() in ready:
+            connection.poll()       # reads what has come
+        is_pending = self._wakeups.fileno() in ready
+        if is_pending:
+            self._wakeups.recv(4096)
+            self._pending.clear()   # before it is sent, so that what becomes pending from now on is sent, too
+            self._run(connection, NOTIFY)
+
+        own = connection.info.backend_pid
+        if any(each.pid != own for each in connection.notifies):
+            self._call_listeners()
+        connection.notifies.clear()
+        if is_pending:
+            self._stopped.wait(0.01)        # meanwhile notifications add up
+
+
+def make_notifier(store: Store, config: Config) -> Notifier | None:
+    """Return what tells other processes of the tasks that become ready here. None: they have to poll."""
+    notifier: Notifier | None = None
+    if config.rabbitmq_url:
+        notifier = RabbitNotifier(config)
+    elif isinstance(store, PostgresStore):
+        notifier = PostgresNotifier(store)
+    if notifier:
+        store.listeners.append(notifier.notify)
+    return notifier
 
 
 # ----------------------------------------------------------------------------
@@ -5873,11 +5993,9 @@ def main() -> None:
     store = open_store(config.database_url, wait=True, connections=config.threads)
     inside = config.worker == "on" or config.worker == "auto" and isinstance(store, SQLiteStore)
     worker = Worker(store, config, handler) if inside else None
-    notifier = Notifier(config) if config.rabbitmq_url else None
-    if notifier:
-        store.listeners.append(notifier.notify)
+    notifier = make_notifier(store, config)
 
-    is_connected = (lambda: notifier.connected) if notifier else None
+    is_connected = (lambda: notifier.connected) if notifier and config.rabbitmq_url else None
     app = create_app(store, config, own_names(config), is_connected)
     server = make_server(app, config)
     host = "localhost" if config.host in ("127.0.0.1", "0.0.0.0", "::1", "::") else config.host

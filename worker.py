@@ -37,7 +37,6 @@ from taskmanager import (
     EssentialThread,
     Invalid,
     NewTask,
-    Notifier,
     Outage,
     Store,
     TaskError,
@@ -512,14 +511,12 @@ def main() -> None:
     store = taskmanager.open_store(config.database_url, wait=True)
     worker = Worker(store, config, handler)
     intake = Intake(store, config, worker.wake) if config.rabbitmq_url else None
-    notifier = Notifier(config) if config.rabbitmq_url else None
-    if notifier:
-        store.listeners.append(notifier.notify)     # other workers, when this one has more than it can run
+    notifier = taskmanager.make_notifier(store, config)     # others may run what this one can't at once
 
     server = None
     if config.metrics_port is not None:
         aside = dataclasses.replace(config, port=config.metrics_port, threads=2, waiters=0)
-        is_connected = (lambda: notifier.connected) if notifier else None
+        is_connected = (lambda: notifier.connected) if notifier and config.rabbitmq_url else None
         app = taskmanager.create_app(
             store, aside, taskmanager.own_names(config), is_connected, only_health=True)
         server = taskmanager.make_server(app, aside, "METRICS_PORT")

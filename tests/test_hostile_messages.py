@@ -17,7 +17,7 @@ import taskmanager
 import worker
 from helpers import ROOT, eventually, raising
 from messages import exists, publish, ready, rejected
-from taskmanager import BadSetting, Config, Notifier, Outage, Unavailable
+from taskmanager import BadSetting, Config, Outage, RabbitNotifier, Unavailable
 from worker import Intake
 
 pytestmark = pytest.mark.sqlite
@@ -370,7 +370,7 @@ def test_the_notification_exchange_comes_back_when_it_is_deleted(intake, channel
     """Somebody tidies up the broker."""
     monkeypatch.setattr(worker, "LISTEN_SECONDS", 0.2)
     woken = threading.Event()
-    notifier = Notifier(Config(rabbitmq_url=broker))
+    notifier = RabbitNotifier(Config(rabbitmq_url=broker))
 
     def wakes():
         woken.clear()
@@ -390,7 +390,7 @@ def test_the_notification_exchange_comes_back_when_it_is_deleted(intake, channel
 
 def test_a_notification_makes_its_exchange_again(channel, broker):
     """The exchange was deleted where no worker is there to make it."""
-    notifier = Notifier(Config(rabbitmq_url=broker))
+    notifier = RabbitNotifier(Config(rabbitmq_url=broker))
     notifier.start()
     try:
         eventually(lambda: notifier.connected)
@@ -442,7 +442,7 @@ def test_under_an_alarm_and_beyond_the_consumer_timeout_nothing_is_lost_or_doubl
     full = "{disk_free_limit, 1000000000000000}"
     with restarted(rabbitmq, full, "{consumer_timeout, 1000}", "{channel_tick_interval, 200}"):
         it = Intake(store, Config(rabbitmq_url=rabbitmq.url), lambda: None)
-        notifier = Notifier(Config(rabbitmq_url=rabbitmq.url))
+        notifier = RabbitNotifier(Config(rabbitmq_url=rabbitmq.url))
         notifier.start()
         it.start()
         try:
@@ -467,7 +467,7 @@ def test_under_an_alarm_and_beyond_the_consumer_timeout_nothing_is_lost_or_doubl
     with restarted(rabbitmq, "{disk_free_limit, 1000000}", f'{{load_definitions, "{definitions}"}}'):
         url = rabbitmq.url.replace("guest:guest", "narrow:pw")
         it = Intake(store, Config(rabbitmq_url=url), lambda: None)
-        notifier = Notifier(Config(rabbitmq_url=url))
+        notifier = RabbitNotifier(Config(rabbitmq_url=url))
         woken = threading.Event()
         it.wake = woken.set
         it.start()
