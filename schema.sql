@@ -67,7 +67,7 @@ alter table tasks
     add column if not exists started_at      timestamp,
     -- of the attempts before it: a JSON object a line, the newest 8,000 characters
     add column if not exists history         text,
-    add column if not exists planned_at      timestamp; -- of a repeating task: when its last run was due
+    add column if not exists planned_at      timestamp; -- when the first run of a repeating task was due
 
 -- What the documented table has in another form. On a new table nothing of this changes anything.
 alter table tasks drop constraint if exists tasks_status_check;     -- it could refuse an older row; see below

@@ -11,7 +11,8 @@
           retry by hand
 
 A task is one row of the table `tasks`, and nothing else holds its state. Each arrow is one guarded SQL
-statement, which changes nothing when the task is no longer in the state where the arrow begins.
+statement, which changes nothing when the task is no longer in the state where the arrow begins. A task that
+repeats goes round: when it has ended and its next time has come, it is New again.
 
     python taskmanager.py           the HTTP API, on SQLite with a worker inside; --help lists the settings
     python worker.py                a worker that also takes tasks from RabbitMQ
@@ -1256,7 +1257,7 @@ class TaskFields(NamedTuple):
     attempt: int                # the fencing token: grows with each claim
     size: int                   # bytes of payload and result
     alone: bool                 # its worker must run nothing beside it
-    # for what time its last run was planned, in seconds since 1970
+    # for what time its first run was planned, from which an interval counts, in seconds since 1970
     planned_at: Annotated[float, "date_part('epoch', coalesce(planned_at, created_at))"]
 
 
@@ -1734,10 +1735,9 @@ set    status     = 'New',
        result     = null,
        error      = null,
        run_at     = null,
-       planned_at = run_at,
        ready_at   = run_at,
        uncounted  = attempt,
-       alone      = false,
+       alone      = alone and status = 'Failed',    -- it may have killed its worker, and may do so again
        started_at = null,
        history    = {history_with(past_attempt(OUTCOME, "updated_at", "error"))},
        updated_at = {NOW}
@@ -1837,6 +1837,11 @@ where  tasks.id = ended.id
        and tasks.status = case when ended.id > 0 then 'In Progress' end
 returning tasks.id, tasks.canceled"""
 
+RETRIED = f"""case
+           when substr(ended.error, 1, {len(TIMED_OUT)}) = '{TIMED_OUT}' then 'timed_out'
+           else 'retried'
+           end"""
+
 RETRY = f"""
 with ended (id, attempt, error, delay) as (
     values %(rows)s
@@ -1848,9 +1853,7 @@ set    status      = case when canceled then 'Failed' else 'New' end,
        started_at  = case when canceled then started_at end,
        history     = case
                      when canceled then history
-                     when substr(ended.error, 1, {len(TIMED_OUT)}) = '{TIMED_OUT}'
-                     then {history_with(past_attempt("'timed_out'", NOW, "ended.error"))}
-                     else {history_with(past_attempt("'retried'", NOW, "ended.error"))}
+                     else {history_with(past_attempt(RETRIED, NOW, "ended.error"))}
                      end,
        progress    = null,
        lease_until = null,
@@ -1911,7 +1914,9 @@ with lost as materialized (
     select id,
            attempt - uncounted as counted,
            coalesce(max_attempts, %(max_attempts)s) as most,
-           canceled or alone and attempt - uncounted >= coalesce(max_attempts, %(max_attempts)s) as ends
+           canceled or alone and attempt - uncounted >= coalesce(max_attempts, %(max_attempts)s) as ends,
+           '{CUT_OFF} during attempt ' || (attempt - uncounted)
+           || ' of ' || coalesce(max_attempts, %(max_attempts)s) as reason
     from   tasks
     where  status = 'In Progress'
            -- Without a lease, as plain SQL may write it, a task has no worker either.
@@ -1924,16 +1929,11 @@ with lost as materialized (
 )
 update tasks
 set    status      = case when ends then 'Failed' else 'New' end,
-       error       = case
-                     when canceled then 'canceled'
-                     else '{CUT_OFF} during attempt ' || counted || ' of ' || most
-                     end,
+       error       = case when canceled then 'canceled' else reason end,
        started_at  = case when ends then started_at end,
        history     = case
                      when ends then history
-                     else {history_with(past_attempt(
-                         "'reclaimed'", NOW,
-                         f"'{CUT_OFF} during attempt ' || counted || ' of ' || most"))}
+                     else {history_with(past_attempt("'reclaimed'", NOW, "reason"))}
                      end,
        -- The last attempt, lost beside others, does not count, so there is one more;
        uncounted   = case when not alone and counted >= most then uncounted + 1 else uncounted end,

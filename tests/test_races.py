@@ -137,6 +137,14 @@ DEEDS = (
 )
 
 
+# How an attempt may have ended to which an end was answered with 200; it may have been canceled before.
+OUTCOMES = {
+    "complete": {"completed", "canceled"},
+    "fail": {"failed", "retried", "canceled"},
+    "release": {"released", "canceled"},
+}
+
+
 def riot(api, store, seen, seed, rounds):
     """Do so many things by chance, as one of several clients, and note in `seen` what came of them."""
     dice = random.Random(seed)
@@ -149,6 +157,9 @@ def riot(api, store, seen, seed, rounds):
                 id=dice.randint(1, 5),
             )
             store.reclaim(2)
+            sql(store, "update tasks set run_at = now() where status in ('Completed', 'Failed') "
+                       "and run_at is not null and id = %(id)s", id=dice.randint(1, 5))
+            store.schedule([(row.id, row.attempt, store.next_run(row)) for row in store.unscheduled()])
             store.promote()
             continue
         id, said = dice.randint(1, 5 + len(seen.deleted)), {}
@@ -174,7 +185,7 @@ def riot(api, store, seen, seed, rounds):
 
 
 def test_every_promise_holds_whatever_clients_do_at_the_same_time(api, store):
-    store.create([NewTask()] * 5)
+    store.create([NewTask()] * 2 + [new_task({"repeat": 60})] * 3)
     seen = Seen()
     at_once(*(lambda seed=seed: riot(api, store, seen, seed, 60) for seed in range(8)))
 
@@ -209,8 +220,19 @@ def test_every_promise_holds_whatever_clients_do_at_the_same_time(api, store):
         if row.status == "Completed":
             assert seen.ends[id, row.attempt] == [("complete", row.result.strip('"'))]
             assert row.error is None
+        attempts = store.attempts(id)
+        numbers = [each.attempt for each in attempts]
+        assert numbers == list(range(1, row.attempt + 1))[-len(numbers):]      # each once, in order
+        for each in attempts:
+            assert (each.ended_at is None) == (each.outcome is None) == (
+                each.attempt == row.attempt and row.status == "In Progress")
+            for what, _ in seen.ends.get((id, each.attempt), []):
+                assert each.outcome in OUTCOMES[what]
+        if row.run_at and row.status in ("Completed", "Failed"):
+            assert row.repeat and not row.canceled
         # None of them is stuck.
-        by_status = {"New": 200, "In Progress": 202, "Completed": 409, "Failed": 200 if row.canceled else 409}
+        ended = 200 if row.canceled or row.repeat else 409      # what repeats no longer does
+        by_status = {"New": 200, "In Progress": 202, "Completed": ended, "Failed": ended}
         assert send(api, "cancel", id).status == by_status[row.status]
         if row.status == "In Progress":
             assert send(api, "release", id, attempt=row.attempt).status == 200

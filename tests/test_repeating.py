@@ -30,7 +30,8 @@ def claim(store, id):
 
 def end(store, row, *values, how="complete"):
     """End its attempt and plan its next run, as a worker does."""
-    assert getattr(store, how)([(row.id, row.attempt, *(values or [None]), store.next_run(row))]) == {row.id}
+    value = values[0] if values else {"complete": None, "fail": "why"}[how]
+    assert getattr(store, how)([(row.id, row.attempt, value, store.next_run(row))]) == {row.id}
 
 
 def seconds_until(store, id, column="run_at"):
@@ -107,6 +108,9 @@ def test_when_its_time_comes_it_is_new_again(store):
         (1, "retried", "busy"), (2, "completed", None), (3, "failed", "broken")]
     [_, second, _] = store.attempts(id)
     assert second.ended_at < store.read(id).updated_at      # when it ended, not when it was made New
+    set_time(store, id, "run_at", -1)
+    store.promote()
+    assert seen(store.read(id)) == ("New", None, None, 0, 3)
 
 
 def test_each_run_has_all_attempts_before_it(store):
@@ -119,6 +123,16 @@ def test_each_run_has_all_attempts_before_it(store):
         end(store, second, "why", how="fail")
         set_time(store, id, "run_at", -1)
     assert store.read(id).attempt == 6
+
+
+@pytest.mark.parametrize("how, alone", [("complete", False), ("fail", True)])
+def test_one_that_ran_alone_does_so_again_until_it_was_completed(store, how, alone):
+    id = repeating(store)
+    sql(store, "update tasks set alone = true where id = %(id)s", id=id)
+    end(store, claim(store, id), how=how)
+    set_time(store, id, "run_at", -1)
+    store.promote()
+    assert bool(store.read(id).alone) is alone
 
 
 def test_the_times_of_an_interval_do_not_drift(store):

@@ -813,6 +813,7 @@ HELD = {
     "FAIL": (5, 1, "why", None),
     "RELEASE": (5, 1),
     "EXTEND": (5, 1, None),
+    "SCHEDULE": (5, 1, datetime(2999, 1, 1)),
 }
 PLANS = {
     "READ": "tasks_pkey",
@@ -827,6 +828,7 @@ PLANS = {
     "HELD_BY": "tasks_list_status",
     "OLDEST_READY": "tasks_claim_kind",
     **dict.fromkeys(HELD, "tasks_pkey"),
+    "SCHEDULE": "tasks_(pkey|repeat)",
     # both by the id
     **dict.fromkeys(("CANCEL", "DELETE", "RETRY_BY_HAND", "RUNNING", "ATTEMPTS"), "tasks_(pkey|list_status)"),
 }
