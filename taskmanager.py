@@ -464,6 +464,10 @@ class Config:
         None, _match(r"[!-~]+", "printable ASCII without spaces"),
         "token that requests must send (`Authorization: Bearer TOKEN`), except for `/livez`, `/readyz` "
         "and static files; not set: none is needed")
+    read_token: str | None = _setting(
+        None, _match(r"[!-~]+", "printable ASCII without spaces"),
+        "a second token beside `API_TOKEN`, which only reads: it is good for GET and HEAD; "
+        "not set: there is none")
     metrics_port: int | None = _setting(
         None, _number(0, 65535, int),
         "port on which `worker.py` serves `/metrics`, `/livez` and `/readyz`; not set: none")
@@ -524,7 +528,13 @@ class Config:
 
     def __post_init__(self):
         for name in (*TOKENS, "DATABASE_URL", "RABBITMQ_URL", "HANDLER"):
-            register_secret(name, getattr(self, name.lower(), None))
+            register_secret(name, getattr(self, name.lower()))
+        if self.read_token and not self.api_token:
+            raise BadSetting("READ_TOKEN", self.read_token,
+                             "expected API_TOKEN, too: without it no request needs a token, to write neither")
+        if self.read_token and self.read_token == self.api_token:
+            raise BadSetting("READ_TOKEN", self.read_token,
+                             "expected another token than API_TOKEN, which is also good for writing")
 
     @classmethod
     def table(cls) -> Iterable[tuple[str, str, str]]:
@@ -588,6 +598,11 @@ class KeyReused(Invalid):
 class Unauthorized(TaskError):
     """The token is missing or wrong."""
     status, code = 401, "unauthorized"
+
+
+class ReadOnlyToken(TaskError):
+    """The token is READ_TOKEN, which is good for GET and HEAD only."""
+    status, code = 403, "read-only-token"
 
 
 class HostNotAllowed(TaskError):
@@ -4794,6 +4809,7 @@ class Api:
         self._waiting = threading.Semaphore(config.waiters)     # requests that may still begin to wait
         self._wakeups: queue.Queue[None] = queue.Queue(1)       # there may be tasks for a claim that waits
         self._token = (config.api_token or "").encode()
+        self._read_token = (config.read_token or "").encode()
 
         public = urlsplit(config.public_url or "")
         self._prefix = public.path.rstrip("/") + "/" if config.public_url else None
@@ -4874,14 +4890,14 @@ class Api:
 
     def _check_sender(self, route: Route) -> None:
         """Check that a request is meant for this service (host), that its user means to send it (origin), and
-        that its user may (token). Raise HostNotAllowed, CrossSite, Unauthorized."""
+        that its user may (token). Raise HostNotAllowed, CrossSite, Unauthorized, ReadOnlyToken."""
         host = header("HTTP_HOST").lower()
         if not (self._token or route.any_host):
             self._check_host(PORT_OF_HOST.sub("", host))
         if route.method != "GET":
             self._check_origin(host)
-        if self._token and not route.public:
-            self._check_token()
+        if not (route.public or self._may_write() or route.method == "GET"):
+            raise ReadOnlyToken("READ_TOKEN is good for GET and HEAD only: expected the value of API_TOKEN")
 
     def _check_host(self, name: str) -> None:
         """A page of another site, with a name of its own that leads here (DNS rebinding), could read the
@@ -4904,10 +4920,17 @@ class Api:
             raise CrossSite("a browser sent this for a page of another site; "
                             "only pages of this service may do so")
 
-    def _check_token(self) -> None:
-        scheme, _, token = header("HTTP_AUTHORIZATION").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), self._token):
-            raise Unauthorized("expected the header Authorization: Bearer, with the token of this service")
+    def _may_write(self) -> bool:
+        """Tell whether the request's token is good for all methods. Raise Unauthorized for a wrong one."""
+        if not self._token:
+            return True
+        scheme, _, text = header("HTTP_AUTHORIZATION").partition(" ")
+        token = text.strip().encode() if scheme.lower() == "bearer" else b""
+        if hmac.compare_digest(token, self._token):
+            return True
+        if self._read_token and hmac.compare_digest(token, self._read_token):
+            return False
+        raise Unauthorized("expected the header Authorization: Bearer, with the token of this service")
 
     def _answer_error(self, error: bottle.HTTPError) -> str:
         """The body of the answer to every error, ours and Bottle's own."""
@@ -5151,6 +5174,12 @@ class Api:
     @route("GET", "/finished", query=FINISHED_TASKS)
     def count_finished(self, query: dict[str, Any]) -> bottle.HTTPResponse:
         return answer(json.dumps(self.store.finished_bins(query.get("seconds", 3600), query.get("bins", 60))))
+
+    # The routes: the token
+
+    @route("GET", "/token")
+    def check_token(self) -> bottle.HTTPResponse:
+        return answer(json.dumps({"write": self._may_write()}))
 
     # The routes: health. A probe calls the service by any name, may add any query, and learns nothing else.
 

@@ -102,6 +102,8 @@ def test_compose_hands_on_every_variable():
         ("LOG_LEVEL", "LOUD"),
         ("LOG_FILE", "/no/such/folder/log"),
         ("API_TOKEN", "two words"),
+        ("READ_TOKEN", "two words"),
+        ("READ_TOKEN", "s3cret"),       # alone
         ("HANDLER", "nonsense"),
         ("HOST", "no.such.host.invalid"),
         ("DATABASE_URL", "sqlite:////no/such/folder/tasks.db"),
@@ -423,6 +425,7 @@ def test_openapi_has_the_statuses_that_the_application_answers(sqlite_database, 
         ("/tasks/1/retry?x=1", none),
         ("/tasks/3/retry", other),
     )
+    probe("GET", "/token", ("/token", none), ("/token?x=1", none))
     for path in ("/livez", "/readyz", "/metrics"):
         probe("GET", path, (path, none))
     documented = {

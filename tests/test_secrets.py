@@ -536,7 +536,7 @@ def settings(monkeypatch):
     }
     for name, value in values.items():
         monkeypatch.setenv(name, value)
-    return dict(api_token=values["API_TOKEN"], rabbitmq_url=values["RABBITMQ_URL"])
+    return {name.lower(): value for name, value in values.items()}
 
 
 def test_programs_do_not_get_the_tokens(run, store, settings):
