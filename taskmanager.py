@@ -1040,11 +1040,35 @@ def encode_repeat(value: Any) -> Json:
 KIND = re.compile("[a-z0-9][a-z0-9_-]{0,62}")
 
 
+MAX_KINDS = 20                                      # that one claim may name
+WORKER_NAME = re.compile("[!-~][ -~]{0,99}")        # of a worker over HTTP; any database can store it
+
+
 def check_kind(value: Any) -> str:
     """Return the name of a kind of task. Raise Invalid."""
     if not isinstance(value, str) or not KIND.fullmatch(value):
         raise invalid("not-a-kind", "expected up to 63 lower-case letters, digits, _ and -, the first one a "
                                     "letter or digit")
+    return value
+
+
+def check_kinds(value: Any) -> tuple[str, ...]:
+    """Return the kinds that an array names, each once. Raise Invalid."""
+    expected = f"expected an array of 1 to {MAX_KINDS} kinds"
+    if not isinstance(value, list):
+        raise invalid("wrong-type", expected)
+    if not 0 < len(value) <= MAX_KINDS:
+        raise invalid("out-of-range", expected, minimum=1, maximum=MAX_KINDS)
+    return tuple(dict.fromkeys(map(check_kind, value)))
+
+
+def check_worker(value: Any) -> str:
+    """Return the name that a worker gives itself. Raise Invalid."""
+    expected = "expected up to 100 printable ASCII characters, the first one no space"
+    if not isinstance(value, str):
+        raise invalid("wrong-type", expected)
+    if not WORKER_NAME.fullmatch(value):
+        raise invalid("not-a-name", expected)
     return value
 
 
@@ -1079,7 +1103,8 @@ NEW_TASK: Checks = annotations_of(NewTask) | {"status": _new_status}
 # What a worker over HTTP sends, to claim tasks and then for each of them.
 LEASE = _between(1, 86400)
 ATTEMPT = _between(1, 2**31 - 1, whole=True)
-CLAIM_TASKS: Checks = {"limit": _between(1, MAX_PAGE, whole=True), "lease": LEASE}
+CLAIM_TASKS: Checks = {"limit": _between(1, MAX_PAGE, whole=True), "lease": LEASE,
+                       "kinds": check_kinds, "worker": check_worker}
 EXTEND_TASK: Checks = {"attempt": ATTEMPT, "lease": LEASE}
 REPORT_PROGRESS: Checks = {"attempt": ATTEMPT, "progress": _between(0, 1, what="number")}
 COMPLETE_TASK: Checks = {"attempt": ATTEMPT, "result": encode_json}
@@ -4810,6 +4835,8 @@ class Api:
         self._wakeups: queue.Queue[None] = queue.Queue(1)       # there may be tasks for a claim that waits
         self._token = (config.api_token or "").encode()
         self._read_token = (config.read_token or "").encode()
+        # Of each list of kinds, up to a number of them, how often it was claimed: see _claim().
+        self._turns = functools.lru_cache(1000)(lambda kinds: itertools.count(random.randrange(len(kinds))))
 
         public = urlsplit(config.public_url or "")
         self._prefix = public.path.rstrip("/") + "/" if config.public_url else None
@@ -4995,6 +5022,28 @@ class Api:
         finally:
             self._waiting.release()
 
+    def _claim(self, kinds: tuple[str, ...], limit: int, lease: float, worker: str | None) -> list[Row]:
+        """Claim up to `limit` tasks of these kinds.
+
+        Claims of the same kinds begin with another one each time, so that none has to wait for the end of
+        the others.
+        """
+        if len(kinds) > 1:
+            first = next(self._turns(kinds)) % len(kinds)
+            kinds = kinds[first:] + kinds[:first]
+        rows: list[Row] = []
+        for kind in kinds:
+            try:
+                # With `busy` no task that is to run alone is claimed beside the others.
+                rows += self.store.claim(limit - len(rows), lease, worker, 0.001 if rows else 0.0, kind=kind)
+            except Unavailable:
+                if not rows:
+                    raise
+                break       # those that were claimed are answered
+            if may_have_more(rows, limit) or any(row.alone for row in rows):
+                break
+        return rows
+
     def _wait_until_ended(self, id: int) -> tuple[Row, dict[str, str]]:
         def has_ended(row: Row) -> bool:
             return row.status in ("Completed", "Failed")
@@ -5094,9 +5143,12 @@ class Api:
     @route("POST", "/tasks/claim", body=CLAIM_TASKS)
     def claim_tasks(self, body: dict[str, Any]) -> bottle.HTTPResponse:
         limit, lease = body.get("limit", 1), body.get("lease", self.config.lease_seconds)
+        kinds = body.get("kinds", ("default",))
+        # No other worker's name begins so.
+        worker = f"@{body['worker']}" if "worker" in body else None
 
         def claim() -> list[Row]:
-            return [] if is_client_gone() else self.store.claim(limit, lease)
+            return [] if is_client_gone() else self._claim(kinds, limit, lease, worker)
 
         def pause(seconds: float) -> None:
             with contextlib.suppress(queue.Empty):

@@ -218,10 +218,11 @@ def documented(operation):
 
     fields, required, array = None, [], False
     for schema in re.findall(r"#/components/schemas/(\w+)", block("requestBody")):
-        if item := re.search(r"type: array\n(?:.*\n)*? +items: .*/(\w+)'", component("schemas", schema)):
+        text = component("schemas", schema)
+        if item := re.search(r"^      type: array\n(?:.*\n)*? +items: .*/(\w+)'", text, re.MULTILINE):
             array = item[1] in block("requestBody")
         else:
-            assert "additionalProperties: false" in component("schemas", schema)
+            assert "additionalProperties: false" in text
             fields, required = properties(schema)
     has_body = re.search("^        required: (true|false)$", block("requestBody"), re.MULTILINE)
     assert not has_body or (has_body[1] == "true") == bool(required)

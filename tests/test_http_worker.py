@@ -8,7 +8,7 @@ from datetime import datetime
 import pytest
 
 from helpers import at_once, eventually, expire, http, is_problem, sql
-from taskmanager import Config, NewTask, Worker, new_task
+from taskmanager import Config, NewTask, Unavailable, Worker, new_task
 
 VERBS = {
     "extend": {"lease": 60},
@@ -109,6 +109,102 @@ def test_an_error_is_kept_as_far_as_it_can_be(api, store):
         for _ in ("once", "again"):
             answer = tell(api, id, "fail", attempt, error=error, final=True)
             assert (answer.status, answer.json["error"]) == (200, kept)
+
+
+# Kinds, and the worker's name
+
+def test_a_claim_takes_tasks_of_its_kinds_alone(api, store):
+    ids = store.create([new_task(fields) for fields in ({"kind": "mail"}, {}, {"kind": "report"})])
+    assert [task["id"] for task in claim(api, limit=10)] == [ids[1]]
+    assert claim(api, kinds=["photo"]) == []
+    [task] = claim(api, limit=10, kinds=["mail"])
+    assert (task["id"], task["kind"]) == (ids[0], "mail")
+    assert [task["id"] for task in claim(api, limit=10, kinds=["mail", "default", "report"])] == [ids[2]]
+
+
+def test_a_claim_of_several_kinds_is_filled_from_all_of_them(api, store):
+    store.create([new_task({"kind": kind}) for kind in ("a", "b", "c") for _ in range(3)])
+    found = [len(claim(api, limit=4, kinds=["a", "b", "c", "a"])) for _ in range(4)]
+    assert found == [4, 4, 1, 0]
+
+
+def test_a_backlog_of_one_kind_does_not_starve_another(api, store):
+    store.create([new_task({"kind": "mail", "priority": 9})] * 60)
+    store.create([new_task({"kind": kind}) for kind in ("report", "photo") for _ in range(3)])
+    kinds = [task["kind"] for _ in range(9) for task in claim(api, kinds=["mail", "report", "photo"])]
+    assert sorted(kinds) == ["mail"] * 3 + ["photo"] * 3 + ["report"] * 3
+
+
+def test_two_workers_in_step_do_not_starve_a_kind_of_one_of_them(api, store):
+    store.create([new_task({"kind": kind}) for kind in ("a", "b", "c") for _ in range(30)])
+    claims = [[task["kind"] for kinds in (["a", "b"], ["a", "c"]) for task in claim(api, kinds=kinds)]
+              for _ in range(6)]
+    assert {kind for each in claims for kind in each} == {"a", "b", "c"}
+    assert sum(each.count("a") for each in claims) == 6
+
+
+def test_the_large_tasks_of_several_kinds_fill_no_more_than_a_page(api, store):
+    store.create([new_task({"kind": kind, "payload": "x" * 900_000}) for kind in ("a", "b", "c", "d")])
+    kinds = ["a", "b", "c", "d"]
+    assert [len(claim(api, limit=1000, kinds=kinds)) for _ in range(3)] == [2, 2, 0]
+
+
+def test_a_task_that_is_to_run_alone_comes_alone_whatever_the_kinds(api, store):
+    for kind, most in (("a", 1), ("b", 3)):
+        store.create([new_task({"kind": kind, "max_attempts": most}) for _ in range(2)])
+    sql(store, "update tasks set alone = true where id = 3")
+    found = [sorted(task["id"] for task in claim(api, limit=10, kinds=["a", "b"])) for _ in range(4)]
+    assert [3] in found and sum(found, []).count(4) == 1
+    assert all(ids == [3] or 3 not in ids for ids in found)
+
+
+def test_what_was_claimed_of_one_kind_is_answered_when_the_database_is_away_for_the_next(
+        api, store, monkeypatch):
+    store.create([new_task({"kind": "a"})] * 2)
+    real = store.claim
+
+    def claim_of(*args, kind):
+        if kind == "b":
+            raise Unavailable("the database can't be reached")
+        return real(*args, kind=kind)
+
+    monkeypatch.setattr(store, "claim", claim_of)
+    answers = [http("POST", f"{api}/tasks/claim", {"kinds": ["a", "b"], "limit": 9}) for _ in range(2)]
+    assert sorted(answer.status for answer in answers) == [200, 503]
+    assert [len(answer.json) for answer in answers if answer.status == 200] == [2]
+
+
+@pytest.mark.parametrize("body, where, code", [
+    ({"kinds": "mail"}, "/kinds", "wrong-type"),
+    ({"kinds": []}, "/kinds", "out-of-range"),
+    ({"kinds": ["mail"] * 21}, "/kinds", "out-of-range"),
+    ({"kinds": ["mail", "../x"]}, "/kinds", "not-a-kind"),
+    ({"kinds": ["Mail"]}, "/kinds", "not-a-kind"),
+    ({"kinds": [None]}, "/kinds", "not-a-kind"),
+    ({"worker": 7}, "/worker", "wrong-type"),
+    ({"worker": ""}, "/worker", "not-a-name"),
+    ({"worker": "x" * 101}, "/worker", "not-a-name"),
+    ({"worker": "a\nb"}, "/worker", "not-a-name"),
+    ({"worker": "a\0b"}, "/worker", "not-a-name"),
+    ({"worker": "a\ud800b"}, "/worker", "not-a-name"),
+    ({"worker": " a"}, "/worker", "not-a-name"),
+], ids=lambda value: repr(value)[:30])
+def test_a_claim_that_can_not_be_meant_so_is_refused(api, store, body, where, code):
+    store.create()
+    answer = http("POST", f"{api}/tasks/claim", body)
+    is_problem(answer, 400)
+    assert [(each["pointer"], each["code"]) for each in answer.json["errors"]] == [(where, code)]
+    assert store.read(1).attempt == 0
+
+
+def test_the_name_of_a_worker_is_kept_so_that_it_is_no_other_workers(api, store):
+    def workers():
+        return [worker for worker, in store._execute("select worker from tasks order by id")]
+    store.create([NewTask()] * 3)
+    claim(api, worker="host:1:abc")
+    claim(api, worker="number 7")
+    claim(api)
+    assert workers() == ["@host:1:abc", "@number 7", None]
 
 
 # Only the holder of an attempt

@@ -348,6 +348,14 @@ def test_a_claim_that_waits_gets_a_task_that_is_created_later(store, serve):
     assert answer.headers["Preference-Applied"] == "wait=60"
 
 
+def test_a_claim_that_waits_gets_a_task_of_any_of_its_kinds(store, serve):
+    api = serve(store, waiters=1, poll_seconds=3600)
+    [waiter] = waiting(api, claimer(api, kinds=["mail", "report"]))
+    store.create()
+    store.create([new_task({"kind": "report"})])
+    assert [task["kind"] for task in waiter.answer().json] == ["report"]
+
+
 def test_a_claim_that_waits_gets_what_another_process_created(store, serve, database):
     api = serve(store, waiters=1, poll_seconds=0.05)
     store.create([new_task({"delay": 3600})])
