@@ -805,6 +805,10 @@ def _not_with_run_at(value: Any) -> NoReturn:
     raise invalid("conflicting-fields", "expected run_at or delay, not both")
 
 
+def _not_without_cron(value: Any) -> NoReturn:
+    raise invalid("conflicting-fields", "expected a cron expression as repeat: nothing else has a time zone")
+
+
 def _between(low: float, high: float, whole: bool = False, what: str = "number of seconds") -> Check:
     expected = f"expected a {'whole number' if whole else what} from {low} to {high}"
 
@@ -1218,6 +1222,8 @@ def new_task(fields: dict[str, Any], idempotency_key: str | None = None, at: str
     checks = NEW_TASK
     if isinstance(fields, dict) and "run_at" in fields:
         checks = NEW_TASK | {"delay": _not_with_run_at}
+    if isinstance(fields, dict) and "timezone" in fields and not isinstance(fields.get("repeat"), str):
+        checks = checks | {"timezone": _not_without_cron}
     values = check_fields(fields, checks, at=at)
     values.pop("status", None)
     return NewTask(**values, idempotency_key=key, fingerprint=fingerprint(fields) if key else None)
@@ -1826,9 +1832,9 @@ where  id = task_id
        and (not runs_alone or size_before = 0 and %(busy)s = 0)
 returning {COLUMNS}, {READY_SECONDS}"""
 
-# The seconds since an attempt began.
+# The seconds since an attempt began, and whether its task repeats.
 RUNNING = f"""
-select date_part('epoch', {NOW} - updated_at)
+select date_part('epoch', {NOW} - updated_at), repeat is not null
 from   tasks
 where  id = %(id)s and attempt = %(attempt)s and status = 'In Progress'"""
 
@@ -2672,10 +2678,13 @@ class Store:
         self.metrics.observe("wait", [ready_seconds for *_, ready_seconds in found])
         return rows
 
-    def running_seconds(self, id: int, attempt: int) -> float:
-        """Return for how many seconds this attempt has been running; 0 when it has ended."""
-        rows: list[tuple[float]] = self._execute(RUNNING, {"id": id, "attempt": attempt})
-        return rows[0][0] if rows else 0.0
+    def running(self, id: int, attempt: int) -> tuple[float, bool]:
+        """Return for how many seconds this attempt has been running, and whether its task repeats.
+
+        Return 0 and False when it has ended.
+        """
+        rows: list[tuple[float, bool]] = self._execute(RUNNING, {"id": id, "attempt": attempt})
+        return rows[0] if rows else (0.0, False)
 
     def held_by(self, worker: str) -> set[tuple[int, int]]:
         """Return id and attempt of the tasks that this worker holds according to the table."""
@@ -5074,10 +5083,10 @@ class Api:
                             f"and its last attempt was number {row.attempt}", task_status=row.status)
         return answer(row.to_json())
 
-    def _end_attempt(self, id: int, attempt: int, end: Callable[[], set[int]]) -> set[int]:
-        """Call end(), and note for the metrics how long the attempt ran, if that has ended it."""
-        ran = self.store.running_seconds(id, attempt)
-        done = end()
+    def _end_attempt(self, id: int, attempt: int, end: Callable[[datetime | None], set[int]]) -> set[int]:
+        """Call end(next run), and note for the metrics how long the attempt ran, if that has ended it."""
+        ran, repeats = self.store.running(id, attempt)
+        done = end(self.store.next_run(self.store.read(id)) if repeats else None)
         if done:
             self.store.metrics.observe("run", [ran])
         return done
@@ -5197,7 +5206,11 @@ class Api:
     @route("POST", "/tasks/{id}/complete", body=COMPLETE_TASK, required=("attempt",))
     def complete_task(self, id: int, body: dict[str, Any]) -> bottle.HTTPResponse:
         attempt, result = body["attempt"], body.get("result")
-        done = self._end_attempt(id, attempt, lambda: self.store.complete([(id, attempt, result)]))
+
+        def end(next_run: datetime | None) -> set[int]:
+            return self.store.complete([(id, attempt, result, next_run)])
+
+        done = self._end_attempt(id, attempt, end)
         repeated = [("Completed", result, None), ("Failed", None, "canceled")]
         return self._answer_holder(id, attempt, done, *repeated)
 
@@ -5207,9 +5220,9 @@ class Api:
         row = self.store.read(id)
         delay = None if is_final else retry_delay(row, self.config, body.get("delay"))
 
-        def end() -> set[int]:
+        def end(next_run: datetime | None) -> set[int]:
             if delay is None:
-                return self.store.fail([(id, attempt, error)])
+                return self.store.fail([(id, attempt, error, next_run)])
             return self.store.retry([(id, attempt, error, delay)])
 
         done = self._end_attempt(id, attempt, end)

@@ -541,6 +541,40 @@ def test_run_at_may_be_the_last_moment_of_the_calendar(api):
     assert http("GET", f"{api}/tasks/1").json["run_at"] == "9999-12-31T23:59:59"
 
 
+def test_a_repeating_task_is_created_once_however_often_a_deployment_asks_for_it(api, store):
+    nightly = {"kind": "report", "repeat": "30  3 * * MON-fri", "timezone": "Europe/Berlin"}
+    for _ in range(3):
+        answer = http("POST", f"{api}/tasks", nightly, Idempotency_Key="nightly")
+        assert (answer.status, answer.headers["Location"], answer.json) == (201, "/tasks/1", {"id": 1})
+    task = http("GET", f"{api}/tasks/1").json
+    assert list(task)[4:] == ["kind", "run_at", "repeat", "timezone", "idempotency_key"]
+    assert task["repeat"] == "30 3 * * MON-fri"
+    assert task["run_at"] > task["created_at"] and re.search("T0[12]:30:00$", task["run_at"])
+
+    answer = http("POST", f"{api}/tasks", [nightly, {"repeat": 90.5}, {"repeat": 60, "delay": 3600}])
+    assert (answer.status, len(answer.json)) == (201, 3)
+    tasks = http("GET", f"{api}/tasks").json
+    assert [task.get("repeat") for task in tasks[2:]] == [90.5, 60]
+    assert ["run_at" in task for task in tasks] == [True, True, False, True]
+
+
+@pytest.mark.parametrize("body, code", [
+    ({"timezone": "Europe/Berlin"}, "conflicting-fields"),
+    ({"timezone": "Europe/Berlin", "repeat": 60}, "conflicting-fields"),
+    ({"timezone": "../etc/passwd", "repeat": "@daily"}, "unknown-time-zone"),
+    ({"repeat": "99 * * * *"}, "not-a-schedule"),
+    ({"repeat": 0}, "out-of-range"),
+    ({"repeat": None}, "wrong-type"),
+    ({"kind": "../x"}, "not-a-kind"),
+])
+def test_what_can_not_repeat_so_is_refused(api, store, body, code):
+    for sent in (body, [{}, body]):
+        answer = http("POST", f"{api}/tasks", sent)
+        is_problem(answer, 400)
+        assert [each["code"] for each in answer.json["errors"]] == [code]
+    assert store.list_tasks() == []
+
+
 @pytest.mark.parametrize(
     "column, value",
     [

@@ -88,7 +88,7 @@ def test_settings_of_the_session_do_not_change_the_time(empty_database, monkeypa
     [row] = store.claim(10, 30)
     assert (row.id, store.reclaim(3)) == (now, 0)
     assert store.extend([(row.id, row.attempt, 0.5)], 30) == {now}
-    assert store.running_seconds(row.id, row.attempt) < 20
+    assert store.running(row.id, row.attempt)[0] < 20
     assert store.oldest_ready_seconds() < 20
     assert store.retry([(row.id, row.attempt, "why", 1800)]) == {now}
     for id, delay in (now, 1800), (later, 3600):

@@ -207,6 +207,47 @@ def test_the_name_of_a_worker_is_kept_so_that_it_is_no_other_workers(api, store)
     assert workers() == ["@host:1:abc", "@number 7", None]
 
 
+# A task that repeats
+
+def test_the_answer_to_its_end_says_when_a_repeating_task_runs_next(api, store):
+    for verb, said, status in (("complete", {"result": 1}, "Completed"),
+                               ("fail", {"error": "why", "final": True}, "Failed")):
+        id, attempt = claimed(api, store, repeat=7200)
+        for _ in ("once", "again"):
+            task = tell(api, id, verb, attempt, **said).json
+            assert (task["status"], task["repeat"], hours_until_run(task)) == (status, 7200, 2)
+        assert store.unscheduled() == []
+        assert claim(api, limit=9) == []
+
+
+def test_a_repeating_task_that_is_tried_again_keeps_its_delay(api, store):
+    id, attempt = claimed(api, store, repeat=7200)
+    task = tell(api, id, "fail", attempt, error="why", delay=3600).json
+    assert (task["status"], hours_until_run(task)) == ("New", 1)
+
+
+def test_a_repeating_task_that_was_canceled_meanwhile_does_not_run_again(api, store):
+    id, attempt = claimed(api, store, repeat=7200)
+    assert http("POST", f"{api}/tasks/{id}/cancel").status == 202
+    task = tell(api, id, "complete", attempt).json
+    assert (task["status"], task["error"], "run_at" in task) == ("Failed", "canceled", False)
+
+
+def test_a_repeating_task_is_retried_and_canceled_between_two_runs(api, store):
+    id, attempt = claimed(api, store, repeat="0 0 1 1 *", run_at="2001-01-01T00:00:00Z")
+    assert tell(api, id, "complete", attempt).json["run_at"][5:] == "01-01T00:00:00"
+    answer = http("POST", f"{api}/tasks/{id}/retry")
+    assert (answer.status, answer.json["status"], "run_at" in answer.json) == (200, "New", False)
+    [again] = claim(api)
+    tell(api, id, "complete", again["attempt"])
+    answer = http("POST", f"{api}/tasks/{id}/cancel")
+    assert (answer.status, answer.json["status"], "run_at" in answer.json) == (200, "Completed", False)
+    assert "repeat" not in answer.json
+    for verb, can in (("retry", "Failed can be retried"), ("cancel", "New or In Progress can be canceled")):
+        assert can in is_problem(http("POST", f"{api}/tasks/{id}/{verb}"), 409)
+    assert http("DELETE", f"{api}/tasks/{id}").status == 204
+
+
 # Only the holder of an attempt
 
 def refused(api, store, id, attempt, **other):

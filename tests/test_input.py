@@ -14,6 +14,7 @@ from taskmanager import (
     encode_json,
     is_json,
     new_task,
+    new_tasks,
     parse_task,
 )
 
@@ -123,6 +124,14 @@ def test_delay_is_counted_by_the_database():
     (b'{"timeout": false}', "/timeout"),
     (b'{"delay": -1}', "/delay: expected a number of seconds from 0"),
     (b'{"delay": 1, "run_at": "2999-01-01T00:00:00Z"}', "/delay: expected run_at or delay, not both"),
+    (b'{"timezone": "Europe/Berlin"}', "/timezone: expected a cron expression as repeat"),
+    (b'{"timezone": "UTC", "repeat": 60}', "/timezone: expected a cron expression as repeat"),
+    (b'{"timezone": null, "repeat": null}', "/timezone: expected a cron expression as repeat"),
+    (b'{"timezone": "Europe/Atlantis", "repeat": "@daily"}', "/timezone: expected the name of a time zone"),
+    (b'{"repeat": 0.5}', "/repeat: expected a cron expression"),
+    (b'{"repeat": "sometimes"}', "/repeat: expected a cron expression"),
+    (b'{"repeat": "0 0 30 2 *"}', "/repeat: expected a date that exists"),
+    (b'{"kind": "Mail"}', "/kind: expected up to 63 lower-case letters"),
     (b'{"run_at": "tomorrow"}', '/run_at: expected a time such as "2030-01-31T12:00:00Z"'),
     (b'{"run_at": "2030-02-30T12:00:00Z"}', "/run_at"),
     (b'{"run_at": "2030-01-31"}', "/run_at"),
@@ -145,6 +154,20 @@ def test_every_wrong_field_is_named_at_once():
     with pytest.raises(Invalid) as error:
         parse_task(b'{"priority": "high", "timeout": -1, "colour": 0}')
     assert [each.where for each in error.value.errors] == ["/priority", "/timeout", "/colour"]
+
+
+def test_a_time_zone_without_a_cron_expression_is_a_conflict_in_an_array_too():
+    for parse in (lambda task: parse_task(json.dumps(task).encode()), lambda task: new_tasks([{}, task])):
+        for task in ({"timezone": "UTC"}, {"timezone": "UTC", "repeat": 60, "delay": 1, "run_at": "2030"}):
+            with pytest.raises(Invalid) as error:
+                parse(task)
+            codes = {each.where.rpartition("/")[2]: each.code for each in error.value.errors}
+            assert codes["timezone"] == "conflicting-fields"
+            assert codes.get("delay", "conflicting-fields") == codes["timezone"] and len(codes) in (1, 3)
+        task = {"timezone": "UTC", "repeat": "0 0  * * *", "delay": 1, "kind": "mail"}
+        parsed = parse(task)
+        task = parsed[1] if isinstance(parsed, list) else parsed
+        assert (task.kind, task.repeat, task.timezone) == ("mail", '"0 0 * * *"', "UTC")
 
 
 def test_an_answer_to_nonsense_stays_short():

@@ -763,8 +763,8 @@ def test_it_is_known_how_long_a_task_was_ready(store):
     store.release([(new, 1)])
     store.claim(1, LEASE)
     assert "taskmanager_wait_seconds_sum 1080" in store.metrics.text({})
-    assert store.running_seconds(new, 2) < 5
-    assert store.running_seconds(new, 1) == 0
+    assert store.running(new, 2)[0] < 5
+    assert store.running(new, 1) == (0, False)
     assert store.count("In Progress") == 2
 
 
