@@ -4738,6 +4738,12 @@ def is_known(tag: str) -> bool:
     return tag in known or "*" in known
 
 
+def encode_attempts(attempts: Iterable[Attempt]) -> str:
+    """The attempts at a task as JSON, each without what is not known of it."""
+    return json.dumps([{name: value for name, value in attempt._asdict().items() if value is not None}
+                       for attempt in attempts])
+
+
 def answer(data: str | bytes, status: int = 200, **headers: str) -> bottle.HTTPResponse:
     """An answer in JSON. The names of headers have _ for -."""
     data = encode_answer(data) if isinstance(data, str) else data
@@ -5001,11 +5007,13 @@ class Api:
             self._wakeups.put_nowait(None)
 
     def _wait_for(self, read: Callable[[], Any], is_done: Callable[[Any], bool],
-                  pause: Callable[[float], Any], longest: float) -> tuple[Any, dict[str, str]]:
+                  pause: Callable[[float], Any], longest: float, share: float = 1.0
+                  ) -> tuple[Any, dict[str, str]]:
         """Call read() until what it returns is done, or the client waits no longer (Prefer: wait).
 
         Return what it has returned last, and the header that says that it was waited for. Between two calls
-        pause(seconds) returns after so many seconds, at most `longest`, or earlier.
+        pause(seconds) returns after so many seconds, at most `longest`, or earlier; of calls that take long
+        only after so many that they are no more than this share of the time.
         """
         found, seconds = read(), preferred_wait()
         if seconds is None:
@@ -5026,7 +5034,9 @@ class Api:
                 pause(min(gap, left))
                 if is_client_gone():
                     return found, {}
-                found, gap = read(), min(2 * gap, longest)
+                began = time.monotonic()
+                found = read()
+                gap = max(min(2 * gap, longest), (time.monotonic() - began) / share)
             return found, {} if self.closing.is_set() else applied
         finally:
             self._waiting.release()
@@ -5057,6 +5067,17 @@ class Api:
         def has_ended(row: Row) -> bool:
             return row.status in ("Completed", "Failed")
         return self._wait_for(lambda: self.store.read(id), has_ended, self.closing.wait, 0.5)
+
+    def _wait_for_change(self, read: Callable[[], bottle.HTTPResponse]) -> bottle.HTTPResponse:
+        """Call read() until it returns what the client does not have (If-None-Match), or the client waits no
+        longer (Prefer: wait); return that, or its 304. A client that has nothing is answered at once."""
+        if not header("HTTP_IF_NONE_MATCH"):
+            return read()
+        found, applied = self._wait_for(read, lambda found: found.status_code != 304, self.closing.wait, 0.5,
+                                        share=0.02)
+        for name, value in applied.items():
+            found.set_header(name, value)
+        return found
 
     def _read_if_match(self, id: int) -> Row | None:
         """The task, where If-Match says that the client means it as it is now. Raise NotFound, Changed."""
@@ -5127,6 +5148,9 @@ class Api:
 
     @route("GET", "/tasks", statuses=(200, 304), query=LIST_TASKS)
     def list_tasks(self, query: dict[str, Any]) -> bottle.HTTPResponse:
+        return self._wait_for_change(lambda: self._read_page(query))
+
+    def _read_page(self, query: dict[str, Any]) -> bottle.HTTPResponse:
         filters = Filters.of_query(query)
         rows, next_after = self.store.find_tasks(filters, query.get("after"), query.get("limit", MAX_PAGE),
                                                  query.get("order", "asc"))
@@ -5173,6 +5197,8 @@ class Api:
 
     @route("GET", "/tasks/{id}", statuses=(200, 304))
     def read_task(self, id: int) -> bottle.HTTPResponse:
+        if header("HTTP_IF_NONE_MATCH"):
+            return self._wait_for_change(lambda: answer_with_etag(self.store.read(id).to_json()))
         row, applied = self._wait_until_ended(id)
         return answer_with_etag(row.to_json(), **applied)
 
@@ -5180,6 +5206,10 @@ class Api:
     def delete_task(self, id: int) -> bottle.HTTPResponse:
         self.store.delete(id, self._read_if_match(id))
         return bottle.HTTPResponse(status=204)
+
+    @route("GET", "/tasks/{id}/attempts", statuses=(200, 304))
+    def read_attempts(self, id: int) -> bottle.HTTPResponse:
+        return self._wait_for_change(lambda: answer_with_etag(encode_attempts(self.store.attempts(id))))
 
     @route("POST", "/tasks/{id}/cancel", statuses=(200, 202))
     def cancel_task(self, id: int) -> bottle.HTTPResponse:

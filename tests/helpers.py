@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import select
 import signal
 import socket
 import struct
@@ -17,6 +18,7 @@ import time
 import urllib.error
 import urllib.request
 import wsgiref.util
+from http.client import HTTPResponse
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -275,6 +277,51 @@ def raw(url, request):
     with connect(url, request) as connection:
         connection.shutdown(socket.SHUT_WR)
         return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+class Waiter:
+    """A request that was sent, and whose answer is not waited for."""
+
+    def __init__(self, url, method="GET", path="/tasks/1", body=None, wait=60, **headers):
+        self.again = lambda: Waiter(url, method, path, body, wait, **headers)
+        self.method = method
+        data = b"" if body is None else json.dumps(body).encode()
+        lines = {
+            "Host": urlsplit(url).netloc,
+            "Prefer": f"wait={wait}",
+            "Content-Type": "application/json",
+            "Content-Length": len(data),
+        } | {name.replace("_", "-"): value for name, value in headers.items()}
+        head = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in lines.items()), "", ""]
+        self.socket = connect(url, "\r\n".join(head).encode() + data)
+
+    def waits(self):
+        """Nothing has come back so far."""
+        return not select.select([self.socket], [], [], 0)[0]
+
+    def answer(self):
+        with self.socket, HTTPResponse(self.socket, method=self.method) as response:
+            response.begin()
+            return Answer(response.status, response.headers, response.read())
+
+    def hang_up(self, rudely=False):
+        (reset if rudely else socket.socket.close)(self.socket)
+
+
+def full(url, id=1):
+    """Whether all the places are taken, as somebody sees who would wait for an unfinished task."""
+    return http("GET", f"{url}/tasks/{id}", Prefer="wait=0").headers["Preference-Applied"] is None
+
+
+def waiting(url, *waiters):
+    """These, all waiting, and no place left. One that found no place while full() had it is sent again."""
+    waiters = list(waiters)
+
+    def look():
+        waiters[:] = [waiter if waiter.waits() else waiter.again() for waiter in waiters]
+        return full(url)
+    eventually(look)
+    return waiters
 
 
 def is_problem(answer, status):

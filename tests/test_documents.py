@@ -426,6 +426,14 @@ def test_openapi_has_the_statuses_that_the_application_answers(sqlite_database, 
         ("/tasks/1/retry?x=1", none),
         ("/tasks/3/retry", other),
     )
+    probe(
+        "GET",
+        "/tasks/{id}/attempts",
+        ("/tasks/1/attempts", none),
+        ("/tasks/99/attempts", none),
+        ("/tasks/1/attempts?x=1", none),
+        ("/tasks/1/attempts", (b"", {"HTTP_IF_NONE_MATCH": "*"})),
+    )
     probe("GET", "/token", ("/token", none), ("/token?x=1", none))
     for path in ("/livez", "/readyz", "/metrics"):
         probe("GET", path, (path, none))

@@ -248,6 +248,29 @@ def test_a_repeating_task_is_retried_and_canceled_between_two_runs(api, store):
     assert http("DELETE", f"{api}/tasks/{id}").status == 204
 
 
+# How the attempts went
+
+def test_the_attempts_say_who_made_them_and_how_they_went(api, store):
+    path = f"{api}/tasks/1/attempts"
+    is_problem(http("GET", path), 404)
+    store.create()
+    assert http("GET", path).json == []
+    claim(api, worker="mailer 3")
+    [running] = http("GET", path).json
+    assert (running["attempt"], running["worker"]) == (1, "mailer 3")
+    assert list(running) == ["attempt", "worker", "started_at"]
+    tell(api, 1, "fail", 1, error="why", delay=0)
+    store.promote()
+    claim(api)
+    tell(api, 1, "complete", 2)
+    first, second = http("GET", path).json
+    assert list(first) == ["attempt", "worker", "started_at", "ended_at", "outcome", "error"]
+    assert (first["outcome"], first["error"], first["worker"]) == ("retried", "why", "mailer 3")
+    assert list(second) == ["attempt", "started_at", "ended_at", "outcome"]
+    assert second["outcome"] == "completed"
+    assert "started_at" not in http("GET", f"{api}/tasks/1").json
+
+
 # Only the holder of an attempt
 
 def refused(api, store, id, attempt, **other):

@@ -1,67 +1,17 @@
 """`Prefer: wait=N`: a request that is held until its task is finished, or until there is one to claim."""
 
-import http.client
-import json
-import select
-import socket
 import threading
 import time
-from urllib.parse import urlsplit
 
 import pytest
 
 import taskmanager
-from helpers import Answer, connect, eventually, http as send, is_problem, raising, raw, reset
+from helpers import Waiter, eventually, full, http as send, is_problem, raising, raw, waiting
 from taskmanager import NewTask, Unavailable, new_task
-
-
-class Waiter:
-    """A request that was sent, and whose answer is not waited for."""
-
-    def __init__(self, url, method="GET", path="/tasks/1", body=None, wait=60, **headers):
-        self.again = lambda: Waiter(url, method, path, body, wait, **headers)
-        self.method = method
-        data = b"" if body is None else json.dumps(body).encode()
-        lines = {
-            "Host": urlsplit(url).netloc,
-            "Prefer": f"wait={wait}",
-            "Content-Type": "application/json",
-            "Content-Length": len(data),
-        } | {name.replace("_", "-"): value for name, value in headers.items()}
-        head = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in lines.items()), "", ""]
-        self.socket = connect(url, "\r\n".join(head).encode() + data)
-
-    def waits(self):
-        """Nothing has come back so far."""
-        return not select.select([self.socket], [], [], 0)[0]
-
-    def answer(self):
-        with self.socket, http.client.HTTPResponse(self.socket, method=self.method) as response:
-            response.begin()
-            return Answer(response.status, response.headers, response.read())
-
-    def hang_up(self, rudely=False):
-        (reset if rudely else socket.socket.close)(self.socket)
 
 
 def claimer(url, **said):
     return Waiter(url, "POST", "/tasks/claim", said)
-
-
-def full(url, id=1):
-    """Whether all the places are taken, as somebody sees who would wait for an unfinished task."""
-    return send("GET", f"{url}/tasks/{id}", Prefer="wait=0").headers["Preference-Applied"] is None
-
-
-def waiting(url, *waiters):
-    """These, all waiting, and no place left. One that found no place while full() had it is sent again."""
-    waiters = list(waiters)
-
-    def look():
-        waiters[:] = [waiter if waiter.waits() else waiter.again() for waiter in waiters]
-        return full(url)
-    eventually(look)
-    return waiters
 
 
 def fill(url, places):
@@ -240,11 +190,12 @@ class TestTheHeader:
     def test_a_client_that_knows_the_task_waits_for_the_next_version(self, store, serve):
         api = serve(store, waiters=1)
         store.create()
+        store.claim(1, 60)
         tag = send("GET", f"{api}/tasks/1").headers["ETag"]
         answer = send("GET", f"{api}/tasks/1", If_None_Match=tag, Prefer="wait=0")
         assert (answer.status, answer.headers["Preference-Applied"], answer.body) == (304, "wait=0", b"")
         [waiter] = waiting(api, Waiter(api, If_None_Match=tag))
-        finish(store, 1)
+        store.complete([(1, 1, '"done"')])
         assert waiter.answer().json["status"] == "Completed"
 
     def test_head_waits_as_get_does(self, store, serve):
