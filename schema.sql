@@ -133,6 +133,8 @@ alter table tasks add constraint tasks_status_check
 drop index if exists tasks_claim, tasks_delete_old;
 create index        if not exists tasks_claim_kind  on tasks (kind, (0 - priority), id)
     where status = 'New' and run_at is null;
+create index        if not exists tasks_run_alone   on tasks (kind)             -- TO_RUN_ALONE
+    where alone and status = 'New' and run_at is null;
 create index        if not exists tasks_promote     on tasks (run_at)
     where status = 'New' and run_at is not null;
 create index        if not exists tasks_repeat      on tasks (run_at, id)   -- and UNSCHEDULED

@@ -93,7 +93,7 @@ import time
 import traceback
 import zlib
 import zoneinfo
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import MAXYEAR, datetime, timedelta, timezone, tzinfo
 from email.message import Message
 from email.utils import parsedate_to_datetime
@@ -147,6 +147,7 @@ COUNTED_ROWS = 500_000              # finished tasks that are counted for a char
 MAX_FIGURES = 100                   # figures that are kept after they are due to be measured again
 
 # Work
+MAX_SLOTS = 1000                    # tasks that a worker runs at the same time
 MAX_BACKOFF = 3600                  # seconds between two attempts
 STOP_SECONDS = 5                    # seconds between telling a handler to stop and forcing it
 RETURN_SECONDS = 10                 # seconds after an outage before other workers' tasks are taken over
@@ -339,9 +340,9 @@ def show_setting(name: str, value: Any) -> str:
         return redact(text)
     if re.fullmatch(r"[\w./-]+", text):
         return text
-    if command := re.match(r"exec:[\w./-]+(?!\S)", text):
+    if command := re.match(r"exec:[\w./-]+(\{kind\})?(?!\S)", text):
         return command[0] + " ***" * (command[0] != text)
-    if name == "HANDLER" and re.fullmatch(r"[\w.]+:[\w.]+", text):
+    if name == "HANDLER" and re.fullmatch(r"[\w.]+:([\w.]+|\{kind\})", text):
         return text
 
     parts = re.fullmatch(
@@ -416,6 +417,30 @@ def _public_url(text: str) -> str:
     return _origin(match[1].lower()) + match[2] + "/"
 
 
+KIND = re.compile("[a-z0-9][a-z0-9_-]{0,62}")       # the name of a kind of task
+
+
+def parse_kinds(text: str | None) -> dict[str, int | None]:
+    """Return the kinds that KINDS names, each with its own number of slots or None. Raise ValueError."""
+    kinds: dict[str, int | None] = {}
+    for item in text.split(",") if text else ():
+        kind, colon, slots = item.strip().partition(":")
+        if not KIND.fullmatch(kind) or kind in kinds or colon and not re.fullmatch("[1-9][0-9]{0,3}", slots):
+            raise ValueError
+        kinds[kind] = int(slots) if colon else None
+    return kinds
+
+
+def show_kinds(kinds: Mapping[str, int | None]) -> str:
+    """Return kinds and their own slots in the form of KINDS."""
+    return ",".join(f"{kind}:{slots}" if slots else kind for kind, slots in kinds.items())
+
+
+def _kinds(text: str) -> str:
+    """Return KINDS without blanks. Raise ValueError."""
+    return show_kinds(parse_kinds(text))
+
+
 def _queue_name(text: str) -> str:
     """Check a queue's name: with any suffix of ours it must fit into AMQP's 255 bytes. Raise ValueError."""
     if len(text.encode()) > 200:
@@ -477,10 +502,19 @@ class Config:
     handler: str | None = _setting(
         None, _match(r".*", "package.module:function, exec:program args… or https://…"),
         "what runs a task: `package.module:function`, `exec:program args…` or `https://…`; "
+        "`{kind}` in place of the function or program, or in the path, is the task's kind; "
         "not set: tasks are completed at once")
+    kinds: str | None = _setting(
+        None,
+        Format(_kinds, "names of kinds, each one once and with :SLOTS where it has slots of its own, "
+                       "separated by commas, such as default,mail:2"),
+        "kinds of tasks that a worker takes, separated by commas, with their own slots where given: "
+        "`default,mail:2`; not set: those that `{kind}` of `HANDLER` finds in its module or folder, "
+        "else `default`")
     concurrency: int = _setting(
-        8, _number(0, 1000, int),
-        "tasks that a worker runs at the same time; 0: all tasks are left to workers that claim over HTTP")
+        8, _number(0, MAX_SLOTS, int),
+        "tasks that a worker runs at the same time, besides kinds with their own slots; "
+        "0: all tasks are left to workers that claim over HTTP")
     max_attempts: int = _setting(3, _number(1, 1000, int), "default number of attempts per task")
     retry_seconds: float = _setting(
         1.0, _number(0, 3600),
@@ -1040,9 +1074,6 @@ def encode_repeat(value: Any) -> Json:
 
 # ----------------------------------------------------------------------------
 # A new task, and what else clients and workers send: each field and its check.
-
-KIND = re.compile("[a-z0-9][a-z0-9_-]{0,62}")
-
 
 MAX_KINDS = 20                                      # that one claim may name
 WORKER_NAME = re.compile("[!-~][ -~]{0,99}")        # of a worker over HTTP; any database can store it
@@ -1832,6 +1863,18 @@ where  id = task_id
        and (not runs_alone or size_before = 0 and %(busy)s = 0)
 returning {COLUMNS}, {READY_SECONDS}"""
 
+# The kinds whose first ready task is to run alone, and for how long it has been ready. A worker of several
+# kinds claims no other one until it has run, or it would never have nothing else to do.
+TO_RUN_ALONE = f"""
+select kind, {READY_SECONDS}
+from   tasks
+where  alone and status = 'New' and run_at is null
+       and id = (select ready.id
+                 from   tasks as ready
+                 where  ready.kind = tasks.kind and ready.status = 'New' and ready.run_at is null
+                 order by (0 - ready.priority), ready.id
+                 limit  1)"""
+
 # The seconds since an attempt began, and whether its task repeats.
 RUNNING = f"""
 select date_part('epoch', {NOW} - updated_at), repeat is not null
@@ -2154,6 +2197,11 @@ select coalesce(max({READY_SECONDS}), 0)
 from   tasks
 where  status = 'New' and run_at is null"""
 
+READY = """
+select count(*)
+from   tasks
+where  kind = %(kind)s and status = 'New' and run_at is null"""
+
 # Whether tasks can be written, on PostgreSQL: first what its catalog says, without waiting for a lock of the
 # table.
 WRITABLE = """
@@ -2190,6 +2238,7 @@ METRICS = {
     "taskmanager_finished_per_second":
         ("gauge", f"Tasks that ended in the last {RATE_SECONDS} seconds, per second"),
     "taskmanager_oldest_ready_seconds": ("gauge", "How long the oldest task waits that could be claimed"),
+    "taskmanager_ready_tasks": ("gauge", "Tasks that could be claimed, of each kind that KINDS names"),
     "taskmanager_database_up": ("gauge", "Whether the database answers"),
     "taskmanager_rabbitmq_up": ("gauge", "Whether RabbitMQ is connected"),
     "taskmanager_task_events_total": ("counter", "What happened to tasks, as far as this process did it"),
@@ -2678,6 +2727,10 @@ class Store:
         self.metrics.observe("wait", [ready_seconds for *_, ready_seconds in found])
         return rows
 
+    def to_run_alone(self) -> dict[str, float]:
+        """Return the kinds whose first ready task is to run alone, and since how many seconds it is ready."""
+        return dict(self._execute(TO_RUN_ALONE))
+
     def running(self, id: int, attempt: int) -> tuple[float, bool]:
         """Return for how many seconds this attempt has been running, and whether its task repeats.
 
@@ -2941,6 +2994,10 @@ class Store:
         """Return for how many seconds the oldest task has been ready that could be claimed; 0 without any."""
         return self._figure(OLDEST_READY, {})
 
+    def ready_tasks(self, kind: str) -> int | None:
+        """Return how many tasks of this kind could be claimed."""
+        return self._figure(READY, {"kind": kind})
+
     def _figure(self, sql: str, params: Params) -> Any:
         """Return the one value that a statement measures."""
         rows = self._measure(sql, params)
@@ -2969,8 +3026,8 @@ class Store:
         finally:
             state.measuring.release()
 
-    def gauges(self) -> Samples:
-        """Return the gauges of METRICS that the store can measure, by name and series."""
+    def gauges(self, kinds: Collection[str] = ()) -> Samples:
+        """Return the gauges of METRICS that the store can measure, by name and series, and of these kinds."""
         gauges: Samples = {"taskmanager_info": {f'{{version="{__version__}"}}': 1}}
         try:
             self.ping()
@@ -2980,6 +3037,9 @@ class Store:
                 f'{{status="{status}"}}': self.finished_per_second(status)
                 for status in ("Completed", "Failed")}
             gauges["taskmanager_oldest_ready_seconds"] = {"": self.oldest_ready_seconds()}
+            if kinds:
+                gauges["taskmanager_ready_tasks"] = {
+                    f'{{kind="{kind}"}}': self.ready_tasks(kind) for kind in kinds}
             gauges["taskmanager_database_up"] = {"": 1}
         except Unavailable:
             gauges["taskmanager_database_up"] = {"": 0}
@@ -3273,6 +3333,8 @@ class SQLiteStore(Store):
     INDEXES = """
         create index        if not exists tasks_claim_kind  on tasks (kind, (0 - priority), id)
             where status = 'New' and run_at is null;
+        create index        if not exists tasks_run_alone   on tasks (kind)
+            where alone and status = 'New' and run_at is null;
         create index        if not exists tasks_promote     on tasks (run_at)
             where status = 'New' and run_at is not null;
         create index        if not exists tasks_repeat      on tasks (run_at, id)
@@ -3485,8 +3547,9 @@ def open_store(url: str, wait: bool = False, connections: int = 8) -> Store:
 
 
 # ----------------------------------------------------------------------------
-# Handlers: what runs a task. The operator chooses one with HANDLER, a client never can. A handler is a
-# callable that takes a Task; what it returns becomes the result, an exception the error of the attempt.
+# Handlers: what runs a task. The operator chooses them with HANDLER, a client never can: by the kind of its
+# task it names one of those that a worker has found at its start. A handler is a callable that takes a Task;
+# what it returns becomes the result, an exception the error of the attempt.
 
 class Failed(Exception):
     """Raised by a handler: the task has failed for good, without a further attempt."""
@@ -3517,6 +3580,7 @@ class Task:
     """A task as its handler sees it.
 
     id:       the task's id
+    kind:     "default" for a task that says none
     attempt:  1 for the first attempt; grows with each one
     timeout:  seconds that this attempt may take, or None
     deadline: the time.monotonic() at which they are over, or None
@@ -3527,6 +3591,7 @@ class Task:
 
     def __init__(self, row: Row, default_timeout: float | None):
         self.id, self.attempt, self.json = row.id, row.attempt, row.payload or "null"
+        self.kind = row.kind or "default"
         self.idempotency_key = f"task-{row.id}-{row.created_at}"
         self.timeout = row.timeout or default_timeout
         self.started_at = time.monotonic()
@@ -3624,7 +3689,7 @@ class ExecHandler:
     def __call__(self, task: Task) -> Any:
         """Return the result. Raise Retry for another exit status than 0, and Failed for too much output."""
         environ = {name: value for name, value in os.environ.items() if name not in TOKENS}
-        environ |= {"TASK_ID": str(task.id), "TASK_ATTEMPT": str(task.attempt)}
+        environ |= {"TASK_ID": str(task.id), "TASK_ATTEMPT": str(task.attempt), "TASK_KIND": task.kind}
         with tempfile.TemporaryFile() as stdin:     # a pipe would block until the program reads it
             stdin.write(task.json.encode())
             stdin.seek(0)
@@ -3806,7 +3871,8 @@ class HttpHandler:
             try:
                 connection.connect()
                 connection.sock.settimeout(task.timeout or HTTP_SECONDS)
-                request = f'{{"id": {task.id}, "attempt": {task.attempt}, "payload": {task.json}}}'
+                request = (f'{{"id": {task.id}, "attempt": {task.attempt}, "kind": "{task.kind}", '
+                           f'"payload": {task.json}}}')
                 key = {"Idempotency-Key": f'"{task.idempotency_key}"'}
                 connection.request("POST", self.target, request.encode(), self.headers | key)
                 with connection.getresponse() as response:
@@ -3836,30 +3902,111 @@ class HttpHandler:
         raise Failed(error)
 
 
-def load_handler(text: str | None) -> Handler | None:
-    """Return the handler that HANDLER names, or None. Raise BadSetting."""
+PATCHED = ("its module replaces the standard library's threads, in which a worker runs its tasks "
+           "(as monkey.patch_all() of gevent does): expected one that does not")
+FORMS = ("expected package.module:function, exec:program args… or https://…; {kind} stands only for the "
+         "function, for the program after its folder, or after the host")
+
+
+def find_functions(text: str) -> dict[str, Handler]:
+    """Return the functions that `module:{kind}` names. Raise ValueError, or what the import raises.
+
+    These are the public ones that are defined in that very module: of those in its __all__, where it has
+    one, and none that it imports. Only a name that is also one of a kind counts (no capitals).
+    """
+    sleep = time.sleep
+    module = pkgutil.resolve_name(text.removesuffix("{kind}"))
+    if time.sleep is not sleep:
+        raise ValueError(PATCHED)
+    found: dict[str, Handler]
+    found = {name: value for name, value in vars(module).items()
+             if KIND.fullmatch(name) and name in getattr(module, "__all__", [name])
+             and inspect.isfunction(value) and value.__module__ == module.__name__
+             and not inspect.iscoroutinefunction(value)}
+    if not found:
+        raise ValueError(f"expected public functions, and no async ones, defined in {module.__name__}")
+    return found
+
+
+def find_programs(command: str) -> dict[str, Handler]:
+    """Return the programs that `folder/{kind} args…` names. Raise ValueError or OSError.
+
+    These are the executable files in that very folder whose names are those of kinds (no dots, no capitals).
+    A symbolic link counts when what it leads to is in the folder, too.
+    """
+    program, *args = shlex.split(command)
+    path = program.removesuffix("{kind}")
+    if not path.endswith("/") or any("{kind}" in part for part in (path, *args)):
+        raise ValueError(FORMS)
+
+    folder = Path(path).resolve()       # a handler may change the current folder
+    found: dict[str, Handler] = {}
+    for file in sorted(folder.iterdir()):
+        if KIND.fullmatch(file.name) and file.is_file() and os.access(file, os.X_OK):
+            if folder in file.resolve().parents:
+                found[file.name] = ExecHandler(shlex.join([str(file), *args]))
+    if not found:
+        raise ValueError(f"expected executable files in {folder} whose names are those of kinds")
+    return found
+
+
+def load_handler(text: str | None, kinds: Iterable[str] = ()) -> Handler | dict[str, Handler] | None:
+    """Return the handler that HANDLER names, or None; those of each kind where it holds `{kind}`.
+
+    `kinds`: those whose address is wanted. Raise BadSetting.
+    """
     if not text:
         return None
     try:
+        by_kind = "{kind}" in text
         if text.startswith("exec:"):
             if not hasattr(os, "killpg"):       # Windows: what a program has started could not be stopped
                 raise ValueError("programs are run only where there are process groups (Linux, macOS, BSD)")
-            return ExecHandler(text.removeprefix("exec:"))
+            command = text.removeprefix("exec:")
+            if not by_kind:
+                return ExecHandler(command)
+            return find_programs(command)
         if re.match(r"https?://", text, re.IGNORECASE):
-            return HttpHandler(text)
+            if not by_kind:
+                return HttpHandler(text)
+            if "{kind}" in re.split("[/?#]", text, maxsplit=3)[2]:
+                raise ValueError(FORMS)
+            return {kind: HttpHandler(text.replace("{kind}", kind)) for kind in kinds or ["default"]}
+        if re.fullmatch(r"[\w.]+:\{kind\}", text):
+            return find_functions(text)
         if not re.fullmatch(r"[\w.]+:[\w.]+", text):
-            raise ValueError("expected package.module:function, exec:program args… or https://…")
+            raise ValueError(FORMS)
 
         sleep = time.sleep
         function = pkgutil.resolve_name(text)
         if time.sleep is not sleep:
-            raise ValueError("its module replaces the standard library's threads, in which a worker runs its "
-                             "tasks (as monkey.patch_all() of gevent does): expected one that does not")
+            raise ValueError(PATCHED)
         if not callable(function) or inspect.iscoroutinefunction(function):
             raise ValueError(f"expected a function, and no async one: {text}")
         return function
     except (Exception, SystemExit) as e:
         raise BadSetting("HANDLER", text, str(e) if type(e) is ValueError else describe(e)) from e
+
+
+def load_handlers(config: Config, handler: Handler | Mapping[str, Handler | None] | None = None
+                  ) -> dict[str, Handler | None]:
+    """Return the kinds of tasks that a worker takes, each with its handler. Raise BadSetting.
+
+    `handler`: one for all kinds, or one for each; None for what config.handler names. Where there is none, a
+    task of that kind is completed at once.
+    """
+    kinds = parse_kinds(config.kinds)
+    slots = config.concurrency + sum(own or 0 for own in kinds.values())
+    if slots > MAX_SLOTS:
+        raise BadSetting("KINDS", config.kinds, f"with CONCURRENCY={config.concurrency} that makes {slots} "
+                                                f"slots; expected at most {MAX_SLOTS}")
+    there = load_handler(config.handler, kinds) if handler is None else handler
+    if not isinstance(there, Mapping):
+        return dict.fromkeys(kinds or ["default"], there)
+    if unknown := sorted(kinds.keys() - there.keys()):
+        raise BadSetting("KINDS", config.kinds, f"HANDLER has nothing for {', '.join(unknown)}; expected "
+                                                f"kinds among {', '.join(there)}")
+    return {kind: there[kind] for kind in kinds or there}
 
 
 def _end_child(error: BaseException | None) -> NoReturn:
@@ -3955,29 +4102,41 @@ def _outcome_of_stop(task: Task, config: Config, reason: StopReason) -> Outcome:
 class Worker:
     """Runs the tasks of a store until it is stopped. Any number of workers may share a store."""
 
-    def __init__(self, store: Store, config: Config = Config(), handler: Handler | None = None):
-        """`handler`: a callable that takes a Task; None for the one that config.handler names."""
+    def __init__(self, store: Store, config: Config = Config(),
+                 handler: Handler | Mapping[str, Handler | None] | None = None):
+        """`handler`: a callable that takes a Task, or one for each kind; None for what config.handler names.
+
+        Raise BadSetting.
+        """
         self.store, self.config = store, config
-        self.handler = handler or load_handler(config.handler)
-        self.slots = config.concurrency         # tasks that are held at the same time
-        if self.slots and not self.handler:
-            self.slots = BATCH_ROWS                   # nothing runs: a whole batch is completed at once
+        self.handlers = load_handlers(config, handler)
+        self.runs = any(self.handlers.values())     # or else each task is completed at once
+
+        # The slots of kinds that have their own, and of the others together: so many tasks are held at once.
+        own = parse_kinds(config.kinds)
+        self._own_slots = {kind: own.get(kind) for kind in self.handlers}
+        shares = [slots for slots in self._own_slots.values() if slots]
+        if None in self._own_slots.values():
+            shares.append(config.concurrency)
+        self.slots = sum(shares)
 
         # Shared by all threads, under the lock.
         self._lock = threading.Lock()
         self._running: dict[tuple[int, int], Task] = {}     # by id and attempt
-        self._outcomes: dict[str, list[tuple]] = {          # still to be written, by transition
+        self._outcomes: dict[str, list[tuple]] = {  # still to be written, by transition; some with the Row
             "complete": [], "retry": [], "fail": [], "release": []}
 
         # Signals between the threads.
         self._claimed: queue.SimpleQueue[Task | None] = queue.SimpleQueue()     # None ends a handler thread
         self._woken = threading.Event()         # the database thread has something to do
-        self._may_be_ready = True               # there may be tasks to claim
+        self._may_be_ready = set(self.handlers)     # kinds of which there may be tasks to claim
         self._stop_at: float | None = None      # when running handlers are told to stop; set by begin_stop()
 
         # The database thread's own. Times are those of time.monotonic().
         self._next_poll = self._next_heartbeat = self._next_reclaim = self._next_delete = 0.0
         self._polled_at = -math.inf if store.waited else math.inf       # the end of the last whole poll
+        self._turns = list(self.handlers)       # kinds, the one that was claimed last at the end
+        self._to_run_alone: dict[str, float] = {}   # kinds with such a task, and since when it has been ready
         self._missing_threads = 0               # slots without a thread
         self._undeletable_logged = False
         self._threads = Outage("a thread for each slot")
@@ -3988,21 +4147,22 @@ class Worker:
 
     def start(self) -> None:
         """Begin to take tasks, in threads of its own."""
-        self._missing_threads = self.slots if self.handler else 0
+        self._missing_threads = self.slots if self.runs else 0
         self._thread.start()
         self.store.listeners.append(self.wake)
         name = "none"
         if self.config.handler:
             name = show_setting("HANDLER", self.config.handler)
-        elif self.handler:
-            name = getattr(self.handler, "__qualname__", type(self.handler).__name__)
-        does_nothing = self.slots and not self.handler
+        elif self.runs:
+            names = [getattr(each, "__qualname__", type(each).__name__) for each in self.handlers.values()]
+            name = ",".join(dict.fromkeys(names))
+        does_nothing = self.slots and not self.runs
         slots = ", so each task is completed at once" if does_nothing else f" slots={self.slots}"
-        log.info("started worker handler=%r%s", name, slots)
+        log.info("started worker handler=%r kinds=%s%s", name, show_kinds(self._own_slots), slots)
 
     def wake(self) -> None:
         """Look for tasks now, for there may be new ones."""
-        self._may_be_ready = True
+        self._may_be_ready = set(self.handlers)
         self._woken.set()
 
     def begin_stop(self, grace: float | None = None) -> None:
@@ -4106,7 +4266,10 @@ class Worker:
     def _write(self, transition: str, batch: list[tuple]) -> list[tuple]:
         """Write outcomes; return those of locked tasks. Raise Unavailable when the database is away."""
         try:
-            getattr(self.store, transition)(batch)
+            rows = batch
+            if transition in ("complete", "fail"):      # a task that repeats gets its next time
+                rows = [(*values, self.store.next_run(row)) for *values, row in batch]
+            getattr(self.store, transition)(rows)
         except Exception as e:
             if isinstance(e, Unavailable) and not isinstance(e, Locked):
                 raise
@@ -4116,9 +4279,9 @@ class Worker:
                 self._locked_rows.lost(e)
                 return batch
             if transition == "complete":        # the database would refuse the next attempt's result as well
-                id, attempt, _ = batch[0]
+                id, attempt, _, row = batch[0]
                 error = truncate(f"its result can't be stored: {describe(e)}")
-                if self._write("fail", [(id, attempt, error)]):
+                if self._write("fail", [(id, attempt, error, row)]):
                     return batch
             else:
                 log.exception("could not write an outcome task=%s: it will be reclaimed", batch[0][0])
@@ -4144,7 +4307,10 @@ class Worker:
         ready = self.store.promote()
         if now >= self._next_reclaim:
             ready += self.store.reclaim(config.max_attempts, self.name)
-        if ready >= BATCH_ROWS:
+        # What ended without its worker, in a reclaim or by plain SQL, gets its next time here.
+        ended = self.store.unscheduled()
+        scheduled = self.store.schedule([(row.id, row.attempt, self.store.next_run(row)) for row in ended])
+        if max(ready, len(scheduled)) >= BATCH_ROWS:
             self._next_poll = now       # there is more
         if ready:
             self.store.notify()
@@ -4155,7 +4321,11 @@ class Worker:
         if ages and now >= self._next_delete:
             self._next_delete = now + 86400     # _delete_old() sets an earlier time when it ends
             threading.Thread(target=self._delete_old, args=[ages], name="retention", daemon=True).start()
-        self._may_be_ready = True
+        if self.runs and self.slots > 1 and len(self.handlers) > 1:
+            waiting = self.store.to_run_alone()
+            self._to_run_alone = {kind: time.monotonic() - seconds for kind, seconds in waiting.items()
+                                  if kind in self.handlers}
+        self._may_be_ready = set(self.handlers)
         self._polled_at = time.monotonic()
 
     @functools.cached_property
@@ -4214,32 +4384,62 @@ class Worker:
         self._threads.back()
 
     def _claim(self) -> None:
-        """Claim tasks for the free slots; but none while a task runs that is to run alone."""
+        """Claim tasks for the free slots, of one kind after the other.
+
+        The kind whose last turn is the longest ago goes first, so that no backlog keeps another kind waiting.
+        """
+        if self._stop_at is None:
+            for kind in self._turns[:]:
+                if kind in self._may_be_ready:
+                    self._claim_kind(kind)
+
+    def _free_slots(self, kind: str, running: list[Task]) -> int:
+        """Return how many tasks of a kind may be claimed, beside those that run."""
+        own = self._own_slots[kind]
+        slots = own or self.config.concurrency
+        if not self.runs:
+            return BATCH_ROWS if slots else 0       # a whole batch is completed at once
+        used = sum(task.kind == kind if own else not self._own_slots[task.kind] for task in running)
+        return min(slots - used, self.slots - self._missing_threads - len(running))
+
+    def _claim_kind(self, kind: str) -> None:
+        """Claim tasks of a kind; but none while a task of any kind runs alone, or is next to run alone."""
         running = self._tasks()
-        free = self.slots - self._missing_threads - len(running)
-        runs_alone = any(task.row.alone for task in running)
-        if self._stop_at is not None or not self._may_be_ready or free <= 0 or runs_alone:
+        free = self._free_slots(kind, running)
+        if free <= 0 or any(task.row.alone for task in running):
             return
 
-        self._may_be_ready = False
-        busy = max((time.monotonic() - task.started_at + 0.001 for task in running), default=0.0)
+        now = time.monotonic()
+        busy = max((now - task.started_at + 0.001 for task in running), default=0.0)
+        # CLAIM passes over such a task while an attempt runs that began before it was ready.
+        waiting = [other for other, ready_at in self._to_run_alone.items() if now - ready_at >= busy]
+        if waiting and kind not in waiting:
+            return
+
+        self._turns.remove(kind)
+        self._turns.append(kind)
+        self._may_be_ready.discard(kind)
         try:
-            rows = self.store.claim(free, self.config.lease_seconds, self.name, busy, self.slots == 1)
+            single = self.runs and self.slots == 1
+            rows = self.store.claim(free, self.config.lease_seconds, self.name, busy, single, kind)
         except Exception:
             self._next_poll = self._next_heartbeat = 0.0    # to give back what may have been claimed
             raise
 
         for row in rows:
-            if self.handler:
+            if self.runs:
                 task = Task(row, self.config.task_timeout)
                 with self._lock:
                     self._running[row.id, row.attempt] = task
                 self._claimed.put(task)
             else:
-                self._outcomes["complete"].append((row.id, row.attempt, None))
+                self._outcomes["complete"].append((row.id, row.attempt, None, row))
         if may_have_more(rows, free) or any(row.alone for row in rows):
-            self._may_be_ready = True   # for the next free slot; going round at once would make batches small
-        if rows and not self.handler:
+            self._may_be_ready.add(kind)    # for the next free slot; going round at once makes batches small
+        if not busy and not rows and kind in self._to_run_alone:
+            del self._to_run_alone[kind]    # it was taken: the other kinds go on
+            self._woken.set()
+        if rows and not self.runs:
             self._woken.set()
 
     # On handler threads
@@ -4255,10 +4455,11 @@ class Worker:
 
     def _run(self, task: Task) -> Outcome:
         """Run the handler; return how the attempt has ended."""
-        assert self.handler
+        handler = self.handlers[task.kind]
+        assert handler
         began = time.monotonic()
         try:
-            outcome = _outcome_of_result(call_handler(self.handler, task))
+            outcome = _outcome_of_result(call_handler(handler, task))
         except BaseException as error:      # a handler's sys.exit() must not end the thread,
             try:
                 outcome = _outcome_of_exception(task, self.config, error)
@@ -4315,7 +4516,10 @@ class Worker:
         with self._lock:
             is_first = self._running.pop((task.id, task.attempt), None) is task
             if is_first:
-                self._outcomes[outcome.transition].append((task.id, task.attempt, *outcome.values))
+                values = outcome.values
+                if outcome.transition in ("complete", "fail"):
+                    values += (task.row,)
+                self._outcomes[outcome.transition].append((task.id, task.attempt, *values))
         self._woken.set()
         return is_first
 
@@ -5292,7 +5496,7 @@ class Api:
 
     @route("GET", "/metrics", query=None, health=True)
     def metrics(self) -> bottle.HTTPResponse:
-        gauges = self.store.gauges()
+        gauges = self.store.gauges(parse_kinds(self.config.kinds))
         if self.rabbitmq:
             gauges["taskmanager_rabbitmq_up"] = {"": int(self.rabbitmq())}
         return bottle.HTTPResponse(self.store.metrics.text(gauges),
@@ -6113,10 +6317,10 @@ def main() -> None:
     config = set_up("Task Manager's HTTP API, and on SQLite a worker inside it.")
     if TcpWSGIServer is object:     # before a table is made
         sys.exit(f"{Path(sys.argv[0]).name}: No module named 'waitress': pip install waitress")
-    handler = load_handler(config.handler)
+    handlers = load_handlers(config)
     store = open_store(config.database_url, wait=True, connections=config.threads)
     inside = config.worker == "on" or config.worker == "auto" and isinstance(store, SQLiteStore)
-    worker = Worker(store, config, handler) if inside else None
+    worker = Worker(store, config, handlers) if inside else None
     notifier = make_notifier(store, config)
 
     is_connected = (lambda: notifier.connected) if notifier and config.rabbitmq_url else None

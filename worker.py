@@ -507,9 +507,9 @@ class Intake:
 def main() -> None:
     """Run a worker until a signal stops it."""
     config = taskmanager.set_up("Task Manager's worker: takes tasks from RabbitMQ, runs those in the table.")
-    handler = taskmanager.load_handler(config.handler)
+    handlers = taskmanager.load_handlers(config)
     store = taskmanager.open_store(config.database_url, wait=True)
-    worker = Worker(store, config, handler)
+    worker = Worker(store, config, handlers)
     intake = Intake(store, config, worker.wake) if config.rabbitmq_url else None
     notifier = taskmanager.make_notifier(store, config)     # others may run what this one can't at once
 

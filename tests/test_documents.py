@@ -630,8 +630,10 @@ def test_readmes_worker_works(start, sqlite_database, tmp_path):
 def test_make_demo_has_life_in_it(start, sqlite_database):
     assert "examples/demo.py" in (ROOT / "Makefile").read_text()
     demo = start("examples/demo.py", DATABASE_URL=sqlite_database, PORT=free_port())
-    tasks = eventually(lambda: (found := http("GET", f"{demo.url}/tasks?status=Completed").json) and found)
-    assert tasks[0]["payload"]["kind"] in ("quick", "slow", "flaky")
+    tasks = eventually(lambda: len(found := http("GET", f"{demo.url}/tasks").json) > 3 and found)
+    assert tasks[0]["kind"] == "cleanup" and tasks[0]["repeat"] == 20
+    assert {task.get("kind", "default") for task in tasks} <= {"default", "report", "mail", "cleanup"}
+    eventually(lambda: http("GET", f"{demo.url}/tasks?status=Completed").json)
     assert demo.stop(signal.SIGINT) == 0
 
 

@@ -167,7 +167,8 @@ def test_the_task_is_posted_as_json(run, store, receiver):
     [(path, headers, body)] = receiver.requests
     assert path == "/hook?a=1"
     assert headers["Content-Type"] == "application/json"
-    assert json.loads(body) == {"id": id, "attempt": 1, "payload": {"имя": "☃"}}
+    assert json.loads(body) == {
+        "id": id, "attempt": 1, "kind": "default", "payload": {"имя": "☃"}}
 
 
 def test_a_login_in_the_address_is_sent_as_a_header(run, store, receiver):

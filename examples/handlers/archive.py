@@ -1,6 +1,6 @@
 """Packs a folder into a .tar.gz and tells its SHA-256. HANDLER names a program.
 
-    HANDLER="exec:python3 examples/archive.py /usr /tmp/archives" make run
+    HANDLER="exec:python3 examples/handlers/archive.py /usr /tmp/archives" make run
 
     {"payload": {"folder": "share/doc"}}
 
@@ -22,20 +22,20 @@ import tarfile
 from pathlib import Path
 
 
-def main(source: Path, archives: Path) -> None:
-    payload = json.load(sys.stdin)
+def pack(payload: object, source: Path, archives: Path, attempt: str) -> dict:
+    """Pack the folder that a payload names; `attempt` is the name of no other attempt. Raise ValueError."""
     name = payload.get("folder") if isinstance(payload, dict) else None
     if not isinstance(name, str) or not name:
-        sys.exit('expected a payload such as {"folder": "share/doc"}')
+        raise ValueError('expected a payload such as {"folder": "share/doc"}')
     folder = (source / name).resolve()
     if not folder.is_dir() or source not in folder.parents:
-        sys.exit(f"{name!r} is not a folder in {source}")
+        raise ValueError(f"{name!r} is not a folder in {source}")
     if archives.is_relative_to(folder):
-        sys.exit(f"{name!r} holds the archives themselves")
+        raise ValueError(f"{name!r} holds the archives themselves")
     archive = archives / f"{folder.relative_to(source)}.tar.gz"
     archive.parent.mkdir(parents=True, exist_ok=True)
 
-    part = Path(f"{archive}.{os.environ['TASK_ID']}-{os.environ['TASK_ATTEMPT']}.part")
+    part = Path(f"{archive}.{attempt}.part")
     try:
         with open(part, "w+b") as file:
             with (
@@ -52,14 +52,18 @@ def main(source: Path, archives: Path) -> None:
         part.replace(archive)
     finally:
         part.unlink(missing_ok=True)
-    print(json.dumps({"archive": str(archive), "bytes": size, "sha256": digest.hexdigest()}))
+    return {"archive": str(archive), "bytes": size, "sha256": digest.hexdigest()}
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))     # so that `finally` runs
     if len(sys.argv) != 3:
         sys.exit(f"usage: {sys.argv[0]} SOURCE ARCHIVES")
+    source, archives = (Path(folder).resolve() for folder in sys.argv[1:])
+    attempt = f"{os.environ['TASK_ID']}-{os.environ['TASK_ATTEMPT']}"
     try:
-        main(*(Path(folder).resolve() for folder in sys.argv[1:]))
+        print(json.dumps(pack(json.load(sys.stdin), source, archives, attempt)))
+    except ValueError as e:
+        sys.exit(str(e))
     except (OSError, tarfile.TarError) as e:
         sys.exit(f"could not pack it: {e}")

@@ -1,6 +1,6 @@
 r"""Adds up a column of a CSV text by the values of another one. HANDLER names a function.
 
-    HANDLER=examples.report:summarize make run
+    HANDLER=examples.handlers.report:summarize make run
 
     {"payload": {"csv": "city,amount\nOslo,12.50\nRome,8\nOslo,0.25\n", "group": "city", "sum": "amount"}}
 

@@ -1,12 +1,12 @@
 """Writes e-mails into a folder, from where something else may send them. HANDLER names an address.
 
-    python3 examples/outbox.py /tmp/outbox
+    python3 examples/handlers/outbox.py /tmp/outbox
     HANDLER=http://127.0.0.1:8000/outbox make run
 
     {"payload": {"to": "ann@example.com", "subject": "Hello", "text": "How are you?"}}
 
-A task is posted as {"id": …, "attempt": …, "payload": …}. It may come more than once, and every time with the
-same Idempotency-Key: that names the file, so nobody gets a mail twice.
+A task is posted as {"id": …, "attempt": …, "kind": …, "payload": …}. It may come more than once, and every
+time with the same Idempotency-Key: that names the file, so nobody gets a mail twice.
 """
 
 import contextlib
@@ -50,20 +50,25 @@ class Outbox(BaseHTTPRequestHandler):
             raise ValueError(
                 f"expected a POST to /outbox with an Idempotency-Key, of at most {MAX_BODY} bytes"
             )
-        mail = compose(json.loads(self.rfile.read(int(size))))
-        file = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.eml"
-        mail["Message-ID"] = f"<{file.stem}@outbox.invalid>"
-        with LOCK:
-            new = not file.exists()
-            if new:     # under another name until it is whole
-                file.with_suffix(".part").write_bytes(bytes(mail))
-                file.with_suffix(".part").replace(file)
-        return {"mail": file.name, "new": new}
+        task = json.loads(self.rfile.read(int(size)))
+        return deliver(task.get("payload") if isinstance(task, dict) else None, key, self.folder)
 
 
-def compose(task: dict) -> EmailMessage:
-    """The mail that a task asks for. Raise ValueError."""
-    payload = task.get("payload") if isinstance(task, dict) else None
+def deliver(payload: object, key: str, folder: Path) -> dict:
+    """Write the mail that a payload asks for, unless that was done under this key. Raise ValueError."""
+    mail = compose(payload)
+    file = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.eml"
+    mail["Message-ID"] = f"<{file.stem}@outbox.invalid>"
+    with LOCK:
+        new = not file.exists()
+        if new:     # under another name until it is whole
+            file.with_suffix(".part").write_bytes(bytes(mail))
+            file.with_suffix(".part").replace(file)
+    return {"mail": file.name, "new": new}
+
+
+def compose(payload: object) -> EmailMessage:
+    """The mail that a payload asks for. Raise ValueError."""
     if not isinstance(payload, dict) or not all(
         isinstance(payload.get(name), str) for name in ("to", "subject", "text")
     ):
