@@ -1713,16 +1713,20 @@ chosen as materialized (
     where  case status
            when 'New'         then %(new)s
            when 'In Progress' then %(in_progress)s and not canceled     -- those were counted before
+           when 'Completed'   then %(completed)s and repeat is not null and not canceled
+           when 'Failed'      then %(failed)s and repeat is not null and not canceled
            end
     order by tasks.id
     for update skip locked
 )
 update tasks
-set    canceled   = true,
+set    canceled   = status in ('New', 'In Progress'),
        status     = case when status = 'New' then 'Failed'   else status     end,
        error      = case when status = 'New' then 'canceled' else error      end,
-       run_at     = case when status = 'New' then null       else run_at     end,
-       updated_at = case when status = 'New' then {NOW}      else updated_at end
+       updated_at = case when status = 'New' then {NOW}      else updated_at end,
+       run_at     = null,
+       repeat     = case when status in ('New', 'In Progress') then repeat   end,
+       timezone   = case when status in ('New', 'In Progress') then timezone end
 from   chosen
 where  tasks.id = chosen.id
 returning tasks.id, status"""
@@ -1735,18 +1739,27 @@ chosen as materialized (
     select tasks.id
     from   found
     join   tasks on tasks.id = found.id
-    where  case status when 'Failed' then %(failed)s end
+    where  case status
+           when 'Completed' then %(completed)s and repeat is not null
+           when 'Failed'    then %(failed)s
+           end
     order by tasks.id
     for update skip locked
 )
 update tasks
 set    status     = 'New',
+       result     = null,
        error      = null,
        run_at     = null,
        uncounted  = attempt,
        alone      = false,
        canceled   = false,
        ready_at   = {NOW},
+       started_at = null,
+       history    = case
+                    when started_at is null then history
+                    else {history_with(past_attempt(OUTCOME, "updated_at", "error"))}
+                    end,
        updated_at = {NOW}
 from   chosen
 where  tasks.id = chosen.id
@@ -2879,25 +2892,34 @@ class Store:
 
     def cancel_all(self, filters: Filters, after: int | None = None,
                    limit: int = MAX_PAGE) -> tuple[int, int | None]:
-        """End New tasks as Failed, and ask the workers of those In Progress to end them."""
-        return self._change_all(CANCEL_ALL, "canceled", filters, after, limit, "New", "In Progress")
+        """End New tasks as Failed, and ask the workers of those In Progress to end them.
+
+        Where the filters name Completed or Failed, the repeating ones of these are no longer repeated.
+        """
+        usual, possible = ("New", "In Progress"), STATUSES
+        return self._change_all(CANCEL_ALL, "canceled", filters, after, limit, usual, possible)
 
     def retry_all(self, filters: Filters, after: int | None = None,
                   limit: int = MAX_PAGE) -> tuple[int, int | None]:
-        """Make Failed tasks New again, with all their attempts before them."""
-        found = self._change_all(RETRY_ALL, "retried", filters, after, limit, "Failed")
+        """Make Failed tasks New again; where the filters name Completed, also the repeating ones of these."""
+        usual, possible = ("Failed",), ("Completed", "Failed")
+        found = self._change_all(RETRY_ALL, "retried", filters, after, limit, usual, possible)
         self.notify()
         return found
 
     def delete_all(self, filters: Filters, after: int | None = None,
                    limit: int = MAX_PAGE) -> tuple[int, int | None]:
         """Delete tasks that no worker holds."""
-        return self._change_all(DELETE_ALL, "deleted", filters, after, limit, "New", "Completed", "Failed")
+        possible = ("New", "Completed", "Failed")
+        return self._change_all(DELETE_ALL, "deleted", filters, after, limit, possible, possible)
 
     def _change_all(self, sql: str, verb: str, filters: Filters, after: int | None, limit: int,
-                    *possible: str) -> tuple[int, int | None]:
-        """Run a statement that changes many tasks, which must have one of the `possible` statuses."""
-        statuses = [status for status in possible if status in (filters.statuses or possible)]
+                    usual: Sequence[str], possible: Sequence[str]) -> tuple[int, int | None]:
+        """Run a statement that changes many tasks, of those `possible` statuses that the filters name.
+
+        Where they name none, of the `usual` ones.
+        """
+        statuses = [status for status in possible if status in (filters.statuses or usual)]
         if not statuses:
             return 0, None
         found, next_after = self._search(

@@ -321,7 +321,32 @@ def test_a_task_that_is_retried_is_as_one_that_is_retried_alone(store):
     columns = "status, error, run_at, uncounted, alone, canceled, attempt, ready_at is null, lease_until"
     one, other = store._execute(f"select {columns} from tasks order by id")
     assert one == other
+    assert store.attempts(ids[0]) == store.attempts(ids[1]) != []
     assert [row.id for row in store.claim(2, LEASE)] == ids
+
+
+def test_what_repeats_is_meant_where_the_filters_name_its_status(store):
+    ids = of_each_status(store, 2, repeat="@daily")
+    done, failed = ids["Completed"], ids["Failed"]
+    everything = Filters(kinds=["default"])
+    assert store.retry_all(Filters(statuses=["Completed"], q="none")) == (0, None)
+    sql(store, "update tasks set result = '1' where id = %(id)s", id=done[0])
+    assert store.retry_all(everything) == (2, None)
+    assert [store.read(id).status for id in failed + done] == ["New"] * 2 + ["Completed"] * 2
+    assert store.cancel_all(everything) == (6, None)
+    assert store.read(done[0]).repeat
+    assert store.cancel_all(Filters(statuses=["Failed"])) == (0, None)       # they were canceled
+    assert store.retry_all(Filters(statuses=["Completed", "New"])) == (2, None)
+    assert (store.read(done[0]).status, store.read(done[0]).result) == ("New", None)
+
+    [last] = of_each_status(store, repeat=60)["Completed"]
+    plain = of_each_status(store)["Completed"]
+    set_time(store, last, "run_at", 60)
+    assert store.cancel_all(Filters(statuses=["Completed"])) == (1, None)
+    row = store.read(last)
+    assert (row.status, row.repeat, row.run_at, row.canceled) == ("Completed", None, None, False)
+    assert store.retry_all(Filters(statuses=["Completed"])) == (0, None)
+    assert store.read(plain[0]).status == "Completed"
 
 
 def test_an_action_goes_on_where_it_ended(api, store):
@@ -503,12 +528,34 @@ def test_where_nothing_has_ended_there_is_nothing(api):
     assert (answer["completed"], answer["failed"]) == ([0, 0], [0, 0]) and answer["since"]
 
 
+PARAMETERS = {"seconds": 3600, "bins": 60, "limit": 100}
+
+
+def test_what_has_ended_is_found_by_its_status_and_time(sqlite_database, postgres_database):
+    store = taskmanager.open_store(postgres_database)
+    store._execute("""insert into tasks (status, updated_at)
+                      select case when n % 100 = 0 then 'Failed' else 'Completed' end,
+                             timezone('utc', now()) - n * interval '10 seconds'
+                      from   generate_series(1, 30000) as n""")
+    store._execute("analyze tasks")
+    plan = plan_of(store, taskmanager.FINISHED_BINS, PARAMETERS)
+    store.close()
+    assert len(re.findall(r"Index (?:Only )?Scan Backward using tasks_finished", plan)) == 2, plan
+    assert not re.search(r"Seq Scan on tasks|Bitmap|Rows Removed|rows=\d{4,} loops", plan), plan
+
+    store = taskmanager.open_store(sqlite_database)
+    plan = store._execute("explain query plan " + taskmanager.FINISHED_BINS, PARAMETERS)
+    plan = "\n".join(row[-1] for row in plan)
+    assert plan.count("COVERING INDEX tasks_finished (status=? AND updated_at>? AND updated_at<?)") == 2, plan
+
+
 def test_what_is_too_much_to_count_is_not_known(store, monkeypatch):
     monkeypatch.setattr(taskmanager, "COUNTED_ROWS", 3)
     for ago in (5, 15, 25, 26, 55):
         ended(store, ago)
-    assert store.finished_bins(60, 6)["completed"] == [None, None, None, None, 1, 1]
-    assert store.finished_bins(60, 6)["failed"] == [0, 0, 0, 0, 0, 0]       # which were few enough
+    ended(store, 45, "Failed")
+    assert store.finished_bins(60, 6) | {"since": 0} == {
+        "since": 0, "seconds": 60, "completed": [None, None, None, None, 1, 1], "failed": [0, 1, 0, 0, 0, 0]}
 
 
 def test_what_was_counted_is_shown_again_for_a_hundred_times_as_long_as_it_took(store, monkeypatch):
