@@ -29,7 +29,7 @@ versions:
 
 browser-test: $(VENV)/browser.stamp
 	@$(VENV)/bin/python tests/browser/webdriver.py
-	$(VENV)/bin/python -m pytest -q tests/browser/page.py tests/browser/hostile_places.py
+	$(VENV)/bin/python -m pytest -q tests/browser/page.py tests/browser/finding.py tests/browser/hostile_places.py
 
 lint: $(VENV)/run.stamp
 	@lint/run $(VENV)/bin/python

@@ -27,7 +27,7 @@ export class Unreachable extends Error {    // no answer, or not from the servic
 // What a proxy may answer instead of the service. A redirect has status 0: a page can't see more of it.
 const PROXY_ANSWERS = {0: "redirected", 401: "proxyLogin", 403: "proxyRefuses", 413: "proxyTooLarge", 502: "proxyAlone", 503: "proxyAlone", 504: "proxyAlone"};
 
-function session(act) {         // a browser that blocks site data throws at the very name
+export function session(act) {         // a browser that blocks site data throws at the very name
   try {
     return act(sessionStorage);
   } catch {
@@ -51,8 +51,11 @@ export const token = {
   },
 };
 
-export async function ask(method, path, {body, headers = {}, accept = "application/json", credentials} = {}) {
-  const used = token.get(), seconds = TIME_LIMIT[method], limit = new AbortController();
+// `wait`: seconds for which the service may hold the answer back; `signal` aborts the request.
+export async function ask(method, path, {body, headers = {}, accept = "application/json", credentials, wait = 0, signal} = {}) {
+  const used = token.get(), seconds = TIME_LIMIT[method] + wait, limit = new AbortController();
+  signal?.addEventListener("abort", () => limit.abort());
+  if (wait) headers.Prefer = `wait=${wait}`;
   if (used) headers.Authorization = `Bearer ${used}`;
   if (body !== undefined) headers["Content-Type"] = "application/json";
   const timer = setTimeout(() => limit.abort(), seconds * 1000);
@@ -74,21 +77,46 @@ export async function ask(method, path, {body, headers = {}, accept = "applicati
   const skew = Date.parse(answer.headers.get("Date")) - Date.now();
   clock.skew = Math.abs(skew) > 5000 ? skew : 0;
   if (ok || status === 304) return {status, headers: answer.headers, text};
-  throw new Problem(status, JSON.parse(text));
+  const problem = new Problem(status, JSON.parse(text));
+  if (problem.document.code === "read-only-token") permission = undefined;      // it may have been another one before
+  throw problem;
+}
+
+let permission;
+
+// Whether the token in use, or none, may do more than read.
+export async function mayWrite() {
+  const used = token.get();
+  if (permission?.used !== used) permission = {used, ...JSON.parse((await ask("GET", "token")).text)};
+  return permission.write;
+}
+
+// The counts of GET /finished: {since, seconds, completed: [1, …], failed: [0, …]}, a number for each part of the time.
+export async function finished(seconds, parts) {
+  return JSON.parse((await ask("GET", `finished?seconds=${seconds}&bins=${parts}`)).text);
 }
 
 const known = new Map();
 export const recall = path => known.get(path);      // what was read last, if it is still known
 
-export async function read(path) {
+// The answer: its `value`; `next`, the id after which the next page of a list begins; and `waited`, whether the service
+// does hold answers back.
+export async function read(path, {wait, signal} = {}) {
   const before = known.get(path);
-  const {status, headers, text} = await ask("GET", path, {headers: before ? {"If-None-Match": before.tag} : {}});
-  if (status === 304) return before;
-  const answer = {tag: headers.get("ETag"), value: parse(text), more: /rel="next"/.test(headers.get("Link"))};
+  const {status, headers, text} = await ask("GET", path, {wait, signal, headers: before ? {"If-None-Match": before.tag} : {}});
+  const waited = headers.has("Preference-Applied");
+  if (status === 304) return Object.assign(before, {waited});
+  const answer = {tag: headers.get("ETag"), value: parse(text), next: nextOf(headers), waited};
   known.delete(path);
   known.set(path, answer);
   if (known.size > KNOWN) known.delete(known.keys().next().value);
   return answer;
+}
+
+// The id after which the next page begins, as text, for it may be larger than JavaScript's exact numbers.
+export function nextOf(headers) {
+  const [, query] = /<[^>]*\?([^>]*)>; *rel="next"/.exec(headers.get("Link")) ?? [];
+  return new URLSearchParams(query).get("after");
 }
 
 // JSON.parse, but a number that JavaScript would change (17 digits and more) stays as it is written.

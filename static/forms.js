@@ -1,10 +1,14 @@
-// The forms: a new task, the token, and the question before a task is deleted. An error is shown at its field.
+// The forms: a new task, the token, and the question before something that can't be undone. An error is shown at its field.
 
 import {ask, Problem, token} from "./api.js";
-import {$} from "./dom.js";
+import {$, make} from "./dom.js";
 import {errorText, t} from "./words.js";
 
-export const words = error => error instanceof Problem ? errorText(error.document) : t(error.reason ?? "broken", error.values ?? {error});
+export function words(error) {
+  if (!(error instanceof Problem)) return t(error.reason ?? "broken", error.values ?? {error});
+  const {errors, ...problem} = error.document;
+  return errors?.length ? errors.map(errorText).join("; ") : errorText(problem);
+}
 
 // Why the token is refused; undefined when the error has another cause.
 export const refusal = error => error.status === 401 ? t("tokenWrong") : error.reason === "oneLogin" ? words(error) : undefined;
@@ -16,7 +20,7 @@ function mark(field, error = "") {
 
 // --- a new task
 
-const FIELDS = ["payload", "priority", "delay"];
+const FIELDS = ["payload", "priority", "delay", "kind", "repeat", "timezone"], TEXTS = ["kind", "timezone"];
 let key;        // so that a second press, after an answer that was lost, makes no second task
 
 function newKey() {
@@ -61,12 +65,17 @@ function jsonError(json) {
   }
 }
 
+function suggestZones() {        // this browser's own first
+  const own = Intl.DateTimeFormat().resolvedOptions().timeZone, all = Intl.supportedValuesOf?.("timeZone") ?? [];
+  $("known-zones").replaceChildren(...Array.from(new Set([own, "UTC", ...all].filter(Boolean)), value => make("option", {value})));
+}
+
 // The payload is sent as it was typed, for JavaScript would round long numbers. The service checks the numbers.
 function body() {
   const parts = [];
   for (const name of FIELDS) {
     const value = $(name).value.trim();
-    if (value) parts.push(`"${name}": ${name === "payload" || /^-?(0|[1-9]\d*)(\.\d+)?$/.test(value) ? value : JSON.stringify(value)}`);
+    if (value) parts.push(`"${name}": ${name === "payload" || !TEXTS.includes(name) && /^-?(0|[1-9]\d*)(\.\d+)?$/.test(value) ? value : JSON.stringify(value)}`);
   }
   return `{${parts.join(", ")}}`;
 }
@@ -78,6 +87,7 @@ export function createForm(created) {
     unmark();
     dialog.showModal();
   });
+  $("more").addEventListener("toggle", () => $("known-zones").children.length || suggestZones());
   dialog.querySelector("[data-close]").addEventListener("click", () => dialog.close());
   form.addEventListener("input", newKey);
   newKey();
@@ -119,6 +129,7 @@ export function createForm(created) {
       name ? mark($(name), errorText(each)) : rest.push(errorText(each));
     }
     $("create-error").textContent = errors.length ? rest.join("; ") : words(error);
+    if ($("more").querySelector("[aria-invalid]")) $("more").open = true;
     (FIELDS.map($).find(field => field.hasAttribute("aria-invalid")) ?? $("payload")).focus();
   }
 }
@@ -160,11 +171,15 @@ export function tokenAccepted() {
   if (focused) ($("task").hidden ? $("list-title") : $("task-title")).focus();
 }
 
-// --- the question before a task is deleted
+// --- a question
 
-export function confirmDelete(id) {
-  const dialog = $("confirm");
-  $("confirm-title").textContent = t("confirm", {id});
+// Returns whether the answer is yes. What can't be undone is `dangerous`.
+export function confirm({title, text, no, yes, dangerous}) {
+  const dialog = $("confirm"), [refuse, agree] = dialog.querySelectorAll("button");
+  $("confirm-title").textContent = title;
+  $("confirm-text").textContent = text;
+  refuse.textContent = no;
+  Object.assign(agree, {textContent: yes, className: dangerous ? "danger" : "primary"});
   dialog.returnValue = "";
   dialog.showModal();
   return new Promise(resolve => dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), {once: true}));

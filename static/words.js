@@ -22,10 +22,19 @@ const WORDS = {
   chart: ["Finished per second", "Завершено в секунду"],
   rate: ["{rate} per second", "{rate} в секунду"],
   peak: ["peak {rate}", "пик {rate}"],
-  ago5: ["5 minutes ago", "5 минут назад"],
+  mean: ["on average {rate} per second", "в среднем {rate} в секунду"],
+  range: ["Time range", "За какое время"],
+  range300: ["5 minutes", "5 минут"],
+  range3600: ["1 hour", "1 час"],
+  range86400: ["1 day", "1 день"],
+  ago300: ["5 minutes ago", "5 минут назад"],
+  ago3600: ["1 hour ago", "1 час назад"],
+  ago86400: ["1 day ago", "1 день назад"],
   now: ["now", "сейчас"],
   chartSum: ["Since {since}: {completed} completed (above the line), {failed} failed (below it).", "С {since}: выполнено {completed} (над чертой), с ошибкой {failed} (под ней)."],
-  chartNone: ["Nothing has finished since this page was opened at {since}.", "С открытия страницы в {since} ничего не завершилось."],
+  chartNone: ["Nothing has finished since {since}.", "С {since} ничего не завершилось."],
+  chartCounted: ["{completed} completed (above the line), {failed} failed (below it).", "Выполнено {completed} (над чертой), с ошибкой {failed} (под ней)."],
+  chartGaps: ["There are too many tasks to count them all: some parts are left out.", "Задач слишком много, чтобы сосчитать все: часть времени пропущена."],
   states: ["Service status", "Состояние сервиса"],
   oldest: ["Oldest waiting task", "Самое долгое ожидание"],
   database: ["Database", "База данных"],
@@ -43,6 +52,46 @@ const WORDS = {
   nobody: ["no worker takes tasks", "ни один воркер не берёт задачи"],
   busy: ["all busy: {n} in progress, other tasks are waiting", "все заняты: {n} в работе, другие задачи ждут"],
 
+  search: ["Search", "Найти"],
+  q: ["Text", "Текст"],
+  qHint: ["in payload or error", "в данных или ошибке"],
+  kind: ["Kind", "Вид"],
+  kindsHint: ["one or more", "один или несколько"],
+  createdRange: ["Created between…", "Время создания…"],
+  from: ["From", "С"],
+  until: ["Until", "До"],
+  clear: ["Clear", "Сбросить"],
+  searching: ["Searching… nothing found yet, now at task {id}.", "Поиск… пока ничего, сейчас у задачи {id}."],
+  stop: ["Stop", "Остановить"],
+  ofKind: ["kind {kind}", "вид {kind}"],
+  withText: ["with “{q}”", "с «{q}»"],
+  createdFrom: ["created from {time}", "созданные с {time}"],
+  createdUntil: ["created before {time}", "созданные до {time}"],
+  bulkActions: ["All tasks of this list", "Все задачи этого списка"],
+  retryAll: ["Retry all failed…", "Повторить все с ошибкой…"],
+  cancelAll: ["Cancel all…", "Отменить все…"],
+  deleteAll: ["Delete all…", "Удалить все…"],
+  atLeast: ["at least {n}", "не меньше {n}"],
+  notCounted: ["not counted yet", "пока не сосчитаны"],
+  whichTasks: ["Tasks: {tasks}.", "Задачи: {tasks}."],
+  goBack: ["Go back", "Назад"],
+  retryAllTitle: ["Retry all that failed ({n})?", "Повторить все с ошибкой ({n})?"],
+  retryAllText: ["They become New and run again, with all their attempts before them.", "Они станут новыми и будут выполнены снова, со всеми попытками."],
+  retryAllYes: ["Retry all", "Повторить все"],
+  retryAllRuns: ["Retrying… tasks so far: {n}", "Повторяем… задач: {n}"],
+  retryAllDone: ["Tasks to be run again: {n}.", "Будут выполнены снова: {n}."],
+  cancelAllTitle: ["Cancel all ({n})?", "Отменить все ({n})?"],
+  cancelAllText: ["New ones end at once, as Failed. The workers of those in progress are asked to stop.", "Новые сразу завершатся с ошибкой. Воркеров тех, что в работе, попросят остановиться."],
+  cancelAllYes: ["Cancel all", "Отменить все"],
+  cancelAllRuns: ["Canceling… tasks so far: {n}", "Отменяем… задач: {n}"],
+  cancelAllDone: ["Canceled tasks: {n}.", "Отменено задач: {n}."],
+  deleteAllTitle: ["Delete all ({n})?", "Удалить все ({n})?"],
+  deleteAllText: ["This permanently deletes them, their payloads and results. Those in progress stay.", "Они, их данные и результаты будут удалены безвозвратно. Те, что в работе, останутся."],
+  deleteAllYes: ["Delete all", "Удалить все"],
+  deleteAllRuns: ["Deleting… tasks so far: {n}", "Удаляем… задач: {n}"],
+  deleteAllDone: ["Deleted tasks: {n}.", "Удалено задач: {n}."],
+  bulkStopped: ["Stopped before the end.", "Остановлено, не все."],
+  bulkFailed: ["Then it stopped: {error}", "Дальше не вышло: {error}"],
   listAll: ["All tasks, newest first", "Все задачи, сначала новые"],
   listSome: ["{statuses}, newest first", "{statuses}, сначала новые"],
   fresh: ["New tasks appear when you leave the list.", "Новые задачи появятся, когда вы покинете список."],
@@ -56,6 +105,8 @@ const WORDS = {
   nothing: ["no payload", "без данных"],
   emptyAll: ["There are no tasks yet.", "Задач пока нет."],
   emptySome: ["There are no such tasks now.", "Таких задач сейчас нет."],
+  emptyStopped: ["Stopped at task {id}: nothing found so far.", "Остановлено на задаче {id}: пока ничего не найдено."],
+  found: ["Tasks shown: {n}", "Показано задач: {n}"],
   emptyPage: ["There are no older tasks.", "Более старых задач нет."],
   firstCurl: ["Create one from a terminal, or press New task:", "Создайте первую в терминале или кнопкой «Новая задача»:"],
   copy: ["Copy", "Копировать"],
@@ -80,7 +131,29 @@ const WORDS = {
   lastError: ["Error of the last attempt", "Ошибка последней попытки"],
   attempts: ["Attempts", "Попытки"],
   attemptsOf: ["{n} of at most {most}", "{n} из {most}"],
+  attemptsTitle: ["How the attempts went", "Как прошли попытки"],
+  attempt: ["No.", "№"],
+  outcome: ["Outcome", "Итог"],
+  began: ["Started", "Начало"],
+  took: ["Duration", "Длилась"],
+  worker: ["Worker", "Воркер"],
+  running: ["running", "идёт"],
+  completed: ["completed", "выполнена"],
+  failed: ["failed", "ошибка"],
+  retried: ["failed, tried again", "ошибка, повторена"],
+  released: ["given back", "возвращена"],
+  reclaimed: ["worker lost", "воркер пропал"],
+  "one canceled": ["canceled", "отменена"],
+  timed_out: ["timed out", "вышло время"],
+  instant: ["under 1 sec", "меньше 1 с"],
   priority: ["Priority", "Приоритет"],
+  repeat: ["Repeats", "Повторяется"],
+  every: ["every {span}", "каждые {span}"],
+  everyAt: ["{cron} ({zone})", "{cron} ({zone})"],
+  next_run: ["Next run", "Следующий запуск"],
+  stopRepeating: ["Stop repeating", "Больше не повторять"],
+  runNow: ["Run now", "Запустить сейчас"],
+  doneStopRepeating: ["Task {id} will not be repeated.", "Задача {id} больше не будет повторяться."],
   run_at: ["Not before", "Не раньше"],
   timeout: ["Time limit of an attempt", "Лимит времени на попытку"],
   idempotency_key: ["Idempotency key", "Ключ идемпотентности"],
@@ -99,13 +172,18 @@ const WORDS = {
   priorityHint: ["higher runs first", "больше — раньше"],
   delay: ["Delay", "Отсрочка"],
   delayHint: ["seconds from now", "в секундах"],
+  more: ["More: kind, repeating", "Ещё: вид, повторение"],
+  kindHint: ["what sort of work it is", "какая это работа"],
+  repeatHint: ["every so many seconds, or a cron expression", "через сколько секунд или выражение cron"],
+  timezone: ["Time zone", "Часовой пояс"],
+  timezoneHint: ["of the cron expression", "для выражения cron"],
   close: ["Close", "Закрыть"],
   create: ["Create", "Создать"],
   notJsonAt: ["This is not valid JSON: see line {line}, column {column}. Strings and keys need double quotes.", "Это не JSON: смотрите строку {line}, столбец {column}. Строки и ключи пишутся в двойных кавычках."],
 
   tokenTitle: ["This service needs a token", "Сервису нужен токен"],
-  tokenHint: ["The value of the setting API_TOKEN. The browser keeps it until you close this tab.", "Значение его настройки API_TOKEN. Оно хранится в этой вкладке, пока вы её не закроете."],
-  tokenHintBlocked: ["The value of the setting API_TOKEN. This browser stores no site data, so you will need it again after a reload.", "Значение его настройки API_TOKEN. Браузер не хранит данные сайтов, поэтому после обновления страницы токен понадобится снова."],
+  tokenHint: ["The value of the setting API_TOKEN, or of READ_TOKEN to look only. The browser keeps it until you close this tab.", "Значение его настройки API_TOKEN или, чтобы только смотреть, READ_TOKEN. Оно хранится в этой вкладке, пока вы её не закроете."],
+  tokenHintBlocked: ["The value of the setting API_TOKEN, or of READ_TOKEN to look only. This browser stores no site data, so you will need it again after a reload.", "Значение его настройки API_TOKEN или, чтобы только смотреть, READ_TOKEN. Браузер не хранит данные сайтов, поэтому после обновления страницы токен понадобится снова."],
   token: ["Token", "Токен"],
   enter: ["Continue", "Продолжить"],
   tokenWrong: ["The service does not accept this token.", "Сервис не принимает этот токен."],
@@ -144,6 +222,12 @@ const ERRORS = {
   "duplicate-key": "один и тот же ключ встречается в объекте дважды",
   "lone-surrogate": "содержит половину суррогатной пары, а это не текст",
   "nul-character": "содержит символ NUL, который PostgreSQL не хранит",
+  "not-a-time": "ожидается время, например 2030-01-31T12:00:00Z",
+  "not-a-schedule": "ожидается число секунд или выражение cron, которому подходит хоть одна дата, например «0 9 * * mon-fri»",
+  "unknown-time-zone": "такой часовой пояс сервису неизвестен; ожидается, например, Europe/Berlin",
+  "not-a-kind": "ожидается до 63 строчных латинских букв, цифр, _ и -, первой — буква или цифра",
+  "conflicting-fields": "не сочетается с другими полями: часовой пояс бывает только у выражения cron",
+  "read-only-token": "этот токен позволяет только смотреть",
   "refused-by-database": "база данных не принимает эти данные",
 };
 
@@ -170,7 +254,7 @@ export function translate(root) {
 
 const whole = new Intl.NumberFormat(language, {maximumFractionDigits: 0});
 export const number = value => whole.format(value);
-export const rate = value => new Intl.NumberFormat(language, {maximumFractionDigits: value < 10 ? 1 : 0}).format(value);
+export const rate = value => new Intl.NumberFormat(language, {...value < 10 ? {maximumSignificantDigits: 2} : {maximumFractionDigits: 0}}).format(value);
 export const percent = value => new Intl.NumberFormat(language, {style: "percent"}).format(Math.floor(value * 100) / 100);      // not 100% before it is
 
 const UNITS = [["day", 86400], ["hour", 3600], ["minute", 60], ["second", 1]];
@@ -179,6 +263,16 @@ const unitOf = seconds => UNITS.find(([, size]) => seconds >= 2 * size) ?? UNITS
 export function span(seconds) {
   const [unit, size] = unitOf(seconds);
   return new Intl.NumberFormat(language, {style: "unit", unit, unitDisplay: "short", maximumFractionDigits: 0}).format(Math.floor(seconds / size));
+}
+
+// How long it took, in seconds: times are to the second.
+export const duration = seconds => seconds < 1 ? t("instant") : span(seconds);
+
+// Of an interval in seconds, in the largest unit in which it is exact.
+export function every(seconds) {
+  const [unit, size] = UNITS.find(([, size]) => seconds % size === 0) ?? UNITS[3];
+  const format = new Intl.NumberFormat(language, {style: "unit", unit, unitDisplay: "short", maximumFractionDigits: 3});
+  return t("every", {span: format.format(seconds / size)});
 }
 
 // The server's clock counts, not this machine's: `skew` is how far it is ahead, in milliseconds.

@@ -145,7 +145,8 @@ NEWER = """
       "Element.prototype.setHTML", "HTMLElement.prototype.showPopover",
       "HTMLElement.prototype.togglePopover", "HTMLDialogElement.prototype.requestClose",
       "Crypto.prototype.randomUUID", "String.prototype.isWellFormed", "Iterator.prototype.map",
-      "Intl.DurationFormat", "Intl.ListFormat", "Intl.Segmenter", "Document.prototype.startViewTransition",
+      "Intl.DurationFormat", "Intl.ListFormat", "Intl.Segmenter", "Intl.supportedValuesOf",
+      "Document.prototype.startViewTransition",
       "CSS.registerProperty"]) {
     const names = path.split("."), last = names.pop();
     delete names.reduce((owner, name) => owner?.[name] ?? {}, window)[last];
@@ -307,3 +308,25 @@ def test_it_works_under_a_prefix_that_the_proxy_cuts_off(browser, service, proxy
     browser.do("POST", "back")
     try_swagger(browser)
     assert browser.js("location.pathname") == "/team/jobs/swagger"
+
+
+def test_a_proxy_that_cuts_long_requests_does_no_harm(browser, service, proxy):
+    url = service()
+    create(url)
+    front, cut = proxy(url), []
+
+    def says(path, headers):
+        if "Prefer" not in headers:
+            return None
+        cut.append(path)
+        return 504, HTML, b"<h1>504 Gateway Timeout</h1>"
+
+    front.says = says
+    browser.open(f"{front.url}?task=1")
+    browser.shows("#task-status", "New")
+    browser.until(lambda: cut)
+    http("POST", f"{url}/tasks/claim")
+    browser.shows("#task-status", "In Progress")
+    assert not browser.text("#trouble")
+    browser.js("new Promise(done => setTimeout(done, 2000))")
+    assert len(cut) == 1, "it tries again and again"

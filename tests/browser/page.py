@@ -8,6 +8,7 @@ import importlib.util
 import json
 import re
 import sqlite3
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,7 +16,20 @@ import pytest
 
 import taskmanager
 from helpers import http
-from steps import claim, create, fail, focused, hide, requests, rows, say, tab_to, views
+from steps import (
+    claim,
+    create,
+    fail,
+    focused,
+    has_aborted,
+    hide,
+    requests,
+    rows,
+    say,
+    tab_to,
+    views,
+    waits,
+)
 
 AXE = (Path(importlib.util.find_spec("axe_playwright_python").origin).parent / "axe.min.js").read_text(
     encoding="utf-8"
@@ -172,6 +186,86 @@ def test_a_task_shows_all_that_it_has(browser, url):
     browser.shows("#task-error", "There is no task 77.")
 
 
+def test_the_attempts_of_a_task_are_shown_when_it_is_open(browser, url):
+    create(url, {"max_attempts": 3})
+    claim(url, worker="crane")
+    say(url, 1, "fail", error="Traceback:\n  line 7\nOSError: disk full", delay=0)
+    browser.open(f"{url}/")
+    browser.until(lambda: rows(browser) == ["1"])
+    assert not [address for address, _ in requests(browser) if "attempts" in address]
+    browser.click("#rows a")
+    browser.shows("#attempts", "Outcome", "Duration", "failed, tried again", "crane", "sec")
+    browser.shows("#attempts", "OSError: disk full")
+    assert "line 7" not in browser.text("#attempts")
+    browser.click("#attempts summary")
+    browser.shows("#attempts", "line 7")
+    browser.until(lambda: claim(url) == [1])
+    browser.shows("#attempts", "running")
+    assert "line 7" in browser.text("#attempts"), "what is open stays so"
+    browser.shows("#attempt-rows tr:nth-child(2) .took", "2 sec")       # it counts
+    say(url, 1, "complete", 2)
+    browser.shows("#attempts", "completed")
+    assert browser.js("document.querySelectorAll('#attempt-rows .bar').length") == 2
+    create(url)
+    browser.open(f"{url}/?task=2")
+    browser.shows("#task", "New")
+    assert not browser.text("#attempts")
+
+
+def test_it_shows_what_repeats_and_when_next(browser, url):
+    create(url, {"repeat": 7200}, {"repeat": "0 9 * * mon-fri", "timezone": "Europe/Berlin"})
+    assert claim(url) == [1]
+    say(url, 1, "complete", result="done")
+    browser.open(f"{url}/")
+    browser.shows("#rows tr:nth-child(2)", "Completed", "in 119 min", "Next run · every 2 hr")
+    browser.shows("#rows tr:nth-child(1)", "New", "0 9 * * mon-fri (Europe/Berlin)")
+    browser.open(f"{url}/?task=2")
+    browser.shows("#facts", "Repeats", "0 9 * * mon-fri (Europe/Berlin)", "Not before")
+    browser.open(f"{url}/?task=1")
+    browser.shows("#facts", "Repeats", "every 2 hr", "Next run", "in 119 min")
+    browser.click("#retry")
+    browser.shows("#message", "Task 1 will be run again.")
+    browser.shows("#task-status", "New")
+    assert claim(url) == [1]
+    say(url, 1, "complete", 2)
+    browser.shows("#cancel", "Stop repeating")
+    assert browser.text("#retry") == "Run now"
+    browser.click("#cancel")
+    browser.shows("#message", "Task 1 will not be repeated.")
+    browser.until(lambda: "Repeats" not in browser.text("#facts") and not browser.text("#cancel"))
+    assert browser.text("#task-status") == "Completed"
+
+
+@pytest.mark.parametrize("seconds, words", [(3600, "1 hour ago"), (86400, "1 day ago")])
+def test_what_finished_in_the_last_hour_and_day_is_there_after_a_reload(browser, url, seconds, words):
+    create(url, *[{}] * 3)
+    claim(url, 3)
+    say(url, 1, "complete")
+    say(url, 2, "complete")
+    say(url, 3, "fail", error="too late", final=True)
+    browser.open(f"{url}/")
+    browser.until(lambda: browser.js("document.querySelectorAll('#chart rect').length"))
+    browser.js(f"document.querySelector('#ranges [value=\"{seconds}\"]').click()")
+    for _ in range(2):
+        browser.shows("#chart-sum", "2 completed (above the line), 1 failed (below it).")
+        browser.shows(".chart", words, "on average", "per second", "peak")
+        assert browser.js("document.querySelectorAll('#chart rect.Completed').length") == 1
+        assert browser.js(f"document.querySelector('#ranges [value=\"{seconds}\"]').checked")
+        browser.do("POST", "refresh")
+
+
+def test_the_last_minutes_are_there_when_the_page_opens(browser, url):
+    create(url, {}, {})
+    claim(url, 2)
+    say(url, 1, "complete")
+    say(url, 2, "fail", error="too late", final=True)
+    browser.js("new Promise(done => setTimeout(done, 12_000))")     # longer than the rate looks back
+    browser.open(f"{url}/")
+    browser.shows("#chart-sum", "1 completed", "1 failed")
+    for status in ("Completed", "Failed"):
+        assert browser.js(f"document.querySelectorAll('#chart rect.{status}').length"), status
+
+
 # --- acting
 
 def test_a_task_is_created_and_watched_until_it_is_completed(browser, url):
@@ -233,7 +327,7 @@ def test_an_error_is_shown_at_its_field(browser, url):
     browser.type("#delay", "")
     browser.type("#payload", '{"a": 1, "a": 2}')
     browser.click("#create .primary")
-    browser.shows("#payload-error", "an object has a duplicate key")
+    browser.shows("#payload-error", "expected an object without duplicate keys")
     browser.type("#payload", '{"a": 1}')
     browser.click("#create .primary")
     browser.shows("#message", "Task 1 was created.")
@@ -315,6 +409,34 @@ def test_a_refused_action_says_why(browser, url):
     http("POST", f"{url}/tasks/1/retry")
     browser.click("#retry")
     browser.shows("#task-error", "task 1 is New: only one that is Failed can be retried")
+
+
+def test_a_task_of_a_kind_that_repeats_can_be_created(browser, url):
+    browser.open(f"{url}/")
+    browser.click("#new")
+    browser.shows("#create", "More: kind, repeating")
+    assert not browser.text("#kind")
+    browser.click("#more summary")
+    browser.type("#kind", "7")
+    browser.type("#repeat", "300")
+    browser.click("#create .primary")
+    browser.shows("#message", "Task 1 was created.")
+    created = http("GET", f"{url}/tasks/1").json
+    assert (created["kind"], created["repeat"]) == ("7", 300)
+    browser.click("#new")
+    browser.type("#repeat", "0 9 * * *")
+    browser.type("#timezone", "Europe/Nowhere")
+    browser.type("#kind", "Mail")
+    browser.click("#more summary")
+    browser.click("#create .primary")
+    browser.shows("#timezone-error", "expected the name of a time zone")        # which opens that part again
+    browser.shows("#kind-error", "expected up to 63 lower-case letters")
+    browser.type("#timezone", "Europe/Berlin")
+    browser.type("#kind", "mail")
+    browser.click("#create .primary")
+    browser.shows("#message", "Task 2 was created.")
+    created = http("GET", f"{url}/tasks/2").json
+    assert (created["kind"], created["repeat"], created["timezone"]) == ("mail", "0 9 * * *", "Europe/Berlin")
 
 
 # --- what may go wrong
@@ -422,7 +544,83 @@ def test_the_token_is_asked_for_once_a_session(new_browser, service):
     assert other.js("document.querySelector('#payload').value") == '"kept"'
 
 
+def test_with_a_token_that_may_only_read_nothing_is_offered_that_would_be_refused(new_browser, service):
+    url = service(API_TOKEN="open-sesame", READ_TOKEN="look-only")
+    bearer = {"authorization": "Bearer open-sesame"}
+    create(url, {"kind": "mail", "payload": "p"}, **bearer)
+    browser = new_browser()
+    browser.open(f"{url}/")
+    browser.shows("#token-hint", "READ_TOKEN to look only")
+    browser.type("#token-value", "look-only")
+    browser.press("Enter")
+    browser.until(lambda: rows(browser) == ["1"])
+    browser.open(f"{url}/?kind=mail")
+    browser.until(lambda: rows(browser) == ["1"])
+    browser.click("#rows a")
+    browser.shows("#task", "Task 1", "New", "Payload")
+    http("POST", f"{url}/tasks/1/cancel", **bearer)
+    browser.shows("#task-status", "Failed: canceled")
+    for place in ("", "?kind=mail", "?task=1", "?status=Completed"):
+        browser.open(f"{url}/{place}")
+        browser.shows("#states" if "task" not in place else "#task", "")
+        browser.until(lambda: browser.text("#list-title") or browser.text("#task-status"))
+        for button in ("#new", "#cancel", "#retry", "#delete", "#bulk-actions", "#curl"):
+            assert not browser.text(button), button
+    assert not [status for _, status in requests(browser) if status == 403]
+    # That token is changed, and the other one entered.
+    browser.open(f"{url}/?task=1")
+    browser.shows("#task-status", "Failed: canceled")
+    service.program.stop()
+    service(API_TOKEN="open-sesame", READ_TOKEN="another", PORT=urlsplit(url).port)
+    browser.shows("#token", "does not accept")
+    browser.type("#token-value", "open-sesame")
+    browser.press("Enter")
+    browser.shows("#retry", "Retry")
+    browser.shows("#new", "New task")
+
+
 # --- what it costs
+
+def test_an_open_task_is_waited_for_and_not_polled(browser, url):
+    create(url, {})
+    browser.open(f"{url}/?task=1")
+    browser.shows("#task-status", "New")
+    browser.until(lambda: waits(browser))
+    browser.js("new Promise(done => setTimeout(done, 3000))")
+    assert not [address for address, _ in requests(browser) if address == f"{url}/tasks/1"]
+    claim(url)
+    began = time.monotonic()
+    browser.shows("#task-status", "In Progress")
+    assert time.monotonic() - began < 2
+    say(url, 1, "progress", progress=0.5)
+    browser.shows("#task-progress", "50%")
+    # Whatever is left ends the request, and a hidden page begins no other.
+    browser.until(lambda: waits(browser))
+    browser.click("#back")
+    browser.until(lambda: has_aborted(browser))
+    browser.click("#rows a")
+    browser.until(lambda: waits(browser))
+    hide(browser)
+    browser.until(lambda: has_aborted(browser))
+    say(url, 1, "complete")
+    browser.js("new Promise(done => setTimeout(done, 2000))")
+    assert requests(browser) == []
+    assert "In Progress" in browser.text("#task-status")
+    browser.js("[delete document.hidden, document.dispatchEvent(new Event('visibilitychange'))]")
+    browser.shows("#task-status", "Completed")
+
+
+def test_an_open_task_is_polled_where_no_request_may_wait(browser, service):
+    url = service(WAITERS="0")
+    create(url, {})
+    browser.open(f"{url}/?task=1")
+    browser.shows("#task-status", "New")
+    requests(browser)
+    browser.js("new Promise(done => setTimeout(done, 3000))")
+    assert 1 <= len([address for address, _ in requests(browser) if address == f"{url}/tasks/1"]) <= 4
+    claim(url)
+    browser.shows("#task-status", "In Progress")
+
 
 def test_nothing_new_is_answered_with_304_and_a_hidden_page_asks_nothing(browser, url):
     create(url)
@@ -634,6 +832,7 @@ def test_it_translates_an_error_by_its_code(new_browser, service):
     http("POST", f"{url}/tasks")
     browser.open(f"{url}/?task=1")
     browser.shows("#task-status", "Новая")
+    hide(browser)       # so that the page does not see what comes
     http("POST", f"{url}/tasks/claim")
     browser.click("#delete")
     browser.click("#confirm .danger")

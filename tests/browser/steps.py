@@ -1,6 +1,7 @@
 """What the tests of the page do with it, and with the service behind it."""
 
 import json
+import sqlite3
 
 from helpers import http
 
@@ -9,8 +10,9 @@ def create(url, *tasks, **headers):
     return http("POST", f"{url}/tasks", json.dumps(tasks or [{}]).encode(), **headers).json
 
 
-def claim(url, number=1, **headers):
-    return [task["id"] for task in http("POST", f"{url}/tasks/claim", {"limit": number}, **headers).json]
+def claim(url, number=1, kinds=("default",), **more):
+    body = {"limit": number, "kinds": list(kinds), **more}
+    return [task["id"] for task in http("POST", f"{url}/tasks/claim", body).json]
 
 
 def say(url, id, verb, attempt=1, **more):
@@ -26,6 +28,24 @@ def fail(url, payload, error):
     return id
 
 
+def fill(database, rows, columns):
+    """Insert many tasks with ids from 1 on. `columns`: SQL by column, in which `n` is the id."""
+    with sqlite3.connect(database.removeprefix("sqlite:///"), timeout=20) as connection:
+        connection.execute(
+            f"with recursive ids(n) as (select 1 union all select n + 1 from ids where n < {rows})"
+            f" insert into tasks (id, {', '.join(columns)}) select n, {', '.join(columns.values())} from ids"
+        )
+
+
+def slow_down(browser, seconds):
+    """Let each answer take so much longer."""
+    browser.cdp("Network.enable")
+    browser.cdp(
+        "Network.emulateNetworkConditions",
+        offline=False, latency=seconds * 1000, downloadThroughput=-1, uploadThroughput=-1,
+    )
+
+
 def requests(browser):
     """The address and the status of each request since one last asked; 0 as long as there is no answer."""
     found = {}
@@ -37,6 +57,16 @@ def requests(browser):
         elif message["method"] == "Network.responseReceived":
             found[params["requestId"]] = params["response"]["url"], params["response"]["status"]
     return list(found.values())
+
+
+def waits(browser):
+    """Whether the page has sent a request that may wait since the log was last read."""
+    return any('"Prefer":"wait=' in entry["message"] for entry in browser.log("performance"))
+
+
+def has_aborted(browser):
+    """Whether the page has aborted a request since the log was last read."""
+    return any("net::ERR_ABORTED" in entry["message"] for entry in browser.log("performance"))
 
 
 def rows(browser):
@@ -90,8 +120,25 @@ def views(browser, url):
     browser.click("#older")
     browser.shows("#rows", "In Progress", "40%", "Failed", "yyy")
     yield "second page"
+    often = {"repeat": "*/5 * * * *", "timezone": "Europe/Berlin"}
+    create(url, {"kind": "m" * 63, "payload": "p" * 300, **often})
+    browser.open(f"{url}/?q=ppp&created_after=2024-01-01T00:00:00Z")
+    browser.shows("#rows", "mmm")
+    yield "filtered"
+    browser.click("#delete-all")
+    browser.shows("#confirm", "Delete all")
+    yield "question before many are deleted"
+    browser.click("#confirm [value=yes]")
+    browser.shows("#bulk", "Deleted tasks: 1.")
+    yield "many deleted"
+    browser.open(f"{url}/")
+    browser.click("#ranges label:last-child")
+    browser.shows("#chart-sum", "1 failed")
+    yield "finished on a day"
     browser.open(f"{url}/?task={failed}")
     browser.shows("#task", "Failed", "Error", "Payload")
+    browser.click("#attempts summary")
+    browser.shows("#attempts", "failed", "Traceback")
     yield "failed"
     browser.click("#delete")
     browser.shows("#confirm", "Delete task")
@@ -100,8 +147,11 @@ def views(browser, url):
     browser.shows("#task-progress", "40%")
     browser.click("#new")
     browser.type("#priority", "high")
+    browser.click("#more summary")
+    browser.type("#repeat", "never")
     browser.click("#create .primary")
     browser.shows("#priority-error", "expected")
+    browser.shows("#repeat-error", "expected")
     yield "form"
     browser.open(f"{url}/?task=999")
     browser.shows("#task-error", "There is no task")
