@@ -1335,7 +1335,9 @@ class TaskFields(NamedTuple):
     size: int                   # bytes of payload and result
     alone: bool                 # its worker must run nothing beside it
     # for what time its first run was planned, from which an interval counts, in seconds since 1970
-    planned_at: Annotated[float, "date_part('epoch', coalesce(planned_at, created_at))"]
+    planned_at: Annotated[float | None, """case
+        when repeat is not null then date_part('epoch', coalesce(planned_at, created_at))
+        end"""]
 
 
 # How a value of each type is read from its column, written to it, and shown as JSON; as it is where nothing
@@ -2689,7 +2691,7 @@ class Store:
         if row.repeat is None:
             return None
         try:
-            planned = datetime(1970, 1, 1) + timedelta(seconds=float(row.planned_at))
+            planned = datetime(1970, 1, 1) + timedelta(seconds=float(row.planned_at or 0))
             found = next_time(check_repeat(json.loads(row.repeat)), row.timezone, planned, self.now())
         except Invalid as e:
             level = logging.DEBUG if isinstance(row, Unscheduled) else logging.WARNING      # once a run

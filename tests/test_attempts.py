@@ -99,6 +99,14 @@ def test_every_attempt_has_its_line(store):
     assert all(each.started_at <= each.ended_at for each in store.attempts(id))
 
 
+def test_a_task_that_was_retried_by_hand_and_canceled_has_its_last_attempt_once(store):
+    [id] = store.create()
+    store.fail([(*claim(store), "why")])
+    store.retry_by_hand(id)
+    store.cancel(id)
+    assert ended(store, id) == [(1, "failed", "why")]
+
+
 @pytest.mark.parametrize("end", ["retry", "release", "reclaim"])
 def test_a_task_that_waits_for_its_next_attempt_has_the_last_one_once(store, end):
     [id] = store.create()
