@@ -1759,7 +1759,7 @@ set    status     = 'New',
        ready_at   = {NOW},
        started_at = null,
        history    = case
-                    when started_at is null then history
+                    when started_at is null then history    -- as in RETRY_BY_HAND
                     else {history_with(past_attempt(OUTCOME, "updated_at", "error"))}
                     end,
        updated_at = {NOW}

@@ -6,7 +6,7 @@ import pytest
 
 import taskmanager
 from helpers import LEASE, eventually, expire, order, set_time, sql
-from taskmanager import Attempt, NewTask, TaskNotFound
+from taskmanager import Attempt, Filters, NewTask, TaskNotFound
 
 
 def ended(store, id):
@@ -97,6 +97,14 @@ def test_every_attempt_has_its_line(store):
         (6, "completed", None),
     ]
     assert all(each.started_at <= each.ended_at for each in store.attempts(id))
+
+
+def test_many_that_are_retried_by_hand_keep_their_attempts(store):
+    ids = store.create([NewTask()] * 2)
+    store.fail([(*claim(store), "why"), (*claim(store), "why")])
+    assert store.retry_all(Filters(statuses=["Failed"]))[0] == 2
+    store.claim(2, LEASE)
+    assert [ended(store, id) for id in ids] == [[(1, "failed", "why"), (2, None, None)]] * 2
 
 
 def test_a_task_that_was_retried_by_hand_and_canceled_has_its_last_attempt_once(store):
