@@ -513,7 +513,7 @@ def test_a_body_that_does_not_say_that_it_is_json_is_refused(api, store, kind, p
         ("POST", "/tasks/1/fail", {"attempt": 0}, {}, 400, [{"pointer": "/error"}, {"pointer": "/attempt"}]),
         ("GET", "/tasks/7", None, {}, 404, None),
         ("GET", "/nothing/%C3%A9%20x", None, {}, 404, None),
-        ("DELETE", "/tasks", None, {}, 405, None),
+        ("PUT", "/tasks", None, {}, 405, None),
         ("POST", "/tasks/1/retry", None, {}, 409, None),
         ("POST", "/tasks", b"{}", {"Content-Type": "text/plain"}, 415, None),
     ],
