@@ -55,7 +55,9 @@ alter table tasks
     add column if not exists fingerprint     text,                          -- of what came with the key
     add column if not exists ready_at        timestamp,                     -- null: ready since its creation
     add column if not exists worker          text,                          -- of the last attempt; null: HTTP
-    add column if not exists alone           boolean  not null default false,   -- runs with nothing beside it
+    -- true: the attempt runs, or the next one must run, with nothing beside it. RECLAIM fails only tasks
+    -- of which this is true.
+    add column if not exists alone           boolean  not null default false,
     -- bytes of payload and result, so that no page unpacks what it does not show
     add column if not exists size            int      generated always as (
                                                  coalesce(octet_length(cast(payload as text)), 0)
@@ -139,7 +141,7 @@ create index        if not exists tasks_promote     on tasks (run_at)
     where status = 'New' and run_at is not null;
 create index        if not exists tasks_repeat      on tasks (run_at, id)   -- and UNSCHEDULED
     where repeat is not null and not canceled and status in ('Completed', 'Failed');
-create index        if not exists tasks_list_status on tasks (status, id);  -- LIST_STATUS, RECLAIM, CANCELED
+create index        if not exists tasks_list_status on tasks (status, id);  -- and RECLAIM, CANCEL_REQUESTED
 create index        if not exists tasks_finished    on tasks (status, updated_at)   -- DELETE_OLD, FINISHED
     where status in ('Completed', 'Failed');
 create unique index if not exists tasks_create      on tasks (idempotency_key)

@@ -1330,10 +1330,10 @@ class TaskFields(NamedTuple):
     timezone: str | None        # of the cron expression; None: UTC
     progress: float | None
     idempotency_key: str | None
-    canceled: bool
+    canceled: bool              # cancellation was requested
     attempt: int                # the fencing token: grows with each claim
     size: int                   # bytes of payload and result
-    alone: bool                 # its worker must run nothing beside it
+    alone: bool                 # nothing runs, or may run, beside it: see schema.sql
     # for what time its first run was planned, from which an interval counts, in seconds since 1970
     planned_at: Annotated[float | None, """case
         when repeat is not null then date_part('epoch', coalesce(planned_at, created_at))
@@ -1841,7 +1841,8 @@ returning tasks.id"""
 CLAIM = f"""
 with ready as materialized (
     select id, priority, alone,
-           -- A task that is to run alone counts as a full page, so that nothing is claimed beside it.
+           -- A task that must run alone counts as a full page, so that nothing is claimed beside it. With
+           -- `+ 1` size_before is 0 for the first task only, even where no task has a payload.
            case when alone then %(size)s else size + 1 end as size
     from   tasks
     where  kind = %(kind)s and status = 'New' and run_at is null
@@ -1849,7 +1850,7 @@ with ready as materialized (
            and (0 - priority) >= -32767
            -- A task that has had the last number gets no further one.
            and attempt < 2147483647
-           -- A worker runs a task that is to run alone only when it has nothing else to do. Until then it
+           -- A worker runs a task that must run alone only when it has nothing else to do. Until then it
            -- claims nothing that comes after that task, unless it still runs an attempt that began before
            -- the task was ready.
            and (not alone or {READY_SECONDS} >= %(busy)s)
@@ -1866,6 +1867,7 @@ fitting (task_id, size_before, runs_alone) as materialized (
 update tasks
 set    status      = 'In Progress',
        attempt     = attempt + 1,
+       -- In a worker with one slot every task runs alone: if its worker dies, RECLAIM may blame it.
        alone       = alone or %(single)s,
        worker      = %(worker)s,
        started_at  = {NOW},
@@ -1874,12 +1876,13 @@ set    status      = 'In Progress',
 from   fitting
 where  id = task_id
        and size_before < %(size)s       -- no more than a page, but at least one task
-       -- It comes first, and the worker runs nothing else.
+       -- A task that must run alone comes first, and the worker runs nothing else.
        and (not runs_alone or size_before = 0 and %(busy)s = 0)
 returning {COLUMNS}, {READY_SECONDS}"""
 
-# The kinds whose first ready task is to run alone, and for how long it has been ready. A worker of several
-# kinds claims no other one until it has run, or it would never have nothing else to do.
+# The kinds whose first ready task must run alone, and for how many seconds it has been ready. A worker of
+# several kinds claims none of the others until that task has run: or else the worker would always have
+# something to do beside it.
 TO_RUN_ALONE = f"""
 select kind, {READY_SECONDS}
 from   tasks
@@ -2011,8 +2014,8 @@ where  tasks.id = ended.id
        and tasks.status = case when ended.id > 0 then 'In Progress' end
 returning tasks.id, tasks.canceled"""
 
-# Tasks whose lease has ended go back, for their worker is dead. Any of the tasks that ran in it may have
-# killed it, so a task only fails for that when it ran alone.
+# Tasks whose lease has ended become New again, because their worker is dead. Any of the tasks that ran in it
+# may have killed it, so a task fails because of that only when it ran alone.
 RECLAIM = f"""
 with lost as materialized (
     select id,
@@ -2039,9 +2042,9 @@ set    status      = case when ends then 'Failed' else 'New' end,
                      when ends then history
                      else {history_with(past_attempt("'reclaimed'", NOW, "reason"))}
                      end,
-       -- The last attempt, lost beside others, does not count, so there is one more;
+       -- A last attempt that was lost beside others does not count, so there is one more;
        uncounted   = case when not alone and counted >= most then uncounted + 1 else uncounted end,
-       -- and the last attempt after a lost one runs alone.
+       -- and the last attempt after a lost one must run alone.
        alone       = alone or counted >= most - 1,
        ready_at    = {NOW},
        progress    = null,
@@ -2054,8 +2057,8 @@ returning tasks.id, attempt, status"""
 # The next three do what a client asks for. Where it names the status and the attempt that it has seen, they
 # do so only as long as the task has both.
 
-# A New task ends at once; one In Progress is marked, and its worker ends it; one that has ended, and would be
-# repeated, stays as it is and is no longer repeated.
+# A New task ends at once. One In Progress is marked (`canceled`), and its worker ends it. A repeating task
+# that has ended keeps its status, and is no longer repeated.
 CANCEL = f"""
 update tasks
 set    canceled   = status in ('New', 'In Progress'),
@@ -2070,7 +2073,7 @@ where  id = %(id)s
        and (status, attempt) = (coalesce(%(status)s, status), coalesce(%(attempt)s, attempt))
 returning {COLUMNS}"""
 
-CANCELED = """
+CANCEL_REQUESTED = """
 select id, attempt
 from   tasks
 where  status = 'In Progress' and canceled"""
@@ -2724,7 +2727,7 @@ class Store:
               single: bool = False, kind: str = "default") -> list[Row]:
         """Take up to `limit` ready tasks of a kind for `lease` seconds, the most urgent first; return them.
 
-        Fewer, but at least one, when they are large. A task that is to run alone is taken alone.
+        Fewer, but at least one, when they are large. A task that must run alone is claimed alone.
 
         `worker`: a name that no other worker has. `busy`: for how many seconds the oldest attempt of this
         worker has been running, 0 for none. `single`: it never runs one task beside another.
@@ -2743,7 +2746,7 @@ class Store:
         return rows
 
     def to_run_alone(self) -> dict[str, float]:
-        """Return the kinds whose first ready task is to run alone, and since how many seconds it is ready."""
+        """Return the kinds whose first ready task must run alone, and how many seconds it has been ready."""
         return dict(self._execute(TO_RUN_ALONE))
 
     def running(self, id: int, attempt: int) -> tuple[float, bool]:
@@ -2874,9 +2877,9 @@ class Store:
                 return row
             raise
 
-    def canceled(self) -> dict[int, int]:
+    def cancel_requests(self) -> dict[int, int]:
         """Return id and attempt of the tasks In Progress whose cancellation was requested."""
-        return dict(self._execute(CANCELED))
+        return dict(self._execute(CANCEL_REQUESTED))
 
     def retry_by_hand(self, id: int, seen: Row | None = None) -> Row:
         """Make a Failed task, or a repeating one that has ended, New again with all its attempts."""
@@ -3643,7 +3646,10 @@ class Task:
 
     @property
     def canceled(self) -> bool:
-        """Whether the handler is to stop, for any reason; see StopReason."""
+        """Whether the handler is to stop.
+
+        True for every reason, not only after a cancellation was requested: `stop_reason` tells which one.
+        """
         return self.stop_reason is not None
 
     def on_stop(self, hook: Callable[[bool], None] | None) -> None:
@@ -4153,7 +4159,7 @@ class Worker:
         # Signals between the threads.
         self._claimed: queue.SimpleQueue[Task | None] = queue.SimpleQueue()     # None ends a handler thread
         self._woken = threading.Event()         # the database thread has something to do
-        self._may_be_ready = set(self.handlers)     # kinds of which there may be tasks to claim
+        self._should_claim = set(self.handlers)     # kinds of which there may be tasks to claim
         self._stop_at: float | None = None      # when running handlers are told to stop; set by begin_stop()
 
         # The database thread's own. Times are those of time.monotonic().
@@ -4186,7 +4192,7 @@ class Worker:
 
     def wake(self) -> None:
         """Look for tasks now, for there may be new ones."""
-        self._may_be_ready = set(self.handlers)
+        self._should_claim = set(self.handlers)
         self._woken.set()
 
     def begin_stop(self, grace: float | None = None) -> None:
@@ -4209,8 +4215,9 @@ class Worker:
         self._thread.join(max(0, self._stop_at - time.monotonic()) + 2 * STOP_SECONDS + 1)
         for _ in range(self.slots):
             self._claimed.put(None)
-        if self._thread.is_alive() or self._tasks():    # the database does not answer, or the thread failed
-            for task in self._tasks():
+        # The database does not answer, or the thread failed.
+        if self._thread.is_alive() or self._running_tasks():
+            for task in self._running_tasks():
                 task.stop(StopReason.SHUTDOWN, force=True)
             log.warning("stopped worker; what it could not give back will be reclaimed")
         else:
@@ -4253,7 +4260,7 @@ class Worker:
     def _seconds_to_wait(self) -> float:
         """Return the seconds until something is due: a poll, or to stop a handler."""
         times = [self._next_poll]
-        for task in self._tasks():
+        for task in self._running_tasks():
             times.append(task.stopped_at + STOP_SECONDS if task.stop_reason else task.deadline or math.inf)
         if self._stop_at is not None and time.monotonic() < self._stop_at:
             times.append(self._stop_at)
@@ -4262,7 +4269,7 @@ class Worker:
     def _stop_handlers(self) -> None:
         """Tell handlers to stop whose time is over, then use force, and at last go on without them."""
         now = time.monotonic()
-        for task in self._tasks():
+        for task in self._running_tasks():
             if not task.stop_reason:
                 if task.deadline and now >= task.deadline:
                     task.stop(StopReason.TIMED_OUT)
@@ -4318,7 +4325,7 @@ class Worker:
             return
         self._next_poll = now + min(config.poll_seconds, config.lease_seconds / 3)
         self._send_heartbeats(now)      # first: after a freeze, keep what nobody has taken over
-        for id, attempt in self.store.canceled().items():
+        for id, attempt in self.store.cancel_requests().items():
             task = self._running.get((id, attempt))
             if task and not task.stop_reason:
                 task.stop(StopReason.CANCELED)
@@ -4349,7 +4356,7 @@ class Worker:
             waiting = self.store.to_run_alone()
             self._to_run_alone = {kind: time.monotonic() - seconds for kind, seconds in waiting.items()
                                   if kind in self.handlers}
-        self._may_be_ready = set(self.handlers)
+        self._should_claim = set(self.handlers)
         self._polled_at = time.monotonic()
 
     @functools.cached_property
@@ -4414,7 +4421,7 @@ class Worker:
         """
         if self._stop_at is None:
             for kind in self._turns[:]:
-                if kind in self._may_be_ready:
+                if kind in self._should_claim:
                     self._claim_kind(kind)
 
     def _free_slots(self, kind: str, running: list[Task]) -> int:
@@ -4427,8 +4434,8 @@ class Worker:
         return min(slots - used, self.slots - self._missing_threads - len(running))
 
     def _claim_kind(self, kind: str) -> None:
-        """Claim tasks of a kind; but none while a task of any kind runs alone, or is next to run alone."""
-        running = self._tasks()
+        """Claim tasks of a kind; but none while a task of any kind runs alone, or must run alone next."""
+        running = self._running_tasks()
         free = self._free_slots(kind, running)
         if free <= 0 or any(task.row.alone for task in running):
             return
@@ -4442,7 +4449,7 @@ class Worker:
 
         self._turns.remove(kind)
         self._turns.append(kind)
-        self._may_be_ready.discard(kind)
+        self._should_claim.discard(kind)
         try:
             single = self.runs and self.slots == 1
             rows = self.store.claim(free, self.config.lease_seconds, self.name, busy, single, kind)
@@ -4459,7 +4466,7 @@ class Worker:
             else:
                 self._outcomes["complete"].append((row.id, row.attempt, None, row))
         if may_have_more(rows, free) or any(row.alone for row in rows):
-            self._may_be_ready.add(kind)    # for the next free slot; going round at once makes batches small
+            self._should_claim.add(kind)    # for the next free slot; going round at once makes batches small
         if not busy and not rows and kind in self._to_run_alone:
             del self._to_run_alone[kind]    # it was taken: the other kinds go on
             self._woken.set()
@@ -4531,7 +4538,7 @@ class Worker:
 
     # On any of these threads
 
-    def _tasks(self) -> list[Task]:
+    def _running_tasks(self) -> list[Task]:
         with self._lock:
             return list(self._running.values())
 
@@ -5098,7 +5105,7 @@ class Api:
         for each in self.routes:
             rule = each.path.replace("{", "<").replace("}", ">")
             self._bottle.route(rule, each.method, self._make_callback(each))
-        store.listeners.append(self._wake_one)
+        store.listeners.append(self._wake_one_claim)
 
     def __call__(self, environ: dict[str, Any], start_response: Callable) -> Iterable[bytes]:
         """Answer a request. Whatever becomes of it, it gets an id and the common headers, and is counted."""
@@ -5229,7 +5236,7 @@ class Api:
 
     # What several routes do
 
-    def _wake_one(self) -> None:
+    def _wake_one_claim(self) -> None:
         """Let one of the claims that wait look again."""
         with contextlib.suppress(queue.Full):
             self._wakeups.put_nowait(None)
@@ -5281,7 +5288,7 @@ class Api:
         rows: list[Row] = []
         for kind in kinds:
             try:
-                # With `busy` no task that is to run alone is claimed beside the others.
+                # With a `busy` that is not 0, no task that must run alone is claimed beside the others.
                 rows += self.store.claim(limit - len(rows), lease, worker, 0.001 if rows else 0.0, kind=kind)
             except Unavailable:
                 if not rows:
@@ -5419,7 +5426,7 @@ class Api:
         if is_client_gone():
             self.store.release([(row.id, row.attempt) for row in rows])
         elif rows:
-            self._wake_one()        # there may be more, for another claim that waits
+            self._wake_one_claim()        # there may be more, for another claim that waits
         tasks = ", ".join(row.to_json(claimed=True) for row in rows)
         return answer(f"[{tasks}]", 200, **applied)
 

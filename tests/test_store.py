@@ -660,7 +660,7 @@ def test_cancel_asks_the_holder(store):
     claim = claimed(store)
     before = store.read(claim.id)
     assert store.cancel(claim.id).status == "In Progress"
-    assert store.canceled() == {claim.id: claim.attempt}
+    assert store.cancel_requests() == {claim.id: claim.attempt}
     # the status, and so updated_at, did not move
     assert store.read(claim.id) == before._replace(canceled=True)
 
@@ -824,7 +824,7 @@ PLANS = {
     "DELETE_OLD": "tasks_finished",
     "FINISHED": "tasks_finished",
     "RECLAIM": "tasks_list_status",
-    "CANCELED": "tasks_list_status",
+    "CANCEL_REQUESTED": "tasks_list_status",
     "HELD_BY": "tasks_list_status",
     "OLDEST_READY": "tasks_claim_kind",
     **dict.fromkeys(HELD, "tasks_pkey"),
