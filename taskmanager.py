@@ -1387,7 +1387,8 @@ class Row(TaskFields):
     def to_json(self, claimed: bool = False) -> str:
         """Return what a client sees: the documented four fields, and of the others those that the task has.
 
-        A task with no other field does not show its first attempt. `claimed`: show `attempt`, too.
+        A task with no other field does not show its first attempt, so that a bare task keeps the documented
+        four fields after it was run. `claimed`: show `attempt`, too.
         """
         values = zip(SHOWN, self[4:], strict=False)     # the last fields are not shown
         others = [name + encode(value) for (name, encode), value in values if value]
@@ -1495,11 +1496,11 @@ def history_with(attempt: str) -> str:
 # An idempotency key makes one task: a second one with the key is not inserted, and the first one's id is
 # returned.
 CREATE = f"""
-with given ({GIVEN_COLUMNS}) as (
+with given (position, {GIVEN_COLUMNS}) as (
     values %(rows)s
 ),
 new as (
-    select {TYPED_COLUMNS}
+    select position, {TYPED_COLUMNS}
     from   given
 )
 insert into tasks (created_at, updated_at, run_at, planned_at, {NEW_COLUMNS})
@@ -1515,15 +1516,17 @@ select {NOW},
        end,
        {NEW_COLUMNS}
 from   new
-where  true                             -- without it SQLite reads `on` as part of a join
+order by position                       -- so that the ids are in the order of the values
 on conflict (idempotency_key) where idempotency_key is not null
 do update set
        -- The same task: nothing changes. Another task with its key: an attempt can't be null, so the whole
-       -- statement fails (KeyReused).
+       -- statement fails (KeyReused). A row without a fingerprint, as plain SQL may insert it, counts as the
+       -- same task whatever the request says.
        attempt = case
                  when tasks.fingerprint <> excluded.fingerprint then null
                  else tasks.attempt
                  end
+-- The last value tells whether the row is new: an earlier one was created at another time.
 returning id, idempotency_key, created_at = {NOW}"""
 
 READ = f"""
@@ -1699,10 +1702,11 @@ order by id"""
 
 SEARCH_IDS = SEARCH.replace(COLUMNS, "id")      # without what the tasks hold
 
-# The next three do to many tasks, which SEARCH_IDS has found, what CANCEL, RETRY_BY_HAND and DELETE do to
-# one. They lock the tasks in the order of their ids, and leave out those that another transaction has locked,
-# so that they never wait. A task that has changed since it was found is left out as well, unless it still has
-# one of the statuses that were asked for. The CASE keeps PostgreSQL from the index on status.
+# CANCEL_ALL, RETRY_ALL and DELETE_ALL do to many tasks, which SEARCH_IDS has found, what CANCEL,
+# RETRY_BY_HAND and DELETE do to one. They lock the tasks in the order of their ids, and leave out those that
+# another transaction has locked, so that they never wait. They also leave out a task that has changed since
+# it was found, unless it still has one of the statuses that were asked for. The CASE keeps PostgreSQL from
+# using the index on status.
 
 CANCEL_ALL = f"""
 with found (id) as (
@@ -1905,9 +1909,10 @@ select id, attempt
 from   tasks
 where  status = 'In Progress' and worker = %(worker)s"""
 
-# The next five are for the holder of an attempt alone, even after the end of its lease: that only lets others
-# take the task over, and then it has another attempt. They find a task by its id: the CASE keeps PostgreSQL
-# from the index on status, by which it may compare all tasks that are in progress with each of the batch.
+# EXTEND, COMPLETE, RETRY, FAIL and RELEASE are for the holder of an attempt alone, even after the end of its
+# lease: from then on others may take the task over, but only then has it another attempt. They find a task by
+# its id. The CASE keeps PostgreSQL from using the index on status, with which it may compare all tasks that
+# are In Progress with each of the batch.
 
 # A lease never gets shorter. The handler's progress is stored on the way.
 EXTEND = f"""
@@ -1923,7 +1928,8 @@ where  tasks.id = extended.id
        and tasks.status = case when extended.id > 0 then 'In Progress' end
 returning tasks.id"""
 
-# A task that was canceled meanwhile ends as canceled, whatever its handler did. So do the next three.
+# A task whose cancellation was requested meanwhile ends as canceled, whatever its handler did. RETRY, FAIL
+# and RELEASE see to that as well.
 COMPLETE = f"""
 with ended (id, attempt, result, next_run) as (
     values %(rows)s
@@ -2054,8 +2060,8 @@ from   lost
 where  tasks.id = lost.id
 returning tasks.id, attempt, status"""
 
-# The next three do what a client asks for. Where it names the status and the attempt that it has seen, they
-# do so only as long as the task has both.
+# CANCEL, RETRY_BY_HAND and DELETE do what a client asks for. Where it names the status and the attempt that
+# it has seen, they do so only as long as the task has both.
 
 # A New task ends at once. One In Progress is marked (`canceled`), and its worker ends it. A repeating task
 # that has ended keeps its status, and is no longer repeated.
@@ -2572,7 +2578,8 @@ class Store:
                 raise KeyReused
 
         has_keys = all(task.idempotency_key for task in tasks)
-        rows = sorted(self._batch(CREATE, list(unique.values()), repeat=has_keys))
+        given = [(position, *task) for position, task in enumerate(unique.values())]
+        rows = sorted(self._batch(CREATE, given, repeat=has_keys))
         for id, _, is_new in rows:
             log.info("%s task=%s via=%s", "created" if is_new else "deduplicated", id, via)
         self.metrics.count("created", sum(is_new for *_, is_new in rows))
@@ -2761,8 +2768,9 @@ class Store:
         """Return id and attempt of the tasks that this worker holds according to the table."""
         return set(self._execute(HELD_BY, {"worker": worker}))
 
-    # In the next five, `attempts` are tuples that begin with a task's id and the number of the attempt. They
-    # return the ids of the attempts that still held their tasks; the others have changed nothing.
+    # In extend(), complete(), retry(), fail() and release(), `attempts` are tuples that begin with a task's
+    # id and the number of the attempt. They return the ids of the tasks that these attempts still held; the
+    # other tasks are unchanged.
 
     def extend(self, attempts: Sequence[tuple[int, int, float | None]], lease: float) -> set[int]:
         """Hold tasks for another `lease` seconds; `attempts`: (id, attempt, progress from 0 to 1 or None)."""
@@ -2861,8 +2869,9 @@ class Store:
         self.metrics.count("reclaimed", len(rows))
         return len(rows)
 
-    # In the next three, `seen` is the task as the client knows it: nothing is done unless it still has that
-    # status and attempt. They return the task, and raise TaskNotFound, NotInState or Changed.
+    # In cancel(), retry_by_hand() and delete(), `seen` is the task as the client knows it: nothing is done
+    # unless it still has that status and attempt. They return the task, and raise TaskNotFound, NotInState or
+    # Changed.
 
     def cancel(self, id: int, seen: Row | None = None) -> Row:
         """End a New task as Failed, or ask the worker of one In Progress to end it.
@@ -2891,9 +2900,9 @@ class Store:
         """Delete a task that no worker holds; return it as it was."""
         return self._change(DELETE, "deleted", id, seen, "New", "Completed", "Failed")
 
-    # The next three do so to the tasks that meet the filters, to up to `limit` of those after the id `after`.
-    # They return to how many, and the id after which to go on; None when there is no more. A task that
-    # another transaction changes at this moment is left out.
+    # cancel_all(), retry_all() and delete_all() do so to the tasks that meet the filters: to up to `limit` of
+    # those after the id `after`. They return how many tasks they have changed, and the id after which to go
+    # on, or None when there are no more. A task that another transaction changes at this moment is left out.
 
     def cancel_all(self, filters: Filters, after: int | None = None,
                    limit: int = MAX_PAGE) -> tuple[int, int | None]:
@@ -2946,7 +2955,10 @@ class Store:
                 repeat: bool = False) -> Row:
         """Run a statement that changes one task, which must have one of these statuses."""
         params = {"id": id, "status": seen and seen.status, "attempt": seen and seen.attempt}
-        while not (rows := self._execute(sql, params, repeat) if 0 < id <= MAX_ID else []):
+        while True:
+            rows = self._execute(sql, params, repeat) if 0 < id <= MAX_ID else []
+            if rows:
+                break
             row = self.read(id)
             if seen and (row.status, row.attempt) != (seen.status, seen.attempt):
                 raise Changed(f"task {id} has changed since you have read it: it is {row.status}")
@@ -3248,7 +3260,7 @@ class PostgresStore(Store):
 
     def _mend_sequence(self) -> None:
         for highest, in self._execute(MEND_SEQUENCE):
-            log.warning("mended sequence highest=%s", highest)
+            log.warning("advanced sequence of ids highest=%s", highest)
 
     def apply_schema(self) -> None:
         try:
@@ -4150,7 +4162,7 @@ class Worker:
             shares.append(config.concurrency)
         self.slots = sum(shares)
 
-        # Shared by all threads, under the lock.
+        # Shared by all threads. The lock is held for every change, and while something iterates over them.
         self._lock = threading.Lock()
         self._running: dict[tuple[int, int], Task] = {}     # by id and attempt
         self._outcomes: dict[str, list[tuple]] = {  # still to be written, by transition; some with the Row
@@ -4164,7 +4176,9 @@ class Worker:
 
         # The database thread's own. Times are those of time.monotonic().
         self._next_poll = self._next_heartbeat = self._next_reclaim = self._next_delete = 0.0
-        self._polled_at = -math.inf if store.waited else math.inf       # the end of the last whole poll
+        # The end of the last whole poll. A store that had to wait for the database counts as not polled for
+        # long, so that the first poll gives other workers time to come back; any other as polled just now.
+        self._polled_at = -math.inf if store.waited else math.inf
         self._turns = list(self.handlers)       # kinds, the one that was claimed last at the end
         self._to_run_alone: dict[str, float] = {}   # kinds with such a task, and since when it has been ready
         self._missing_threads = 0               # slots without a thread
@@ -4212,7 +4226,7 @@ class Worker:
             self.store.listeners.remove(self.wake)
         if self._thread.ident is None:          # it was never started
             return
-        self._thread.join(max(0, self._stop_at - time.monotonic()) + 2 * STOP_SECONDS + 1)
+        self._thread.join(max(0, self._stop_at - time.monotonic()) + self._give_up_seconds() + 1)
         for _ in range(self.slots):
             self._claimed.put(None)
         # The database does not answer, or the thread failed.
@@ -4246,7 +4260,7 @@ class Worker:
                     self._locked_rows.lost(e)
                 if failures == 1 and not isinstance(e, Unavailable):    # the store has logged that one
                     log.exception("worker goes on after an error")
-                time.sleep(backoff(failures, 0.1, 1 if self._stop_at else 5))
+                time.sleep(backoff(failures, 0.1, 5 if self._stop_at is None else 1))
                 self.wake()
 
     def _is_done(self) -> bool:
@@ -4255,7 +4269,7 @@ class Worker:
             return False
         with self._lock:
             has_tasks = self._running or any(self._outcomes.values())
-        return not has_tasks or time.monotonic() >= self._stop_at + 2 * STOP_SECONDS
+        return not has_tasks or time.monotonic() >= self._stop_at + self._give_up_seconds()
 
     def _seconds_to_wait(self) -> float:
         """Return the seconds until something is due: a poll, or to stop a handler."""
@@ -4441,8 +4455,10 @@ class Worker:
             return
 
         now = time.monotonic()
+        # More than 0 even for a task that began just now: 0 means that nothing runs.
         busy = max((now - task.started_at + 0.001 for task in running), default=0.0)
-        # CLAIM passes over such a task while an attempt runs that began before it was ready.
+        # The kinds whose turn it is before all others. While an attempt runs that began before a task that
+        # must run alone was ready, CLAIM passes over that task.
         waiting = [other for other, ready_at in self._to_run_alone.items() if now - ready_at >= busy]
         if waiting and kind not in waiting:
             return
@@ -4464,7 +4480,8 @@ class Worker:
                     self._running[row.id, row.attempt] = task
                 self._claimed.put(task)
             else:
-                self._outcomes["complete"].append((row.id, row.attempt, None, row))
+                with self._lock:
+                    self._outcomes["complete"].append((row.id, row.attempt, None, row))
         if may_have_more(rows, free) or any(row.alone for row in rows):
             self._should_claim.add(kind)    # for the next free slot; going round at once makes batches small
         if not busy and not rows and kind in self._to_run_alone:
@@ -4537,6 +4554,11 @@ class Worker:
                 limit = max(limit // 2, 1)
 
     # On any of these threads
+
+    @staticmethod
+    def _give_up_seconds() -> float:
+        """Return the seconds that handlers have to end after `_stop_at`: told to stop, and then forced."""
+        return 2 * STOP_SECONDS
 
     def _running_tasks(self) -> list[Task]:
         with self._lock:
@@ -6051,7 +6073,7 @@ class Server(TcpWSGIServer):
         """begin_stop(), and wait until it is done."""
         self.begin_stop()
         if self.thread and self.thread.ident is not None:
-            self.thread.join(2 * STOP_SECONDS)
+            self.thread.join(2 * STOP_SECONDS)      # longer than run() takes to finish
         self.close()
 
     def handle_error(self):
@@ -6288,7 +6310,8 @@ def serve(*parts: Any) -> None:
             part.start()
         while not stopping.wait(1):
             if dead := [thread.name for thread in list(EssentialThread.running) if not thread.is_alive()]:
-                log.critical("ended for want of thread=%s: the program is to be started again", dead[0])
+                log.critical("stopped program thread=%s reason=%r", dead[0],
+                             "this thread, which the program can't do without, has ended")
                 sys.exit(1)
     finally:
         for part in reversed(there):

@@ -282,7 +282,7 @@ def test_a_thread_that_ends_unexpectedly_ends_the_program_with_an_error(launch, 
     eventually(stir, seconds=40)
     for (_, thread), (_, program) in programs.items():
         assert program.process.returncode == 1
-        assert f"ended for want of thread={thread}: " in program.log()
+        assert f"stopped program thread={thread} reason=" in program.log()
 
 
 @pytest.mark.parametrize("thread", ["intake", "notifier"])
