@@ -19,19 +19,24 @@ repeats goes round: when it has ended and its next time has come, it is New agai
 
 The file reads from top to bottom, and nothing refers to what stands below it:
 
-    configuration           environment variables, and which of them are secret
-    errors and outages      what callers see, and what happens while a server is away
-    values                  what JSON, numbers and times may be
-    schedules               when a repeating task runs next
-    a new task              the validation that HTTP and RabbitMQ share
+    Process                 a log that nothing silences, threads that do not end unnoticed
+    Configuration           environment variables, and which of them are secret
+    Errors                  what callers see, and what happens while a server is away
+    Values                  what JSON, numbers and times may be
+    Schedules               when a repeating task runs next
+    New tasks               the validation that HTTP and RabbitMQ share
+    Rows                    a task as it is read, and as clients see it
     SQL                     one statement per transition, in the order of a task's life
-    metrics, the store      the statements as methods, on PostgreSQL and on SQLite
-    handlers                what runs a task: a function, a program, or an address
-    the worker              claims tasks, runs handlers, extends leases, writes outcomes
-    notifications           tell other processes that there are new tasks
-    the HTTP API            the routes of openapi.yaml
-    the HTTP server         waitress, with limits so that no client can stop the others
-    the programs            logging, signals, the command line, main()
+    Metrics                 counts of what this process has done
+    Store                   the statements as methods, on PostgreSQL and on SQLite
+    Handlers                what runs a task: a function, a program, or an address
+    Worker                  claims tasks, runs handlers, extends leases, writes outcomes
+    Notifications           tell other processes that there are new tasks
+    HTTP API                the routes of openapi.yaml
+    HTTP server             waitress, with limits so that no client can stop the others
+    Programs                logging, signals, the command line, main()
+
+Each section begins with a line of dashes and its name in a comment (`# SQL: `).
 
 Importing this module connects to nothing and starts nothing.
 """
@@ -174,8 +179,8 @@ MAX_OPEN_FILES = 10_000             # open files: for 1,000 connections, and 1,0
 
 
 # ----------------------------------------------------------------------------
-# What keeps a process in working order: a log that nothing silences, an event that a signal sets, and threads
-# that do not end unnoticed. In an application that embeds this module they behave as usual.
+# Process: a log that nothing silences, an event that a signal sets, and threads that do not end unnoticed. In
+# an application that embeds this module they behave as usual.
 
 class Log(logging.Logger):
     """A logger that always reaches the program's outputs and never raises, whatever a handler has changed."""
@@ -746,7 +751,8 @@ class Outage:
 
 
 # ----------------------------------------------------------------------------
-# What a task may be. HTTP and RabbitMQ check their input with these functions, and with nothing else.
+# Values: what a task may hold. HTTP and RabbitMQ check their input with these functions, and with nothing
+# else.
 
 Json = NewType("Json", str)     # JSON text
 
@@ -1073,7 +1079,7 @@ def encode_repeat(value: Any) -> Json:
 
 
 # ----------------------------------------------------------------------------
-# A new task, and what else clients and workers send: each field and its check.
+# New tasks: their fields, and what else clients and workers send, each with its check.
 
 MAX_KINDS = 20                                      # that one claim may name
 WORKER_NAME = re.compile("[!-~][ -~]{0,99}")        # of a worker over HTTP; any database can store it
@@ -1294,8 +1300,8 @@ def new_tasks(items: list[Any], idempotency_key: str | None = None) -> list[NewT
 
 
 # ----------------------------------------------------------------------------
-# The row: a task as the statements return it. Row and NewTask have a line for each field; the lists of
-# columns and the JSON are derived from them, once, at import.
+# Rows: a task as the statements return it. Row and NewTask have a line for each field; the lists of columns
+# and the JSON are derived from them, once, at import.
 
 Time = NewType("Time", str)     # ISO 8601 without a zone, in UTC, to the second
 
@@ -1446,10 +1452,10 @@ def may_have_more(rows: Sequence[Row], limit: int) -> bool:
 
 
 # ----------------------------------------------------------------------------
-# The SQL, in the order of a task's life: one statement a transition. It is written once, for PostgreSQL;
-# SQLite runs the same text, with its own words for some of PostgreSQL's (SQLiteStore.WORDS). `values
-# %(rows)s` takes any number of rows. Zero rows back is an ordinary answer. Spans of time go in and come out
-# as numbers of seconds, and each statement names UTC itself: no setting of session, role, database or
+# SQL: one statement per transition, in the order of a task's life. It is written once, for PostgreSQL; SQLite
+# runs the same text, with its own words for some of PostgreSQL's (SQLiteStore.WORDS). `values %(rows)s` takes
+# any number of rows. To return no row is an ordinary answer. Spans of time go in and come out as numbers of
+# seconds, and each statement names UTC itself: so no setting of session, role, database or
 # environment (TimeZone, DateStyle, IntervalStyle, extra_float_digits) changes what it means.
 
 NOW = "timezone('utc', now())"
@@ -2251,8 +2257,8 @@ end $$"""
 
 
 # ----------------------------------------------------------------------------
-# Metrics: what this process has done is counted here, and shown at /metrics. No label holds an id or anything
-# else that a client chooses: their number must have an end.
+# Metrics: counts of what this process has done, which /metrics shows. No label holds an id or anything else
+# that a client chooses, because the number of series must have a limit.
 
 # Of each metric its kind and its help, in the order of /metrics. A metric is added here, and where it is
 # counted (class Metrics) or measured (Store.gauges).
@@ -2345,9 +2351,9 @@ class Metrics:
 
 
 # ----------------------------------------------------------------------------
-# The store: a method a statement, in the order of a task's life, the same on both databases, safe to call
-# from any thread. What makes tasks ready also notifies: it calls every callable in `store.listeners`, after
-# the commit.
+# Store: one method per statement, in the order of a task's life. The methods are the same on both databases,
+# and may be called from any thread. A method that makes tasks ready also notifies: it calls every callable in
+# `store.listeners`, after the commit.
 
 class Pool:
     """The connections of a process to the database: at most `size`, none idle for long or busy for ever."""
@@ -3260,7 +3266,7 @@ class PostgresStore(Store):
 
     def _mend_sequence(self) -> None:
         for highest, in self._execute(MEND_SEQUENCE):
-            log.warning("advanced sequence of ids highest=%s", highest)
+            log.warning("advanced id sequence highest=%s", highest)
 
     def apply_schema(self) -> None:
         try:
@@ -4080,7 +4086,7 @@ def call_handler(handler: Handler, task: Task) -> Any:
 
 
 # ----------------------------------------------------------------------------
-# The worker. One thread talks to the database: it writes outcomes, extends leases and claims tasks for free
+# Worker: one thread talks to the database. It writes outcomes, extends leases and claims tasks for free
 # slots. Handlers run in threads of their own, one per slot. It knows nothing of RabbitMQ.
 
 class Outcome(NamedTuple):
@@ -4578,9 +4584,9 @@ class Worker:
 
 
 # ----------------------------------------------------------------------------
-# Notifications tell other processes that there are new tasks. With RabbitMQ each is a small transient message
-# to a fanout exchange; without it PostgreSQL carries them, by LISTEN and NOTIFY. A lost one costs
-# POLL_SECONDS at most, so nothing ever waits until it is sent.
+# Notifications: messages that tell other processes that there are new tasks. With RabbitMQ each is a small
+# transient message to a fanout exchange; without it PostgreSQL carries them, by LISTEN and NOTIFY. A lost one
+# delays a task by POLL_SECONDS at most, so nothing ever waits until one is sent.
 
 AMQP_LIMITS = {"frame_max": (8192, 131072), "channel_max": (16, 65535), "heartbeat": (0, 65535)}
 
@@ -4810,10 +4816,11 @@ def make_notifier(store: Store, config: Config) -> Notifier | None:
 
 
 # ----------------------------------------------------------------------------
-# The HTTP API. A route is a method of `Api` that declares what it takes; by default that is nothing, and only
-# with the token. Everything that is the same for all routes is checked in one place, before the method is
-# called: so the method gets checked values, calls the store and returns an answer. Every error becomes an
-# answer in one place, too. The routes stand in the order of openapi.yaml, after what needs no store.
+# HTTP API: a route is a method of `Api` that declares what it takes. Unless it says otherwise it takes no
+# query and no body, and needs the token. What is the same for all routes is checked in one place, before the
+# method is called: so the method gets checked values, calls the store and returns an answer. Every error
+# becomes an answer in one place, too. The routes stand in the order of openapi.yaml, after what needs no
+# store.
 
 # Of every answer, and besides that of those that a browser shows as a page.
 HEADERS = {
@@ -5602,7 +5609,7 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
 
 
 # ----------------------------------------------------------------------------
-# The HTTP server: waitress, with limits so that no client can stop the service for the others. One thread
+# HTTP server: waitress, with limits so that no client can stop the service for the others. One thread
 # reads and writes all connections in turn. What it does in one turn takes less than a millisecond, whatever
 # was sent, and grows with its length alone: a head is read by patterns that never go back, a body is stored
 # or counted, and further requests wait in the system's buffers.
@@ -6147,7 +6154,7 @@ def make_server(app: Callable, config: Config, setting: str = "PORT") -> Server:
 
 
 # ----------------------------------------------------------------------------
-# The programs. First what both have in common: logging, signals, the command line, starting and stopping
+# Programs: first what both have in common: logging, signals, the command line, starting and stopping
 # their parts. Then the HTTP API's main(); worker.py has the other one.
 
 class OneLine(logging.Formatter):

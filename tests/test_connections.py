@@ -316,7 +316,7 @@ def test_a_sequence_that_stands_behind_the_ids_is_mended(postgres_database, capl
     with ThreadPoolExecutor(8) as pool:
         ids = [id for made in pool.map(lambda _: store.create([NewTask()] * 3), range(8)) for id in made]
     assert sorted(ids)[0] > 500 and len(set(ids)) == 24 and max(ids) < 1000
-    assert 1 <= sum("mended" in record.message for record in caplog.records) <= 8
+    assert 1 <= sum("advanced id sequence" in record.message for record in caplog.records) <= 8
     store.close()
 
 

@@ -805,6 +805,14 @@ def global_names(table):
     return names.union(*map(global_names, table.get_children()))
 
 
+def test_the_module_docstring_names_every_section():
+    text = (ROOT / "taskmanager.py").read_text(encoding="utf-8")
+    sections = re.findall(r"^# -{76}\n# ([\w ]+):", text, re.MULTILINE)
+    map = text.partition("what stands below it:\n\n")[2].partition("\n\n")[0]
+    assert [line.split("  ")[2] for line in map.splitlines()] == sections
+    assert text.count("# " + 76 * "-") == len(sections) > 10
+
+
 @pytest.mark.parametrize("file", ["taskmanager.py", "worker.py"])
 def test_nothing_refers_to_what_stands_below_it(file):
     text = (ROOT / file).read_text(encoding="utf-8")
