@@ -140,8 +140,8 @@ MAX_DELAY = 315_360_000             # seconds until a delayed task is due: ten y
 MAX_TIMEOUT = 31_536_000            # seconds of an attempt: one year
 MAX_WAIT = 60                       # seconds that a request may wait (Prefer: wait)
 MAX_ERROR = 2000                    # characters of a task's error; the beginning of a longer one is cut off
-MAX_HISTORY = 8000                  # characters of the attempts before the last one that are kept
-MAX_PAST_ERROR = 500                # characters of the error of each of them
+MAX_HISTORY = 8000                  # characters that are kept of the attempts before the last one
+MAX_PAST_ERROR = 500                # characters of the error of each of these attempts
 MAX_ERRORS = 20                     # errors of one input that are listed
 MAX_PAGE = 1000                     # tasks in one answer
 MAX_PAGE_BYTES = 1_000_000          # bytes of payloads and results, after which an answer ends
@@ -149,7 +149,7 @@ MAX_QUERY = 200                     # characters of a text to look for
 SEARCH_ROWS = 10_000                # tasks that one page of a search looks at
 SEARCH_BYTES = 10_000_000           # bytes of payloads and results of these, after which the page ends
 COUNTED_ROWS = 500_000              # finished tasks that are counted for a chart
-MAX_FIGURES = 100                   # figures that are kept after they are due to be measured again
+MAX_FIGURES = 100                   # figures in memory; above, those that are out of date are dropped
 
 # Work
 MAX_SLOTS = 1000                    # tasks that a worker runs at the same time
@@ -266,7 +266,7 @@ _secrets: set[str] = set()      # the tokens and passwords in this process's set
 
 
 def register_secret(name: str, value: str | None) -> None:
-    """Have redact() hide the token that this setting is, or the passwords in the address that it is."""
+    """Have redact() hide this setting where it is a token, and the passwords in it where it is an address."""
     if not value:
         return
     scheme, _, rest = value.partition("://")
@@ -308,8 +308,8 @@ def _hide_login(address: re.Match) -> str:
 def redact(text: str) -> str:
     """Return the text without the logins and queries of addresses, and without the secrets of our settings.
 
-    Each pattern consumes what it has begun to read, up to the end of the word, so that the time is
-    proportional to the length of any text.
+    Each pattern consumes what it has begun to read, up to the end of the word, so that the time that
+    this takes is proportional to the length of any text.
     """
     for secret in sorted(_secrets, key=len, reverse=True):
         text = text.replace(secret, "***")
@@ -391,12 +391,12 @@ def _match(pattern: str, expected: str, convert: Callable[[str], Any] = str) -> 
 
 
 def _comma_separated(parse: Callable[[str], str], expected: str) -> Format:
-    """Values separated by commas and optional blanks, which are removed."""
+    """Accept values separated by commas; blanks around them are removed."""
     return Format(lambda text: ",".join(parse(each.strip().lower()) for each in text.split(",")), expected)
 
 
 def _host(text: str) -> str:
-    """Return a host name, a domain (.example.com), an address as Host has it, or `*`. Raise ValueError."""
+    """Return a host name, a domain (.example.com), an address as in Host, or `*`. Raise ValueError."""
     with contextlib.suppress(ValueError):
         address = ipaddress.ip_address(text.strip("[]"))
         return f"[{address}]" if address.version == 6 else str(address)
@@ -981,8 +981,11 @@ def cron_numbers(field: str, what: str, low: int, high: int, names: str) -> list
 
 
 def parse_cron(text: str) -> tuple[list[list[int]], bool]:
-    """Return the numbers that each field of a cron expression means, Sunday as 0, and whether a date must
-    match both the days of the month and of the week, or only one. Raise Invalid, also if none ever can."""
+    """Return the numbers that each field of a cron expression means, and how its two fields for days combine.
+
+    Sunday is 0. The second value is true where a date must match both the day of the month and the day of
+    the week, and false where one is enough. Raise Invalid, also for an expression that no date can match.
+    """
     lower = text.lower() if text.isascii() and len(text) <= MAX_CRON else ""
     fields = CRON_ALIASES.get(lower, lower).split()
     if len(fields) != len(CRON_FIELDS):
@@ -1053,9 +1056,10 @@ def next_time(repeat: float | str, zone: str | None, base: datetime, after: date
     """Return the first time later than `after` at which a run is due, None after the year 9999.
 
     Times are UTC without zone. `repeat` is what check_repeat returns. `zone` names the time zone of a cron
-    expression, UTC when None. An interval counts from `base`, a time for which any run was planned: counted
-    from when one began or ended, all further ones would be late. So missed runs become one, and a run that
-    takes longer than the interval skips what it missed. Raise Invalid for a zone unknown to this machine.
+    expression, UTC when None. `base` is a time for which any run was planned. An interval counts from there:
+    if it counted from the begin or the end of a run, every later run would be late. So missed runs become
+    one, and a run that takes longer than the interval skips what it missed. Raise Invalid for a zone unknown
+    to this machine.
     """
     try:
         if not isinstance(repeat, str):
@@ -1074,14 +1078,14 @@ def next_time(repeat: float | str, zone: str | None, base: datetime, after: date
 
 
 def encode_repeat(value: Any) -> Json:
-    """Return what check_repeat() does as JSON text, which the table holds."""
+    """Check `repeat`; return it as JSON text, as the table holds it. Raise Invalid."""
     return Json(json.dumps(check_repeat(value)))
 
 
 # ----------------------------------------------------------------------------
 # New tasks: their fields, and what else clients and workers send, each with its check.
 
-MAX_KINDS = 20                                      # that one claim may name
+MAX_KINDS = 20                                      # kinds that one claim may name
 WORKER_NAME = re.compile("[!-~][ -~]{0,99}")        # of a worker over HTTP; any database can store it
 
 
@@ -1118,7 +1122,7 @@ Checks = dict[str, Check]       # by the names of the fields of a JSON object, o
 DELAY = _between(0, MAX_DELAY)
 
 class NewTask(NamedTuple):
-    """A task to create: of each field its type, the check of what a client gives, and the default."""
+    """A task to create. Each field has a type, the check of what a client gives, and a default."""
     kind: Annotated[str, check_kind] = "default"
     payload: Annotated[Json | None, encode_json] = None
     priority: Annotated[int, _between(-32768, 32767, whole=True)] = 0
@@ -1128,13 +1132,13 @@ class NewTask(NamedTuple):
     timeout: Annotated[float | None, _between(0.001, MAX_TIMEOUT)] = None      # seconds
     repeat: Annotated[Json | None, encode_repeat] = None
     timezone: Annotated[str | None, check_timezone] = None
-    # These two don't come with the others, but in a header, or as the id of a message.
+    # These two come from a header, or from the id of a message.
     idempotency_key: str | None = None
-    fingerprint: str | None = None      # of what came with the key
+    fingerprint: str | None = None      # a hash of the request that came with the key
 
 
 def annotations_of(fields: type) -> dict[str, Any]:
-    """Return what Annotated adds to the types of a class, of those fields that have it."""
+    """Return what Annotated adds to the types of fields, by the names of the fields that have it."""
     hints = get_type_hints(fields, include_extras=True)
     return {name: hint.__metadata__[0] for name, hint in hints.items() if get_origin(hint) is Annotated}
 
@@ -1171,12 +1175,12 @@ FINISHED_TASKS: Checks = {"seconds": _whole_number(60, 86400), "bins": _whole_nu
 
 
 class Filters(NamedTuple):
-    """Which tasks are meant: those that meet all of these, each of which may be left out."""
+    """Conditions on tasks. Those that meet all of them are meant; each may be left out."""
     statuses: Sequence[str] = ()        # any of these
     kinds: Sequence[str] = ()           # any of these
     q: str | None = None                # a text that payload or error contains, in lower or upper case
-    created_after: datetime | None = None       # or at that time; in UTC, without zone
-    created_before: datetime | None = None
+    created_after: datetime | None = None       # created at this time or later; in UTC, without zone
+    created_before: datetime | None = None      # created before this time
 
     @classmethod
     def of_query(cls, query: dict[str, Any]) -> Filters:
@@ -1195,8 +1199,8 @@ class Filters(NamedTuple):
 def pattern_of(text: str, stored: Callable[[str], str]) -> str:
     """Return a regular expression for a text in lower and upper case, the same for Python and PostgreSQL.
 
-    It has every character in both, since the database's locale may know the case of ASCII alone. `stored`
-    returns a text as the database holds it.
+    It spells out both cases of each character, because the database's locale may know the case of ASCII
+    characters only. `stored` returns a text as the database holds it.
     """
     spellings = (dict.fromkeys((letter, letter.lower(), letter.upper())) for letter in text)
     return "".join(f"(?:{'|'.join(re.escape(stored(each)) for each in every)})" for every in spellings)
@@ -1307,7 +1311,7 @@ Time = NewType("Time", str)     # ISO 8601 without a zone, in UTC, to the second
 
 
 class TaskFields(NamedTuple):
-    """A task as it is stored; what Annotated adds is the SQL expression of a field that is no column.
+    """A task as it is stored. Annotated adds the SQL expression of a field that is not a column.
 
     A new field of a task is added in these places:
     1. schema.sql, and its number in the last line: the column in PostgreSQL;
@@ -1340,14 +1344,14 @@ class TaskFields(NamedTuple):
     attempt: int                # the fencing token: grows with each claim
     size: int                   # bytes of payload and result
     alone: bool                 # nothing runs, or may run, beside it: see schema.sql
-    # for what time its first run was planned, from which an interval counts, in seconds since 1970
+    # when the first run of a repeating task was due, from which its interval counts, in seconds since 1970
     planned_at: Annotated[float | None, """case
         when repeat is not null then date_part('epoch', coalesce(planned_at, created_at))
         end"""]
 
 
-# How a value of each type is read from its column, written to it, and shown as JSON; as it is where nothing
-# is said.
+# How a value of each type is read from its column, written to it, and shown as JSON. A type that is not named
+# needs no conversion.
 READ_AS: dict[Any, str] = {
     Json: "cast({} as text)",
     Time: """to_char({}, 'YYYY-MM-DD"T"HH24:MI:SS')""",
@@ -1431,9 +1435,9 @@ class Attempt(NamedTuple):
 
 
 def read_attempt(line: str) -> Attempt | None:
-    """Return the attempt that a line of the history tells of; None for what is no such line.
+    """Return the attempt that a line of the history describes.
 
-    The first line may be the rest of one that was cut off.
+    Return None for any other line: the first one may be the rest of a line whose beginning was cut off.
     """
     try:
         attempt = Attempt(**json.loads(line))
@@ -1460,7 +1464,7 @@ def may_have_more(rows: Sequence[Row], limit: int) -> bool:
 
 NOW = "timezone('utc', now())"
 
-# How the errors begin of attempts that were reclaimed, and of those that took longer than their timeout.
+# How the error of an attempt begins that was reclaimed, and that of one that took longer than its timeout.
 CUT_OFF = "the worker died or was cut off"
 TIMED_OUT = "timed out after "
 
@@ -1469,7 +1473,7 @@ TIMED_OUT = "timed out after "
 READY_SECONDS = f"""date_part('epoch', {NOW} - least(greatest(coalesce(ready_at, created_at),
        {NOW} - 31536000 * interval '1 second'), {NOW}))"""
 
-# How the last attempt of a task has ended, by the row alone; null while it runs.
+# How the last attempt of a task has ended, as far as its row tells; null while it runs.
 OUTCOME = f"""case
        when status = 'In Progress' then null
        when status = 'Completed' then 'completed'
@@ -1481,9 +1485,9 @@ OUTCOME = f"""case
 
 
 def past_attempt(outcome: str, ended_at: str, error: str) -> str:
-    """Return the expression of a task's last attempt as a line of its history: a JSON object.
+    """Return the SQL expression that makes a task's last attempt a line of its history: a JSON object.
 
-    The arguments are expressions, too.
+    The arguments are SQL expressions, too.
     """
     return f"""cast(json_build_object(
            'attempt',    tasks.attempt,
@@ -1495,7 +1499,7 @@ def past_attempt(outcome: str, ended_at: str, error: str) -> str:
 
 
 def history_with(attempt: str) -> str:
-    """Return the expression of a task's history with one more line; what is too long loses its beginning."""
+    """Return the SQL expression that adds a line to a task's history, and cuts off what is too old in it."""
     return f"right(coalesce(history || '\n', '') || {attempt}, +{MAX_HISTORY})"
 
 
@@ -1556,10 +1560,10 @@ page (id, size_before) as materialized (
 select {COLUMNS}
 from   page
 join   tasks using (id)
-where  size_before < %(size)s           -- at least one task; what is too much is not even unpacked
+where  size_before < %(size)s           -- at least one task; the values of others are not even unpacked
 order by id"""
 
-# One SELECT for each status, for only so all rows come from the index (status, id), in order.
+# One SELECT for each status: only then do all rows come from the index (status, id), in order.
 LIST_STATUS = f"""
 with new as (
     select id, size
@@ -1612,9 +1616,10 @@ where  size_before < %(size)s           -- as in LIST
 order by id"""
 
 
-# With other filters a page looks at a limited number of tasks, of the statuses that are asked for, however
-# few it finds. Each row begins with how many tasks there were to look at, at how many it has looked, and
-# their lowest and highest id; where nothing is found, there is one row, and the rest of it is null.
+# With other filters a page looks at a limited number of tasks that have one of the wanted statuses, however
+# few of them it finds. Each row begins with how many tasks there were to look at (at most one more than the
+# limit), how many it has looked at, and the lowest and the highest id of these. When it finds none, there is
+# one row, with nulls after these four numbers.
 SEARCH = f"""
 with new as (
     select id, size
@@ -1706,7 +1711,7 @@ left join page on size_before < %(size)s        -- as in LIST
 left join tasks using (id)
 order by id"""
 
-SEARCH_IDS = SEARCH.replace(COLUMNS, "id")      # without what the tasks hold
+SEARCH_IDS = SEARCH.replace(COLUMNS, "id")      # without reading the rest of the tasks
 
 # CANCEL_ALL, RETRY_ALL and DELETE_ALL do to many tasks, which SEARCH_IDS has found, what CANCEL,
 # RETRY_BY_HAND and DELETE do to one. They lock the tasks in the order of their ids, and leave out those that
@@ -1804,7 +1809,7 @@ def backwards(sql: str) -> str:
     return sql.replace("order by id", "order by id desc").replace("id > %(after)s", "id < %(after)s")
 
 
-# What is due becomes ready, so that the index that CLAIM uses holds ready tasks only.
+# Tasks that are due become ready. So the index that CLAIM uses holds ready tasks only.
 PROMOTE = f"""
 with due as materialized (
     select id
@@ -1821,7 +1826,7 @@ from   due
 where  tasks.id = due.id
 returning tasks.id"""
 
-# A finished task whose next time has come is New again, with all its attempts before it.
+# A finished task whose next time has come is New again, with all its attempts left.
 REPEAT = f"""
 with due as materialized (
     select id
@@ -1856,9 +1861,9 @@ with ready as materialized (
            case when alone then %(size)s else size + 1 end as size
     from   tasks
     where  kind = %(kind)s and status = 'New' and run_at is null
-           -- Every priority is: the condition makes PostgreSQL use the index, and sort nothing.
+           -- This is true of every priority. It makes PostgreSQL use the index, and sort nothing.
            and (0 - priority) >= -32767
-           -- A task that has had the last number gets no further one.
+           -- The number of an attempt can't grow any further.
            and attempt < 2147483647
            -- A worker runs a task that must run alone only when it has nothing else to do. Until then it
            -- claims nothing that comes after that task, unless it still runs an attempt that began before
@@ -1909,7 +1914,8 @@ select date_part('epoch', {NOW} - updated_at), repeat is not null
 from   tasks
 where  id = %(id)s and attempt = %(attempt)s and status = 'In Progress'"""
 
-# What a worker holds. It gives back (RELEASE) what it does not know of, for the answer to a claim was lost.
+# The tasks that a worker holds. It gives back (RELEASE) those that it does not know of, because the answer to
+# their claim was lost.
 HELD_BY = """
 select id, attempt
 from   tasks
@@ -1920,7 +1926,7 @@ where  status = 'In Progress' and worker = %(worker)s"""
 # its id. The CASE keeps PostgreSQL from using the index on status, with which it may compare all tasks that
 # are In Progress with each of the batch.
 
-# A lease never gets shorter. The handler's progress is stored on the way.
+# A lease never gets shorter. The progress that a handler has reported is stored with it.
 EXTEND = f"""
 with extended (id, attempt, progress) as (
     values %(rows)s
@@ -2002,7 +2008,7 @@ where  tasks.id = ended.id
        and tasks.status = case when ended.id > 0 then 'In Progress' end
 returning tasks.id, tasks.canceled"""
 
-# Given back unfinished by a worker that stops: the attempt does not count.
+# A worker that stops gives a task back unfinished: the attempt does not count.
 RELEASE = f"""
 with ended (id, attempt) as (
     values %(rows)s
@@ -2090,8 +2096,8 @@ select id, attempt
 from   tasks
 where  status = 'In Progress' and canceled"""
 
-# All attempts are before it again; the numbers of the old ones are not used again. A repeating task runs now,
-# whatever came of its last run, and then at its next time.
+# The task has all its attempts left; the numbers of the old ones are not used again. A repeating task runs
+# now, however its last run has ended, and then at its next time.
 RETRY_BY_HAND = f"""
 update tasks
 set    status     = 'New',
@@ -2104,7 +2110,7 @@ set    status     = 'New',
        ready_at   = {NOW},
        started_at = null,
        history    = case
-                    when started_at is null then history    -- canceled while New: the attempt stands in it
+                    when started_at is null then history    -- canceled while New: the attempt is in it
                     else {history_with(past_attempt(OUTCOME, "updated_at", "error"))}
                     end,
        updated_at = {NOW}
@@ -2120,7 +2126,7 @@ where  id = %(id)s
        and (status, attempt) = (coalesce(%(status)s, status), coalesce(%(attempt)s, attempt))
 returning {COLUMNS}"""
 
-# Repeating tasks that have ended in another way than by their worker: nobody has planned their next run.
+# Repeating tasks that were not ended by their worker, which would have planned their next run.
 UNSCHEDULED = """
 select id, attempt, cast(repeat as text), timezone,
        date_part('epoch', coalesce(planned_at, created_at))
@@ -2146,8 +2152,8 @@ returning tasks.id"""
 CLOCK = f"""
 select date_part('epoch', {NOW})"""
 
-# The history, and as one more line the attempt that is not in it: one that runs, or the last one of a task
-# that has ended, unless it was canceled while New: then its last attempt stands in the history.
+# The history, and as one more line the attempt that is not in it: the one that runs, or the last one of a
+# task that has ended. The last attempt of a task that was canceled while New is in the history.
 ATTEMPTS = f"""
 select history,
        case
@@ -2183,8 +2189,9 @@ select count(*)
 from   tasks
 where  status = %(status)s and updated_at > {NOW} - %(age)s * interval '1 second'"""
 
-# How many ended in each part of a span of time, for a chart. The latest are counted, up to a limit. Each row
-# begins with when the span began; where nothing has ended, there is one row, and the rest of it is null or 0.
+# How many tasks ended in each part of a span of time, for a chart. The latest are counted, up to a limit.
+# Each row begins with when the span began. When no task has ended, there is one row, with nulls and 0 after
+# that.
 FINISHED_BINS = f"""
 with span as (
     select {NOW} - %(seconds)s * interval '1 second' as since
@@ -2260,19 +2267,19 @@ end $$"""
 # Metrics: counts of what this process has done, which /metrics shows. No label holds an id or anything else
 # that a client chooses, because the number of series must have a limit.
 
-# Of each metric its kind and its help, in the order of /metrics. A metric is added here, and where it is
+# The type and the help text of each metric, in the order of /metrics. A metric is added here, and where it is
 # counted (class Metrics) or measured (Store.gauges).
 METRICS = {
     "taskmanager_info": ("gauge", "The program"),
     "taskmanager_tasks": ("gauge", "Tasks in the table"),
     "taskmanager_finished_per_second":
         ("gauge", f"Tasks that ended in the last {RATE_SECONDS} seconds, per second"),
-    "taskmanager_oldest_ready_seconds": ("gauge", "How long the oldest task waits that could be claimed"),
+    "taskmanager_oldest_ready_seconds": ("gauge", "For how long the oldest ready task has been ready"),
     "taskmanager_ready_tasks": ("gauge", "Tasks that could be claimed, of each kind that KINDS names"),
     "taskmanager_database_up": ("gauge", "Whether the database answers"),
     "taskmanager_rabbitmq_up": ("gauge", "Whether RabbitMQ is connected"),
     "taskmanager_task_events_total": ("counter", "What happened to tasks, as far as this process did it"),
-    "taskmanager_messages_rejected_total": ("counter", "Messages that were no tasks"),
+    "taskmanager_messages_rejected_total": ("counter", "Messages that were rejected"),
     "taskmanager_http_requests_total": ("counter", "HTTP requests that were answered"),
     "taskmanager_wait_seconds": ("histogram", "How long tasks that were claimed had been ready"),
     "taskmanager_run_seconds": ("histogram", "How long attempts took"),
@@ -2332,7 +2339,7 @@ class Metrics:
                 samples["_sum"] += max(span, 0.0)
 
     def text(self, gauges: Samples) -> str:
-        """Return all of it, with the gauges that are given."""
+        """Return all metrics, with these gauges, in the text form."""
         with self._lock:
             samples: Samples = {name: dict(each) for name, each in self._samples.items()}
 
@@ -2364,7 +2371,7 @@ class Pool:
         self._slots = threading.BoundedSemaphore(size)
         self._lock = threading.Lock()                       # of what follows
         self._idle: list[tuple[float, Any]] = []            # since when; the last one is used next
-        self._busy: dict[Any, float] = {}                   # when to break it off; inf: it was done
+        self._busy: dict[Any, float] = {}                   # when to break it off; inf: it was broken off
         self._guard: threading.Thread | None = None         # runs as long as there are connections
         self._closing = threading.Event()
 
@@ -2449,7 +2456,7 @@ Params = dict[str, Any]      # of a statement, by name
 
 
 class ProcessState:
-    """What each process has of a store for itself.
+    """The part of a store that each process has for itself.
 
     After a fork two processes would otherwise read each other's answers from one connection, and wait for
     locks of threads that exist in one of them only.
@@ -2459,10 +2466,10 @@ class ProcessState:
         self.pool = pool
         self.metrics = Metrics()
         self.figures: dict[Any, tuple[float, Any]] = {}     # when each is measured again, and its value
-        self.clock = -math.inf, datetime.min                # when the database was asked its time, and that
-        self.swept = 0                                      # the last id of unscheduled()
-        self.measuring = threading.Lock()                   # of the figures
-        self.unconfirmed: set[tuple[int, int]] = set()      # attempts that were ended without an answer
+        self.clock = -math.inf, datetime.min                # when the database was asked its time; its answer
+        self.swept = 0                                      # the id after which unscheduled() goes on
+        self.measuring = threading.Lock()                   # held while a figure is measured
+        self.unconfirmed: set[tuple[int, int]] = set()      # attempts whose end was sent, but not answered
         self.writing = threading.Lock()                     # SQLite has one writer at a time
 
 
@@ -2483,7 +2490,7 @@ class Store:
     May be used after a fork, by both processes: what the other one opened is neither used nor closed.
     """
 
-    ascii = False       # whether the database's encoding lacks characters, so that they are stored escaped
+    ascii = False       # whether the database's encoding lacks characters: then all but ASCII is escaped
     waited = False      # whether open_store() had to wait for the database
 
     def __init__(self, url: str, connections: int = 8):
@@ -2607,8 +2614,8 @@ class Store:
         state = self._state
         asked, moment = state.clock
         if time.monotonic() > asked + 1:
-            # By the time before the question: so what is planned after the end of a run is never earlier than
-            # the time for which that run was planned.
+            # Counted from before the question, so that this clock is never behind the database's: a run that
+            # the database has found due is never planned again.
             asked = time.monotonic()
             [(seconds,)] = self._execute(CLOCK)
             moment = datetime(1970, 1, 1) + timedelta(seconds=float(seconds))
@@ -2701,8 +2708,8 @@ class Store:
     def next_run(self, row: Row | Unscheduled) -> datetime | None:
         """Return when a repeating task that ends now runs next, in UTC.
 
-        Return None for one that does not repeat; and, with a line in the log, where that can't be found out
-        here: then it waits for a worker that can.
+        Return None for a task that does not repeat. Also return None, with a line in the log, where this
+        machine can't compute the time: then the task waits for a worker that can.
         """
         if row.repeat is None:
             return None
@@ -2719,8 +2726,8 @@ class Store:
     def unscheduled(self, limit: int = BATCH_ROWS) -> list[Unscheduled]:
         """Return up to `limit` repeating tasks that have ended and have no next time.
 
-        The next call goes on after the last one of them, and after the last of all from the beginning: those
-        that can't be scheduled do not keep the others from it.
+        The next call goes on after the last one of these, or from the beginning when there were no more. So
+        those that can't be scheduled do not hold up the others.
         """
         state = self._state
         rows = self._execute(UNSCHEDULED, {"after": state.swept, "limit": limit})
@@ -2779,7 +2786,7 @@ class Store:
     # other tasks are unchanged.
 
     def extend(self, attempts: Sequence[tuple[int, int, float | None]], lease: float) -> set[int]:
-        """Hold tasks for another `lease` seconds; `attempts`: (id, attempt, progress from 0 to 1 or None)."""
+        """Hold tasks for `lease` seconds from now; `attempts`: (id, attempt, progress of 0 to 1 or None)."""
         return {id for id, in self._batch(EXTEND, attempts, {"lease": lease})}
 
     def complete(self, attempts: Sequence[tuple]) -> set[int]:
@@ -2831,7 +2838,7 @@ class Store:
         return set(canceled)
 
     def _was_canceled(self, verb: str, id: int, attempt: int) -> bool | None:
-        """Tell whether an attempt that has ended as it should was canceled; None when it has not ended so."""
+        """Return True for an attempt that ended as canceled, False for one that ended as `verb`, or None."""
         status = {"completed": "Completed", "failed": "Failed"}.get(verb, "New")
         try:
             row = self.read(id)
@@ -2935,9 +2942,9 @@ class Store:
 
     def _change_all(self, sql: str, verb: str, filters: Filters, after: int | None, limit: int,
                     usual: Sequence[str], possible: Sequence[str]) -> tuple[int, int | None]:
-        """Run a statement that changes many tasks, of those `possible` statuses that the filters name.
+        """Run a statement that changes many tasks: those with a `possible` status that the filters name.
 
-        Where they name none, of the `usual` ones.
+        Where they name no status at all, those with a `usual` one.
         """
         statuses = [status for status in possible if status in (filters.statuses or usual)]
         if not statuses:
@@ -3064,7 +3071,7 @@ class Store:
                     rows = self._execute(sql, params)
                 except Unavailable:
                     rows = None
-                if len(state.figures) >= MAX_FIGURES:       # of as many spans as clients like to ask for
+                if len(state.figures) >= MAX_FIGURES:       # clients may ask for any number of spans
                     state.figures = {old: value for old, value in state.figures.items() if value[0] > now}
                 state.figures[key] = (now + 100 * (time.monotonic() - now), rows)
             return rows
@@ -3072,7 +3079,10 @@ class Store:
             state.measuring.release()
 
     def gauges(self, kinds: Collection[str] = ()) -> Samples:
-        """Return the gauges of METRICS that the store can measure, by name and series, and of these kinds."""
+        """Return the gauges of METRICS that the store can measure, by name and series.
+
+        `kinds`: those of which ready tasks are counted.
+        """
         gauges: Samples = {"taskmanager_info": {f'{{version="{__version__}"}}': 1}}
         try:
             self.ping()
@@ -3094,7 +3104,7 @@ class Store:
 # The columns of the document's own table, which schema.sql brings up to date.
 DOCUMENTED = {"id", "status", "created_at", "updated_at"}
 
-# What has the name tasks: nothing, or its comment, whether it is a table, and its columns.
+# What the name `tasks` stands for: no row, or its comment, whether it is a table, and its columns.
 FOUND_TABLE = """
 select obj_description(oid, 'pg_class'),
        relkind in ('r', 'p'),
@@ -3104,17 +3114,17 @@ select obj_description(oid, 'pg_class'),
 from   pg_class
 where  oid = to_regclass('tasks')"""
 
-# A statement ends on the server, too, when it takes too long, unless the operator has set another limit. Only
-# where the session is ours alone: behind a pooler, whose process has another number, other clients would have
-# the limit.
+# The server, too, ends a statement that takes too long, unless the operator has set another limit. The limit
+# is set only where the session is ours alone: behind a pooler, where the server's process has another id,
+# other clients would get it.
 LIMIT_SESSION = f"""
 select set_config(name, value, false)
 from   (values ('statement_timeout', %(limit)s), ('lock_timeout', '{LOCK_SECONDS}s')) as limits (name, value)
 where  pg_backend_pid() = %(pid)s and current_setting(name) = '0'"""
 
-# SQLSTATEs, or how they begin, of a server that can't do it at the moment. With all others, but for those of
-# a wrong statement, it refuses this very one: for a value, a constraint, a trigger of the operator's, a
-# limit.
+# SQLSTATEs, or their beginnings, with which a server says that it can't do such a thing at the moment. With
+# all others, except those of a wrong statement, it refuses this one request, because of a value, a
+# constraint, a trigger of the operator's or a limit.
 OUTAGES = ("08", "2200H", "25", "28", "40", "53", "55", "57", "58", "F0", "XX")
 
 # In a restored dump or a logical replica the sequence may have fallen behind the ids.
@@ -3145,15 +3155,15 @@ class PostgresStore(Store):
         parts = None
         with contextlib.suppress(psycopg2.ProgrammingError):        # whose text may be a part of the password
             parts = psycopg2.extensions.parse_dsn(url)
-        # libpq takes for the login what precedes the first @, and shows the rest when it can't be found.
+        # libpq takes what precedes the first @ as the login, and shows the rest when it finds no such host.
         if (parts is None or not re.fullmatch("[0-9,]*", parts.get("port", ""))
                 or not re.fullmatch(r"\w+://([^@/]*@)?[^@?]*(\?.*)?", url)):
             raise BadSetting("DATABASE_URL", url,
                              f"expected postgresql://USER:PASSWORD@HOST:PORT/NAME, {PERCENT_ENCODING}, "
                              "the port a number, and behind a ? only parameters that libpq knows")
 
-        # What the operator has set goes first. `options` are not set here: they would replace the operator's,
-        # and poolers refuse them.
+        # What the operator has set takes precedence. `options` are not set here: they would replace the
+        # operator's, and poolers refuse them.
         self.parameters = {
             "fallback_application_name": "taskmanager",
             "keepalives_idle": "10",
@@ -3552,7 +3562,7 @@ class SQLiteStore(Store):
 
 
 def _in_thread(function: Callable[[], None]) -> None:
-    """Call what may block in C for long in a thread of its own, so that this one still handles signals."""
+    """Call a function that may block in C in a thread of its own, so that this one still handles signals."""
     errors = []
 
     def call() -> None:
@@ -4270,7 +4280,7 @@ class Worker:
                 self.wake()
 
     def _is_done(self) -> bool:
-        """Whether the worker was stopped, and has ended all its tasks or has no more time for them."""
+        """Tell whether the worker was stopped, and has ended all its tasks or has no more time for them."""
         if self._stop_at is None:
             return False
         with self._lock:
@@ -4381,7 +4391,7 @@ class Worker:
 
     @functools.cached_property
     def name(self) -> str:
-        """The name of this worker in the table; no other worker has it, on any machine or after a fork."""
+        """The name of this worker in the table. No other worker has it, on any machine, nor after a fork."""
         return f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}"
 
     def _send_heartbeats(self, now: float) -> None:
@@ -4724,8 +4734,8 @@ class RabbitNotifier(Notifier):
         channel.connection.process_data_events(0.01)    # heartbeats; meanwhile notifications add up
 
 
-# A channel belongs to a database. Each schema has its own, for there may be a table of tasks in each; and by
-# the schema's number, for its name may be too long.
+# A channel belongs to a database. Each schema has a channel of its own, because each may have a table of
+# tasks. The channel is named after the schema's number, because the schema's name may be too long.
 CHANNEL = """
 select 'taskmanager_' || relnamespace, pg_backend_pid()
 from   pg_class
@@ -4774,8 +4784,8 @@ class PostgresNotifier(Notifier):
                 self._run(connection, f"listen {channel}")
             else:
                 log.info("not listening for notifications: the database is behind a pooler")
-            self._run(connection, NOTIFY)       # what can't be done is to fail here, before it counts as back
-            self._call_listeners()      # for what was sent before is lost
+            self._run(connection, NOTIFY)       # fails here, if at all, before the connection counts as back
+            self._call_listeners()      # because what was sent before is lost
             yield connection
 
     def _send_pending(self, connection: Any) -> None:
@@ -4783,7 +4793,7 @@ class PostgresNotifier(Notifier):
         poll.register(connection, select.POLLIN)
         poll.register(self._wakeups, select.POLLIN)
         ready = {file for file, _ in poll.poll(self.KEEPALIVE_SECONDS * 1000)}
-        if self._stopped.is_set():      # without a last one: the server may not answer
+        if self._stopped.is_set():      # send no last one: the server may not answer
             return
         if not ready:
             self._run(connection, "select 1")
@@ -4822,7 +4832,7 @@ def make_notifier(store: Store, config: Config) -> Notifier | None:
 # becomes an answer in one place, too. The routes stand in the order of openapi.yaml, after what needs no
 # store.
 
-# Of every answer, and besides that of those that a browser shows as a page.
+# The headers of every answer, and the policy of an answer that a browser shows as a page.
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -4835,14 +4845,15 @@ PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 
-# The system is not asked: where its table says something else of `.js`, no script would run.
+# The system's own table is not used: where it has another type for `.js`, no script would run.
 FILE_TYPES = {
     ".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml", ".png": "image/png",
     ".yaml": "application/yaml"}
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-# Names that no page of another site can have: the owner of a domain may lead its names here, but no address.
+# Names that no page of another site can have: the owner of a domain can point its names at this machine, but
+# owns no addresses and no names without a dot.
 LOCAL_NAME = re.compile(r"[0-9.]+|\[[0-9a-f:.]+\]|[a-z0-9_-]+|([a-z0-9_-]+\.)+localhost")
 # What pages of ALLOWED_ORIGINS may read of an answer, and may send (CORS). Never cookies.
 EXPOSED = ("Allow, Date, ETag, Link, Location, Preference-Applied, Retry-After, WWW-Authenticate, "
@@ -4868,13 +4879,13 @@ WAIT = re.compile(r'(?:^|,)\s*wait\s*=\s*(?:"([0-9]{1,99})"|([0-9]{1,99}))\s*(?:
 
 
 def describe_input_error(error: InputError) -> dict[str, Any]:
-    """An entry of `errors` in a problem document."""
+    """Return an entry of `errors` in a problem document."""
     kind = "parameter" if error.where[:1] == "?" else "header" if error.where[:1].isalpha() else "pointer"
     return {kind: error.where.lstrip("?"), "code": error.code, "detail": error.detail} | error.limits
 
 
 def problem(status: int, code: str, detail: str, instance: str, error: BaseException | None = None) -> str:
-    """The body of every error (RFC 9457), with what a TaskError knows besides."""
+    """Return the body of an error (RFC 9457), with what a TaskError knows besides."""
     body = {"type": "about:blank", "title": TITLES.get(status, "Error"), "status": status, "code": code,
             "detail": detail, "instance": instance}
     if isinstance(error, TaskError):
@@ -4885,14 +4896,14 @@ def problem(status: int, code: str, detail: str, instance: str, error: BaseExcep
 
 
 def request_id(given: str) -> str:
-    """The id that a request brought along, when it is fit for a log, or else a new one."""
+    """Return the id that a request brought along, when it is fit for a log, or else a new one."""
     return given if re.fullmatch(r"[A-Za-z0-9._:+/=@~-]{1,128}", given) else os.urandom(8).hex()
 
 
-# What a request says. `header()` and what follows speak of the request that this thread answers.
+# What a request says. `header()` and the functions after it read the request that this thread answers.
 
 def header(name: str) -> str:
-    """A header by its name in WSGI, as it came, in latin-1; "" where there is none."""
+    """Return a header by its name in WSGI, as it came, in latin-1; "" where there is none."""
     return bottle.request.environ.get(name, "")
 
 
@@ -4901,7 +4912,7 @@ def header_list(name: str) -> list[str]:
 
 
 def idempotency_key() -> str | None:
-    """The header Idempotency-Key, bare or as a quoted string (draft-ietf-httpapi-idempotency-key-header)."""
+    """Return the Idempotency-Key, bare or a quoted string (draft-ietf-httpapi-idempotency-key-header)."""
     if "HTTP_IDEMPOTENCY_KEY" not in bottle.request.environ:
         return None
     text = header("HTTP_IDEMPOTENCY_KEY").strip(" \t").encode("latin-1").decode("utf-8", "replace")
@@ -4914,13 +4925,13 @@ def idempotency_key() -> str | None:
 
 
 def preferred_wait() -> int | None:
-    """The seconds of the header `Prefer: wait=N` (RFC 7240), at most MAX_WAIT."""
+    """Return the seconds of the header `Prefer: wait=N` (RFC 7240), at most MAX_WAIT; None without it."""
     wait = WAIT.search(header("HTTP_PREFER"))
     return min(int(wait[1] or wait[2]), MAX_WAIT) if wait else None
 
 
 def is_client_gone() -> bool:
-    """Whether a client that is ready to wait has hung up, as far as the server can tell."""
+    """Tell whether a client that is ready to wait has hung up, as far as the server knows."""
     if preferred_wait() is None:
         return False
     disconnected = bottle.request.environ.get("waitress.client_disconnected")
@@ -4933,7 +4944,7 @@ def is_client_gone() -> bool:
 
 
 def read_body(size: int) -> bytes:
-    """Read the first `size` bytes. Of what comes in chunks nothing more is taken, let alone stored."""
+    """Read the first `size` bytes of the body. Of a chunked body nothing after these is read or stored."""
     request = bottle.request
     if request.content_length > MAX_BODY:
         raise TooLarge(request.content_length)
@@ -4942,8 +4953,8 @@ def read_body(size: int) -> bytes:
     if not request.environ.get("wsgi.input_terminated"):
         if not request.chunked:
             return request.body.read(size)
-        # Some servers have decoded a chunked body and some have not, and these do not say. A chunk begins
-        # with its length, and no task begins with a digit.
+        # Some servers decode a chunked body and some do not, and WSGI does not tell which. A chunk begins
+        # with its length in hexadecimal, and no task begins with such a digit.
         if not (first := stream.read(1)):
             raise invalid("missing-header", "expected this header: the server around the application "
                           "hands over no chunks", "Content-Length")
@@ -4988,7 +4999,7 @@ def check_id(text: str) -> int:
 # Answers
 
 def encode_answer(text: str) -> bytes:
-    """JSON in UTF-8; a lone surrogate, which only somebody's own SQL can have written, is escaped."""
+    """Encode JSON in UTF-8. A lone surrogate, which only plain SQL can have written, is escaped."""
     return text.encode("utf-8", "backslashreplace")
 
 
@@ -4997,25 +5008,25 @@ def etag(data: bytes) -> str:
 
 
 def is_known(tag: str) -> bool:
-    """Whether the client has what this ETag stands for (If-None-Match)."""
+    """Tell whether the client has what this ETag stands for (If-None-Match)."""
     known = [each.removeprefix("W/") for each in header_list("HTTP_IF_NONE_MATCH")]
     return tag in known or "*" in known
 
 
 def encode_attempts(attempts: Iterable[Attempt]) -> str:
-    """The attempts at a task as JSON, each without what is not known of it."""
+    """Encode the attempts of a task as JSON, each without what is not known of it."""
     return json.dumps([{name: value for name, value in attempt._asdict().items() if value is not None}
                        for attempt in attempts])
 
 
 def answer(data: str | bytes, status: int = 200, **headers: str) -> bottle.HTTPResponse:
-    """An answer in JSON. The names of headers have _ for -."""
+    """Return an answer in JSON. The names of headers have _ for -."""
     data = encode_answer(data) if isinstance(data, str) else data
     return bottle.HTTPResponse(data, status, Content_Type="application/json", **headers)
 
 
 def answer_with_etag(text: str, **headers: str) -> bottle.HTTPResponse:
-    """An answer in JSON with its ETag, or 304 when the client has it."""
+    """Return an answer in JSON with its ETag, or 304 when the client has it."""
     data = encode_answer(text)
     tag = etag(data)
     if is_known(tag):
@@ -5024,10 +5035,10 @@ def answer_with_etag(text: str, **headers: str) -> bottle.HTTPResponse:
 
 
 def answer_with_file(name: str, folder: str = "") -> bottle.HTTPResponse:
-    """A file of this very folder, or 304 when the client has it. Raise NotFound.
+    """Return a file of this very folder, or 304 when the client has it. Raise NotFound.
 
-    Its ETag is made of its content, for its time says little: after a rollback it is older than what a
-    browser has of it.
+    Its ETag is made of its content, because its time says little: after a rollback the file is older than the
+    copy in a browser.
     """
     path = HERE / folder / name
     if path not in (HERE / folder).glob("*") or not path.is_file():      # no name leads out of the folder
@@ -5100,13 +5111,13 @@ def check_input(route: Route, values: dict[str, str]) -> dict[str, Any]:
 class Api:
     """The WSGI application on a store. It may be mounted under any prefix.
 
-    The server around it (make_server) sets `closing` when it stops, for then no request waits any longer; and
-    where it answers in place of the application, it calls refused() and adds the headers of cors().
+    The server around it (make_server) sets `closing` when it stops, so that no request waits any longer.
+    Where it answers in place of the application, it calls refused() and adds the headers of cors().
     """
 
     def __init__(self, store: Store, config: Config, hosts: Iterable[str] = (),
                  rabbitmq: Callable[[], bool] | None = None, only_health: bool = False):
-        """As create_app() says."""
+        """Take the arguments of create_app()."""
         self.store, self.config, self.rabbitmq = store, config, rabbitmq
         self.routes = [route for route in ROUTES if route.health or not only_health]
         self.closing = threading.Event()
@@ -5114,7 +5125,7 @@ class Api:
         self._wakeups: queue.Queue[None] = queue.Queue(1)       # there may be tasks for a claim that waits
         self._token = (config.api_token or "").encode()
         self._read_token = (config.read_token or "").encode()
-        # Of each list of kinds, up to a number of them, how often it was claimed: see _claim().
+        # How often each of the latest 1,000 lists of kinds was claimed: see _claim().
         self._turns = functools.lru_cache(1000)(lambda kinds: itertools.count(random.randrange(len(kinds))))
 
         public = urlsplit(config.public_url or "")
@@ -5155,7 +5166,7 @@ class Api:
         return self._bottle.wsgi(environ, start)
 
     def cors(self, environ: dict[str, Any]) -> dict[str, str]:
-        """The headers that let pages of ALLOWED_ORIGINS see an answer, which then differs for each origin."""
+        """Return the headers that let pages of ALLOWED_ORIGINS read an answer; each origin gets its own."""
         if not self._origins:
             return {}
         headers, origin = {"Vary": "Origin"}, environ.get("HTTP_ORIGIN", "")
@@ -5206,8 +5217,11 @@ class Api:
             raise ReadOnlyToken("READ_TOKEN is good for GET and HEAD only: expected the value of API_TOKEN")
 
     def _check_host(self, name: str) -> None:
-        """A page of another site, with a name of its own that leads here (DNS rebinding), could read the
-        answer otherwise. It does not know the token, so where there is one, any name will do."""
+        """Raise HostNotAllowed for a name that is not this service's.
+
+        Otherwise a page of another site, whose name leads here (DNS rebinding), could read the answer. It
+        does not know the token, so where there is one, any name will do.
+        """
         if not name or name == self._public_host or not self._hosts and LOCAL_NAME.fullmatch(name):
             return
         if any(own in ("*", name) or own[0] == "." and f".{name}".endswith(own) for own in self._hosts):
@@ -5217,7 +5231,7 @@ class Api:
                              "or what PUBLIC_URL or ALLOWED_HOSTS names; with an API_TOKEN any")
 
     def _check_origin(self, host: str) -> None:
-        """A page of another site could make a browser send what its user never meant to (CSRF) otherwise."""
+        """Raise CrossSite for what a browser sends for a page of another site (CSRF)."""
         site, origin = header("HTTP_SEC_FETCH_SITE").lower(), header("HTTP_ORIGIN").lower()
         if origin in self._trusted:
             return
@@ -5239,7 +5253,7 @@ class Api:
         raise Unauthorized("expected the header Authorization: Bearer, with the token of this service")
 
     def _answer_error(self, error: bottle.HTTPError) -> str:
-        """The body of the answer to every error, ours and Bottle's own."""
+        """Return the body of the answer to an error, ours or Bottle's own."""
         request, response = bottle.request, bottle.response
         status, detail, cause = error.status_code, str(error.body), error.exception
         if status == 405:
@@ -5259,7 +5273,7 @@ class Api:
         return problem(status, code, detail, instance, cause)
 
     def _address(self, rest: str) -> str:
-        """The path of something here, as clients know it."""
+        """Return the path of something here, as clients know it."""
         prefix = self._prefix or quote(bottle.request.script_name, encoding="latin-1")
         return prefix + rest
 
@@ -5275,9 +5289,9 @@ class Api:
                   ) -> tuple[Any, dict[str, str]]:
         """Call read() until what it returns is done, or the client waits no longer (Prefer: wait).
 
-        Return what it has returned last, and the header that says that it was waited for. Between two calls
-        pause(seconds) returns after so many seconds, at most `longest`, or earlier; of calls that take long
-        only after so many that they are no more than this share of the time.
+        Return what it has returned last, and the header which says that the server has waited. Between two
+        calls it calls pause(seconds), which may return earlier. The pauses grow up to `longest`; they are
+        longer only where read() is slow, so that reading takes no more than this share of the time.
         """
         found, seconds = read(), preferred_wait()
         if seconds is None:
@@ -5308,8 +5322,8 @@ class Api:
     def _claim(self, kinds: tuple[str, ...], limit: int, lease: float, worker: str | None) -> list[Row]:
         """Claim up to `limit` tasks of these kinds.
 
-        Claims of the same kinds begin with another one each time, so that none has to wait for the end of
-        the others.
+        Each claim of the same kinds begins with the next one of them, so that no kind has to wait until
+        there are no tasks of the others.
         """
         if len(kinds) > 1:
             first = next(self._turns(kinds)) % len(kinds)
@@ -5322,7 +5336,7 @@ class Api:
             except Unavailable:
                 if not rows:
                     raise
-                break       # those that were claimed are answered
+                break       # return those that were claimed before
             if may_have_more(rows, limit) or any(row.alone for row in rows):
                 break
         return rows
@@ -5344,7 +5358,7 @@ class Api:
         return found
 
     def _read_if_match(self, id: int) -> Row | None:
-        """The task, where If-Match says that the client means it as it is now. Raise NotFound, Changed."""
+        """Return the task that If-Match means; None without one, or for `*`. Raise TaskNotFound, Changed."""
         if "HTTP_IF_MATCH" not in bottle.request.environ:
             return None
         row, known = self.store.read(id), header_list("HTTP_IF_MATCH")
@@ -5356,10 +5370,10 @@ class Api:
 
     def _answer_holder(self, id: int, attempt: int, done: set[int],
                        *repeated: tuple) -> bottle.HTTPResponse:
-        """The task as it is now, for the worker that holds this attempt, when what it asked for was `done`.
+        """Answer the holder of this attempt with the task as it is now, if what it asked for was `done`.
 
-        Also when the request only repeats one that was: `repeated` are the status, result and error that the
-        task has then. Raise LeaseLost otherwise.
+        Do the same for a request that repeats one that was done before: `repeated` are the status, result and
+        error that the task has then. Raise LeaseLost otherwise.
         """
         row = self.store.read(id)
         is_repeated = row.attempt == attempt and (row.status, row.result, row.error) in repeated
@@ -5369,7 +5383,7 @@ class Api:
         return answer(row.to_json())
 
     def _end_attempt(self, id: int, attempt: int, end: Callable[[datetime | None], set[int]]) -> set[int]:
-        """Call end(next run), and note for the metrics how long the attempt ran, if that has ended it."""
+        """Call end(next run); if that has ended the attempt, note for the metrics how long it ran."""
         ran, repeats = self.store.running(id, attempt)
         done = end(self.store.next_run(self.store.read(id)) if repeats else None)
         if done:
@@ -5377,7 +5391,7 @@ class Api:
         return done
 
     def _link(self, relation: str, path: str, query: list[tuple[str, Any]]) -> str:
-        """The value of a header Link."""
+        """Return the value of a header Link."""
         address = self._address(path) + (f"?{urlencode(query)}" if query else "")
         return f'<{address}>; rel="{relation}"'
 
@@ -5441,7 +5455,7 @@ class Api:
     def claim_tasks(self, body: dict[str, Any]) -> bottle.HTTPResponse:
         limit, lease = body.get("limit", 1), body.get("lease", self.config.lease_seconds)
         kinds = body.get("kinds", ("default",))
-        # No other worker's name begins so.
+        # The names of workers that do not claim over HTTP do not begin with @.
         worker = f"@{body['worker']}" if "worker" in body else None
 
         def claim() -> list[Row]:
@@ -5586,7 +5600,7 @@ class Api:
 
     @route("GET", "/swagger/", "/swagger/index.html", statuses=(302,), query=None, public=True)
     def swagger_redirect(self) -> bottle.HTTPResponse:
-        """The links of the page are made for /swagger."""
+        """Lead to /swagger, for which the links of the page are made."""
         return bottle.HTTPResponse(status=302, Location=self._address("swagger"))
 
     @route("GET", "/swagger/{name}", statuses=(200, 304), query=None, public=True)
@@ -5596,7 +5610,7 @@ class Api:
 
 def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable[str] = (),
                rabbitmq: Callable[[], bool] | None = None, only_health: bool = False) -> Api:
-    """The WSGI application on a store. It may be mounted under any prefix.
+    """Return the WSGI application on a store. It may be mounted under any prefix.
 
     config:       of which it reads what concerns the API; `waiters` should be no more than the server has
                   threads to spare
@@ -5905,7 +5919,7 @@ class Dispatcher(Threads):
                 self.queue.served(request.kind)
 
     def shutdown(self, *args, **kwargs):
-        self.closing.set()      # so that nobody waits any longer
+        self.closing.set()      # so that no request waits any longer
         super().shutdown(*args, **kwargs)
         for threads in (self.for_health, self.for_waiters):
             threads.shutdown(*args, **kwargs)
@@ -6077,7 +6091,7 @@ class Server(TcpWSGIServer):
         self.pull_trigger()
 
     def stop(self) -> None:
-        """begin_stop(), and wait until it is done."""
+        """Stop, as begin_stop() does, and wait until it is done."""
         self.begin_stop()
         if self.thread and self.thread.ident is not None:
             self.thread.join(2 * STOP_SECONDS)      # longer than run() takes to finish
@@ -6224,13 +6238,13 @@ def stop_signal(number: int, frame: Any) -> None:
 def early_signal(number: int, frame: Any) -> None:
     """Handle a signal while the program starts: break off what the main thread is doing, too."""
     first = not stopping.is_set()
-    stopping.set()      # for the exception alone may be lost, where it meets an import
+    stopping.set()      # because the exception alone may be lost, where it meets an import
     if first:
         raise KeyboardInterrupt
 
 
 def handle_signals(handler: Callable[[int, Any], None] | signal.Handlers) -> None:
-    """Handle SIGNALS so; but a SIGHUP that is ignored (nohup) stays ignored."""
+    """Set the handler of SIGNALS; but a SIGHUP that is ignored (nohup) stays ignored."""
     for number in SIGNALS:
         if number != getattr(signal, "SIGHUP", None) or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handler)
@@ -6330,7 +6344,7 @@ def serve(*parts: Any) -> None:
 def run(program: Callable[[], None]) -> None:
     """Run a program's main(); a setting that can't be used and Ctrl-C end it without a traceback."""
     status = 1
-    atexit.register(handle_signals, signal.SIG_IGN)     # a second one must not change the status
+    atexit.register(handle_signals, signal.SIG_IGN)     # a second signal must not change the status
     try:
         with contextlib.suppress(KeyboardInterrupt):
             program()
@@ -6338,7 +6352,7 @@ def run(program: Callable[[], None]) -> None:
     except BadSetting as e:
         sys.exit(f"{Path(sys.argv[0]).name}: {e}")
     finally:
-        # Python waits for the threads and processes that a handler has left behind, for ever.
+        # Python would wait for ever for the threads and processes that a handler has left behind.
         end = threading.Timer(STOP_SECONDS, os._exit, [status])
         end.daemon = True
         with contextlib.suppress(RuntimeError):
@@ -6361,7 +6375,7 @@ def is_loopback(host: str) -> bool:
 def own_names(config: Config) -> Iterable[str]:
     """Return the names of the service where ALLOWED_HOSTS is not set.
 
-    None are returned where it may be called by addresses, and by names without a dot.
+    Return none where it may be called by any address, and by any name without a dot.
     """
     return {*LOOPBACK, config.host.lower()} if is_loopback(config.host) else ()
 
@@ -6376,7 +6390,7 @@ def announce(text: str) -> None:
 def main() -> None:
     """Run the HTTP API until a signal stops it."""
     config = set_up("Task Manager's HTTP API, and on SQLite a worker inside it.")
-    if TcpWSGIServer is object:     # before a table is made
+    if TcpWSGIServer is object:     # found out now, before a table is made
         sys.exit(f"{Path(sys.argv[0]).name}: No module named 'waitress': pip install waitress")
     handlers = load_handlers(config)
     store = open_store(config.database_url, wait=True, connections=config.threads)

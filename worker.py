@@ -50,7 +50,7 @@ MAX_WAITING = 32 * 1024**2  # bytes of messages that wait here for the database,
 MAX_BATCH = 8 * 1024**2     # bytes of messages that are inserted at once
 MAX_REJECTION = 1200        # bytes of the list of errors that a rejected message gets
 SUBSCRIBE_SECONDS = 10      # for the broker to answer while we subscribe
-LISTEN_SECONDS = 5          # after which the notification exchange is made again if somebody deleted it
+LISTEN_SECONDS = 5          # until the notification exchange is made again, if somebody deleted it
 
 log = taskmanager.get_log("taskmanager.worker")
 
@@ -479,7 +479,7 @@ class Intake:
             self.rejecter.put(message, rejection_headers(error), done)
 
     def _settle(self, channel) -> None:
-        """Acknowledge what is done, after the return of what there is room for, which so comes first."""
+        """Acknowledge what is done, but first return what there is room for: so that comes first."""
         self._to_insert.return_next(channel)
         self._to_reject.return_next(channel)
         done, self._done = self._done, []
@@ -497,7 +497,7 @@ class Intake:
                 connection.add_callback_threadsafe(lambda: None)                    # wakes its thread
 
     def stop(self) -> None:
-        """begin_stop(), and wait until the batch at hand is finished."""
+        """Stop, as begin_stop() does, and wait until the batch at hand is finished."""
         self.begin_stop()
         if self._thread.ident is not None:
             self._thread.join(5)
@@ -511,7 +511,8 @@ def main() -> None:
     store = taskmanager.open_store(config.database_url, wait=True)
     worker = Worker(store, config, handlers)
     intake = Intake(store, config, worker.wake) if config.rabbitmq_url else None
-    notifier = taskmanager.make_notifier(store, config)     # others may run what this one can't at once
+    # Other workers may run at once what this one can't.
+    notifier = taskmanager.make_notifier(store, config)
 
     server = None
     if config.metrics_port is not None:
