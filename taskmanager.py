@@ -2899,6 +2899,10 @@ class Store:
                 return row
             raise
 
+    def unlocked(self, ids: Collection[int]) -> set[int]:
+        """Return those of some tasks that no other transaction keeps locked at this moment."""
+        return set(ids)         # PostgreSQL alone locks rows
+
     def cancel_requests(self) -> dict[int, int]:
         """Return id and attempt of the tasks In Progress whose cancellation was requested."""
         return dict(self._execute(CANCEL_REQUESTED))
@@ -3127,6 +3131,16 @@ where  pg_backend_pid() = %(pid)s and current_setting(name) = '0'"""
 # constraint, a trigger of the operator's or a limit.
 OUTAGES = ("08", "2200H", "25", "28", "40", "53", "55", "57", "58", "F0", "XX")
 
+# Which tasks can be updated without waiting for another transaction.
+UNLOCKED = """
+with asked (id) as (
+    values %(rows)s
+)
+select id
+from   tasks
+where  id in (select id from asked)
+for no key update skip locked"""
+
 # In a restored dump or a logical replica the sequence may have fallen behind the ids.
 MEND_SEQUENCE = """
 select setval(pg_get_serial_sequence('tasks', 'id'), highest)
@@ -3273,6 +3287,9 @@ class PostgresStore(Store):
         unavailable = Unavailable(what)
         unavailable.__cause__ = error
         return unavailable
+
+    def unlocked(self, ids: Collection[int]) -> set[int]:
+        return {id for id, in self._batch(UNLOCKED, [(id,) for id in ids])}
 
     def _mend_sequence(self) -> None:
         for highest, in self._execute(MEND_SEQUENCE):
@@ -4334,10 +4351,12 @@ class Worker:
         except Exception as e:
             if isinstance(e, Unavailable) and not isinstance(e, Locked):
                 raise
-            if len(batch) > 1:          # so that one does not keep the others
-                return [kept for outcome in batch for kept in self._write(transition, [outcome])]
             if isinstance(e, Locked):
                 self._locked_rows.lost(e)
+            if len(batch) > 1:          # so that one does not keep the others
+                parts, locked = self._split(batch, e)
+                return locked + [kept for part in parts for kept in self._write(transition, part)]
+            if isinstance(e, Locked):
                 return batch
             if transition == "complete":        # the database would refuse the next attempt's result as well
                 id, attempt, _, row = batch[0]
@@ -4428,10 +4447,25 @@ class Worker:
         """Extend leases; return the ids of tasks that are still ours, or whose rows can't be written now."""
         try:
             return self.store.extend(held, self.config.lease_seconds)
-        except (Invalid, Locked):
+        except (Invalid, Locked) as e:
             if len(held) == 1:
                 return {held[0][0]}
-            return set().union(*(self._extend([each]) for each in held))
+            parts, locked = self._split(held, e)
+            return {id for id, *_ in locked}.union(*map(self._extend, parts))
+
+    def _split(self, batch: list[tuple], error: Exception) -> tuple[list[list[tuple]], list[tuple]]:
+        """Return parts of a batch that was refused, to be tried one by one, and what is of locked tasks.
+
+        A lock is waited for LOCK_SECONDS: if each of many locked tasks were tried, those that are not locked
+        would get their heartbeat too late.
+        """
+        if isinstance(error, Locked):
+            free = self.store.unlocked({id for id, *_ in batch})
+            locked = [each for each in batch if each[0] not in free]
+            if locked:
+                rest = [each for each in batch if each[0] in free]
+                return [rest] if rest else [], locked
+        return [[each] for each in batch], []
 
     def _start_threads(self) -> None:
         """Start a thread for each slot that has none; when the system has no more threads, later."""

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -302,6 +303,35 @@ def test_a_row_that_another_transaction_keeps_locked_holds_up_no_other(postgres_
     for worker, store in zip(workers, stores, strict=True):
         worker.stop()
         store.close()
+
+
+@pytest.mark.parametrize("lock_at", ["while they run", "when they end"])
+def test_many_locked_rows_let_no_lease_of_another_task_end(postgres_database, lock_at):
+    """A statement waits a second for a lock: if it did so for each of them, heartbeats would come late."""
+    store = taskmanager.open_store(postgres_database)
+    ids = store.create([NewTask()] * 8)
+    their_end, its_end = threading.Event(), threading.Event()
+
+    def handler(task):
+        (its_end if task.id == ids[-1] else their_end).wait(20)
+    worker = Worker(store, Config(poll_seconds=0.1, lease_seconds=4, concurrency=8), handler)
+    worker.start()
+    with contextlib.closing(psycopg2.connect(postgres_database)) as connection:
+        eventually(lambda: len(store.list_tasks("In Progress")) == 8)
+        connection.cursor().execute("select id from tasks where id < %s for update", (ids[-1],))
+        if lock_at == "when they end":
+            their_end.set()
+        left = "select cast(date_part('epoch', lease_until - now()) as float) from tasks where id = 8"
+        deadline = time.monotonic() + 9
+        while time.monotonic() < deadline:
+            assert store._execute(left.replace("now()", taskmanager.NOW))[0][0] > 0
+            time.sleep(0.2)
+    their_end.set()
+    its_end.set()
+    eventually(lambda: len(store.list_tasks("Completed")) == 8)
+    assert {row.attempt for row in store.list_tasks()} == {1}
+    worker.stop()
+    store.close()
 
 
 # Sequences
