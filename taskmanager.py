@@ -1473,6 +1473,10 @@ TIMED_OUT = "timed out after "
 READY_SECONDS = f"""date_part('epoch', {NOW} - least(greatest(coalesce(ready_at, created_at),
        {NOW} - 31536000 * interval '1 second'), {NOW}))"""
 
+# Whether a task is still to run alone after an attempt that did not kill its worker. One that runs alone
+# because a worker died has that as its error; one that ran alone because its worker has one slot has not.
+STILL_ALONE = f"alone and substr(coalesce(tasks.error, ''), 1, {len(CUT_OFF)}) = '{CUT_OFF}'"
+
 # How the last attempt of a task has ended, as far as its row tells; null while it runs.
 OUTCOME = f"""case
        when status = 'In Progress' then null
@@ -1844,7 +1848,7 @@ set    status     = 'New',
        run_at     = null,
        ready_at   = run_at,
        uncounted  = attempt,
-       alone      = alone and status = 'Failed',    -- it may have killed its worker, and may do so again
+       alone      = {STILL_ALONE},
        started_at = null,
        history    = {history_with(past_attempt(OUTCOME, "updated_at", "error"))},
        updated_at = {NOW}
@@ -1975,6 +1979,7 @@ update tasks
 set    status      = case when canceled then 'Failed' else 'New' end,
        error       = case when canceled then 'canceled' else ended.error end,
        run_at      = case when not canceled then {NOW} + ended.delay * interval '1 second' end,
+       alone       = false,             -- its worker has survived it
        started_at  = case when canceled then started_at end,
        history     = case
                      when canceled then history
@@ -2017,6 +2022,7 @@ update tasks
 set    status      = case when canceled then 'Failed' else 'New' end,
        error       = case when canceled then 'canceled' else error end,
        uncounted   = least(uncounted + 1, tasks.attempt),
+       alone       = {STILL_ALONE},
        ready_at    = {NOW},
        started_at  = case when canceled then started_at end,
        history     = case

@@ -15,7 +15,7 @@ import time
 import pytest
 
 import taskmanager
-from helpers import DOCUMENT_TABLE, LEASE, QUICK, eventually, expire, finished, http, order, sql
+from helpers import DOCUMENT_TABLE, LEASE, QUICK, eventually, expire, finished, http, order, set_time, sql
 from taskmanager import Config, Invalid, NewTask, Unavailable, Worker, new_task
 
 SLEEPERS = dict(HANDLER="tests.handlers:obey", LEASE_SECONDS=1, POLL_SECONDS=0.05, RETRY_SECONDS=0.05)
@@ -239,6 +239,40 @@ def test_a_worker_that_runs_one_task_at_a_time_runs_each_alone(store):
     store.claim(1, LEASE, "worker", single=True)
     die(store, id)
     assert store.read(id).status == "Failed"
+
+
+@pytest.mark.parametrize("transition", ["retry", "release", "repeat"])
+def test_what_a_worker_with_one_slot_did_not_finish_runs_beside_others_again(store, transition):
+    """Or each such task would have to wait until a worker with many slots has nothing else to do."""
+    [id, _] = store.create([new_task({"repeat": 60}), NewTask()])
+    [row] = store.claim(1, LEASE, "worker", single=True)
+    if transition == "retry":
+        store.retry([(id, row.attempt, "why", 0.0)])
+    elif transition == "release":
+        store.release([(id, row.attempt)])
+    else:
+        store.fail([(id, row.attempt, "why", store.next_run(row))])
+    set_time(store, id, "run_at", -1)
+    store.promote()
+    assert len(store.claim(8, LEASE)) == 2
+
+
+@pytest.mark.parametrize("transition", ["release", "repeat"])
+def test_what_may_have_killed_a_worker_stays_alone(store, transition):
+    """When it is given back by a worker that stops, and in its next run."""
+    [id, _] = store.create([new_task({"repeat": 60, "max_attempts": 1}), NewTask()])
+    store.claim(2, LEASE)
+    die(store, id)
+    [row] = store.claim(8, LEASE)
+    if transition == "release":
+        store.release([(id, row.attempt)])
+    else:
+        die(store, id)
+        store.schedule([(id, row.attempt, store.next_run(row))])
+        set_time(store, id, "run_at", -1)
+        store.promote()
+    [row] = store.claim(8, LEASE)
+    assert row.id == id and row.alone
 
 
 def test_what_was_tried_again_by_hand_runs_beside_others_again(store):
