@@ -2721,7 +2721,8 @@ class Store:
             return None
         try:
             planned = datetime(1970, 1, 1) + timedelta(seconds=float(row.planned_at or 0))
-            found = next_time(check_repeat(json.loads(row.repeat)), row.timezone, planned, self.now())
+            repeat = check_repeat(parse_json(row.repeat.encode("utf-8", "replace")))
+            found = next_time(repeat, row.timezone, planned, self.now())
         except Invalid as e:
             level = logging.DEBUG if isinstance(row, Unscheduled) else logging.WARNING      # once a run
             log.log(level, "could not schedule task=%s repeat=%s timezone=%r error=%r",
@@ -3389,7 +3390,8 @@ class SQLiteStore(Store):
             kind            text not null default 'default'
                             check (length(kind) between 1 and 63 and not kind glob '*[^a-z0-9_-]*'
                                    and not kind glob '[_-]*'),
-            repeat          text check (repeat is null or typeof(repeat) = 'text' and json_valid(repeat)),
+            repeat          text check (repeat is null or typeof(repeat) = 'text' and json_valid(repeat)
+                                        and length(cast(repeat as blob)) <= 1000),
             timezone        text check (typeof(timezone) <> 'blob'),
             started_at      real,
             history         text check (typeof(history) <> 'blob'

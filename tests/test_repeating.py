@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 import pytest
 
 import taskmanager
-from helpers import LEASE, at_once, expire, set_time, sql
+from helpers import LEASE, at_once, eventually, expire, set_time, sql
 from taskmanager import Config, NotInState, Worker, new_task, next_time
 
 MINUTELY = {"repeat": 60}
@@ -401,3 +401,23 @@ def test_next_time_and_the_store_agree(store):
     id = repeating(store, repeat="0 0 29 2 *")
     now = store.now()
     assert store.read(id).run_at == next_time("0 0 29 2 *", None, now, now).isoformat()
+
+
+@pytest.mark.parametrize("repeat", [
+    '"x"', "null", "{}", "0", "-1", "true", "1" * 990, "[" * 400 + "]" * 400, '"\\ud800"', "1e400",
+    '"0 0 30 2 *"'], ids=lambda text: text[:10])
+def test_nonsense_that_plain_sql_wrote_is_never_due_and_holds_up_nothing(store, work, repeat):
+    sql(store, "insert into tasks (status, repeat) values ('Completed', %(repeat)s)", repeat=repeat)
+    other = repeating(store)
+    work()
+    eventually(lambda: seconds_until(store, other))
+    [row] = store.unscheduled()
+    assert store.next_run(row) is None and store.read(row.id).status == "Completed"
+
+
+@pytest.mark.sqlite
+def test_a_number_too_long_for_python_in_an_older_table_holds_up_nothing(store):
+    """A file that was made before the table had a limit."""
+    store.next_run(taskmanager.Unscheduled(1, 1, "1" * 5000, None, 0.0))
+    with pytest.raises(taskmanager.Invalid):
+        sql(store, "insert into tasks (repeat) values (%(repeat)s)", repeat="1" * 5000)
