@@ -1197,7 +1197,7 @@ class Filters(NamedTuple):
 
 
 def pattern_of(text: str, stored: Callable[[str], str]) -> str:
-    """Return a regular expression for a text in lower and upper case, the same for Python and PostgreSQL.
+    """Return a regular expression of PostgreSQL for a text in lower and upper case.
 
     It spells out both cases of each character, because the database's locale may know the case of ASCII
     characters only. `stored` returns a text as the database holds it.
@@ -2628,6 +2628,10 @@ class Store:
             state.clock = asked, moment
         return moment + timedelta(seconds=time.monotonic() - asked)
 
+    def _to_find(self, text: str) -> str:
+        """Return what SEARCH compares payloads and errors with, to find a text in lower or upper case."""
+        return pattern_of(text, self._text)
+
     def _text(self, text: Any) -> Any:
         """Return JSON, or an error, in characters that the database has; as JSON it is the same value."""
         if not self.ascii or text is None:
@@ -2688,7 +2692,7 @@ class Store:
             "any": not filters.statuses, "after": after, "limit": limit, "size": size,
             "rows": SEARCH_ROWS, "bytes": SEARCH_BYTES,
             "kinds": f"^({'|'.join(map(re.escape, filters.kinds))})$" if filters.kinds else None,
-            "pattern": pattern_of(filters.q, self._text) if filters.q else None,
+            "pattern": self._to_find(filters.q) if filters.q else None,
             "created_after": filters.created_after, "created_before": filters.created_before}
 
         found = self._execute(backwards(sql) if is_backwards else sql, params)
@@ -3446,6 +3450,7 @@ class SQLiteStore(Store):
         "right(": "substr(",
         ", +": ", -",       # so many characters from the end
         "floor(": "(",
+        " ~ %(pattern)s": " match %(pattern)s",
         " ~ ": " regexp ",
     }
 
@@ -3464,6 +3469,7 @@ class SQLiteStore(Store):
         connection.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
         connection.create_function("to_char", 2, self._to_char, deterministic=True)
         connection.create_function("regexp", 2, self._regexp, deterministic=True)
+        connection.create_function("match", 2, self._match, deterministic=True)
         return connection
 
     @staticmethod
@@ -3477,6 +3483,18 @@ class SQLiteStore(Store):
     def _regexp(pattern: str | None, text: str | None) -> bool | None:
         """Do what PostgreSQL's operator ~ does."""
         return None if pattern is None or text is None else re.search(pattern, text) is not None
+
+    def _to_find(self, text: str) -> str:
+        return text.casefold()
+
+    @staticmethod
+    def _match(folded: str, text: str | None) -> bool:
+        """Tell whether a text contains another, in lower or upper case.
+
+        Not by a regular expression: for "aaa…b" among many "a" Python's would take 200 times as long, and
+        keep all other threads from going on.
+        """
+        return text is not None and folded in text.casefold()
 
     @staticmethod
     def _to_sqlite(value: Any) -> Any:

@@ -86,6 +86,18 @@ def test_q_is_text_in_whatever_case_and_without_wildcards(store, text, q, is_fou
         assert found(store, q=q) == [id] * is_found
 
 
+@pytest.mark.sqlite
+@pytest.mark.parametrize("q", ["a" * 199 + "b", "b" + "a" * 199, "a" * 99 + "b" + "a" * 100, "a" * 30 + "b"],
+                         ids=["end", "begin", "middle", "short"])
+def test_no_text_to_look_for_takes_long_however_alike_what_is_there(store, q):
+    """On SQLite Python looks, and keeps all other threads of the process from going on meanwhile."""
+    for _ in range(10):
+        create(store, payload="a" * 1_000_000)
+    began = time.process_time()
+    assert found(store, q=q) == []
+    assert time.process_time() - began < 1      # with a regular expression 5 s
+
+
 @pytest.mark.parametrize("encoding", ["UTF8", "SQL_ASCII", "LATIN1", "WIN1251"])
 def test_q_knows_the_case_of_every_letter_where_the_locale_knows_ascii_alone(empty_database, encoding):
     store = taskmanager.open_store(empty_database(
@@ -238,7 +250,7 @@ def test_sqlite_looks_at_no_more_than_it_is_told(sqlite_database, monkeypatch):
     store = taskmanager.open_store(sqlite_database)
     store.create([new_task({"payload": 1})] * 2000)
     looks = []
-    monkeypatch.setattr(store, "_regexp", lambda pattern, text: looks.append(text))
+    monkeypatch.setattr(store, "_match", lambda folded, text: looks.append(text))
     for statuses in ([], ["New"], ["Failed", "New"]):
         looks.clear()
         store.close()
