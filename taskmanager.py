@@ -1078,8 +1078,10 @@ def next_time(repeat: float | str, zone: str | None, base: datetime, after: date
 
 
 def encode_repeat(value: Any) -> Json:
-    """Check `repeat`; return it as JSON text, as the table holds it. Raise Invalid."""
-    return Json(json.dumps(check_repeat(value)))
+    """Return what check_repeat() does as JSON text, which the table holds: 60 seconds as 60, not as 60.0."""
+    repeat = check_repeat(value)
+    is_whole = not isinstance(repeat, str) and repeat.is_integer()
+    return Json(json.dumps(int(repeat) if is_whole else repeat))
 
 
 # ----------------------------------------------------------------------------

@@ -421,3 +421,8 @@ def test_a_number_too_long_for_python_in_an_older_table_holds_up_nothing(store):
     store.next_run(taskmanager.Unscheduled(1, 1, "1" * 5000, None, 0.0))
     with pytest.raises(taskmanager.Invalid):
         sql(store, "insert into tasks (repeat) values (%(repeat)s)", repeat="1" * 5000)
+
+
+@pytest.mark.parametrize("given, shown", [(60, "60"), (60.0, "60"), (1.5, "1.5"), ("@daily", '"@daily"')])
+def test_an_interval_is_shown_as_it_was_given(store, given, shown):
+    assert f'"repeat": {shown}' in store.read(repeating(store, repeat=given)).to_json()
