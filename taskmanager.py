@@ -1852,7 +1852,10 @@ set    status     = 'New',
        uncounted  = attempt,
        alone      = {STILL_ALONE},
        started_at = null,
-       history    = {history_with(past_attempt(OUTCOME, "updated_at", "error"))},
+       history    = case
+                    when started_at is null then history    -- as in RETRY_BY_HAND
+                    else {history_with(past_attempt(OUTCOME, "updated_at", "error"))}
+                    end,
        updated_at = {NOW}
 from   due
 where  tasks.id = due.id

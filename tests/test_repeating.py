@@ -426,3 +426,9 @@ def test_a_number_too_long_for_python_in_an_older_table_holds_up_nothing(store):
 @pytest.mark.parametrize("given, shown", [(60, "60"), (60.0, "60"), (1.5, "1.5"), ("@daily", '"@daily"')])
 def test_an_interval_is_shown_as_it_was_given(store, given, shown):
     assert f'"repeat": {shown}' in store.read(repeating(store, repeat=given)).to_json()
+
+
+def test_one_that_plain_sql_ended_without_an_attempt_has_none_in_its_history(store):
+    [(id,)] = sql(store, "insert into tasks (status, repeat, run_at) values ('Completed', '60', now())")
+    store.promote()
+    assert store.read(id).status == "New" and store.attempts(id) == []
