@@ -119,7 +119,7 @@ except ImportError:
 
 __version__ = "0.1.0"
 
-# What the author of a handler and an embedding application may use; the rest may change at any time.
+# The names that handlers and embedding applications may use; the others may change at any time.
 __all__ = [
     "Task", "StopReason", "Failed", "Retry",
     "Config", "Store", "Row", "Worker", "Notifier", "open_store", "create_app", "own_names",
@@ -784,7 +784,7 @@ def parse_json(data: bytes) -> Any:
 
 
 def is_json(content_type: str) -> bool:
-    """Whether a Content-Type says JSON: `application/json`, or a type that ends in `+json` (RFC 6839)."""
+    """Tell whether a Content-Type means JSON: `application/json`, or one that ends in `+json` (RFC 6839)."""
     return re.match(r"application/([\w.+-]+\+)?json\s*(;|$)", content_type, re.IGNORECASE) is not None
 
 
@@ -1147,7 +1147,7 @@ def annotations_of(fields: type) -> dict[str, Any]:
 
 NEW_TASK: Checks = annotations_of(NewTask) | {"status": _new_status}
 
-# What a worker over HTTP sends, to claim tasks and then for each of them.
+# The fields that a worker over HTTP sends, to claim tasks and then about each of them.
 LEASE = _between(1, 86400)
 ATTEMPT = _between(1, 2**31 - 1, whole=True)
 CLAIM_TASKS: Checks = {"limit": _between(1, MAX_PAGE, whole=True), "lease": LEASE,
@@ -2526,7 +2526,7 @@ class Store:
         """What this process has counted."""
         return self._state.metrics
 
-    # What a database has to define.
+    # Each database defines these.
 
     def _connect(self) -> Any:
         raise NotImplementedError
@@ -3084,7 +3084,7 @@ class Store:
         key = sql, *params.values()
         due, rows = state.figures.get(key, (0.0, None))
         if not state.measuring.acquire(blocking=False):
-            return rows     # the last ones, for another thread measures: nobody waits for a slow count
+            return rows     # the last ones: another thread measures, and nobody waits for a slow count
         try:
             if (now := time.monotonic()) >= due:
                 try:
@@ -3330,8 +3330,8 @@ class PostgresStore(Store):
                                  "expected a database or a schema (search_path) of its own")
 
         # As one text it is one transaction, and the lock (any number, the same in every process) ends with
-        # it. While it waits to alter a table, all that come after wait, too: so it waits a moment only, and
-        # then tries again.
+        # it. While it waits to alter a table, all later statements wait behind it: so it waits only for a
+        # moment, and then tries again.
         text = ("set local statement_timeout = 0; "
                 "set local lock_timeout = '1s'; "
                 "set local client_min_messages = warning; "
@@ -3442,7 +3442,7 @@ class SQLiteStore(Store):
                                         ('tasks', 'tasks_finished', '1000000 250000 2');
         analyze sqlite_schema"""
 
-    # What SQLite has instead of PostgreSQL's words.
+    # PostgreSQL's words, and what SQLite has instead.
     WORDS = {
         "for update skip locked": "",
         "* interval '1 second'": "",
@@ -4173,7 +4173,7 @@ def _outcome_of_failure(task: Task, config: Config, error: str, final: bool = Fa
 
 
 def _outcome_of_result(result: Any) -> Outcome:
-    """The handler has returned. Raise Failed for what can't be a result."""
+    """Return the outcome of a handler that has returned. Raise Failed for what can't be a result."""
     try:
         text = None if result is None else encode_json(result)
     except Invalid as e:
@@ -4184,7 +4184,7 @@ def _outcome_of_result(result: Any) -> Outcome:
 
 
 def _outcome_of_exception(task: Task, config: Config, error: BaseException) -> Outcome:
-    """The handler has raised an exception."""
+    """Return the outcome of a handler that has raised an exception."""
     if isinstance(error, (Failed, Retry)):
         text, delay = truncate(str(error)) or describe(error), getattr(error, "delay", None)
         return _outcome_of_failure(task, config, text, isinstance(error, Failed), delay and DELAY(delay))
@@ -4196,7 +4196,7 @@ def _outcome_of_exception(task: Task, config: Config, error: BaseException) -> O
 
 
 def _outcome_of_stop(task: Task, config: Config, reason: StopReason) -> Outcome:
-    """The handler was told to stop: what it returned or raised, maybe early, does not count."""
+    """Return the outcome of a handler that was told to stop; what it returned or raised does not count."""
     if reason is StopReason.SHUTDOWN:
         return Outcome("release")
     error = reason.value
@@ -4269,7 +4269,7 @@ class Worker:
         log.info("started worker handler=%r kinds=%s%s", name, show_kinds(self._own_slots), slots)
 
     def wake(self) -> None:
-        """Look for tasks now, for there may be new ones."""
+        """Look for tasks now, because there may be new ones."""
         self._should_claim = set(self.handlers)
         self._woken.set()
 
@@ -4413,12 +4413,12 @@ class Worker:
             return
 
         if now > self._polled_at + config.lease_seconds:
-            # The database was away, for all workers maybe: they may come back, and keep their tasks.
+            # The database was away, maybe for all workers: let them come back, and keep their tasks.
             self._next_reclaim = now + RETURN_SECONDS
         ready = self.store.promote()
         if now >= self._next_reclaim:
             ready += self.store.reclaim(config.max_attempts, self.name)
-        # What ended without its worker, in a reclaim or by plain SQL, gets its next time here.
+        # Repeating tasks that ended without their worker, in a reclaim or by plain SQL, get their next time.
         ended = self.store.unscheduled()
         scheduled = self.store.schedule([(row.id, row.attempt, self.store.next_run(row)) for row in ended])
         if max(ready, len(scheduled)) >= BATCH_ROWS:
@@ -4763,7 +4763,7 @@ class Notifier:
                 self._stopped.wait(backoff(tries, 0.5, 10))
                 self.notify()       # the last notification may be lost
 
-    # What a kind of server has to define.
+    # Each kind of server defines these.
 
     def _connect(self) -> contextlib.AbstractContextManager[Any]:
         """Connect, and close the connection in the end."""
@@ -4920,7 +4920,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 # Names that no page of another site can have: the owner of a domain can point its names at this machine, but
 # owns no addresses and no names without a dot.
 LOCAL_NAME = re.compile(r"[0-9.]+|\[[0-9a-f:.]+\]|[a-z0-9_-]+|([a-z0-9_-]+\.)+localhost")
-# What pages of ALLOWED_ORIGINS may read of an answer, and may send (CORS). Never cookies.
+# The headers that pages of ALLOWED_ORIGINS may read of an answer, and may send (CORS). Never cookies.
 EXPOSED = ("Allow, Date, ETag, Link, Location, Preference-Applied, Retry-After, WWW-Authenticate, "
            "X-Request-Id")
 PREFLIGHT = {
@@ -4936,7 +4936,7 @@ CODES = {
     400: "malformed-request", 404: "not-found", 405: "method-not-allowed", 413: "too-large",
     414: "uri-too-long", 431: "headers-too-large", 500: "internal-error",
     501: "unsupported-transfer-encoding", 503: "overloaded", 505: "http-version-not-supported"}
-# What the answer to an error has besides, by its HTTP status.
+# Further headers of the answer to an error, by its HTTP status.
 ERROR_HEADERS = {401: {"WWW-Authenticate": 'Bearer realm="Task Manager"'}, 503: {"Retry-After": "1"}}
 PORT_OF_HOST = re.compile(r":\d*$")
 TASK_ID = re.compile("[1-9][0-9]{0,18}")
@@ -5120,7 +5120,7 @@ def answer_with_file(name: str, folder: str = "") -> bottle.HTTPResponse:
 
 
 class Route(NamedTuple):
-    """What a route takes, and how it answers when all is well. What it does not declare is refused."""
+    """Declares what a route takes, and how it answers when all is well. All other input is refused."""
 
     method: str
     path: str                           # as in openapi.yaml: /tasks/{id}
@@ -5534,7 +5534,7 @@ class Api:
         if is_client_gone():
             self.store.release([(row.id, row.attempt) for row in rows])
         elif rows:
-            self._wake_one_claim()        # there may be more, for another claim that waits
+            self._wake_one_claim()  # there may be more tasks, for another claim that waits
         tasks = ", ".join(row.to_json(claimed=True) for row in rows)
         return answer(f"[{tasks}]", 200, **applied)
 
@@ -5694,7 +5694,7 @@ def create_app(store: Store, config: Config = Config(waiters=0), hosts: Iterable
 # or counted, and further requests wait in the system's buffers.
 
 class Refused(Exception):
-    """What the server answers in place of the application; waitress's own errors have the same attributes."""
+    """An answer of the server in place of the application; waitress's errors have the same attributes."""
 
     def __init__(self, code: int, body: str):
         super().__init__(body)
@@ -5711,7 +5711,7 @@ _METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Z-]{1,1000}(?: |\Z)")
 _FIRST_LINE = re.compile(rb"(\S+) ([!-~\x80-\xff]+) HTTP/([0-9]\.[0-9])")
 _FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t -~\x80-\xff]*)")
 _BARE = re.compile(rb"\n(?<!\r\n)|\r(?!\n|\Z)")       # written like this, it is searched three times as fast
-# What stands before a chunk, as far as it has come: the end of the one before, the size, an extension.
+# The line before a chunk, as far as it has come: the end of the chunk before, the size, an extension.
 _CHUNK = re.compile(rb"\r(?:\n(?:([0-9A-Fa-f]{1,15})(?:;[\t -~\x80-\xff]*)?(?:\r(\n)?)?)?)?")
 
 
@@ -5878,7 +5878,7 @@ class Request:
 
     @property
     def kind(self) -> tuple[str, str, bool]:
-        """Which requests wait in one line: those for the same, of about the same cost."""
+        """What the requests of one line have in common: they ask for the same, at about the same cost."""
         if self.error:
             return "", "", False
         is_large = self.size > MAX_LINE         # 8 KiB may hold thousands of tasks
