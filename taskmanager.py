@@ -290,7 +290,7 @@ def register_secret(name: str, value: str | None) -> None:
     found |= {unquote(secret) for secret in found}
     for secret in list(found):      # and the pieces into which a library may split it
         found.update(re.split("[@/?#:&=+% ]", secret))
-    # A very short piece, or one that is also a public name, would spoil texts and give nothing away.
+    # Not a very short piece, nor one that is also a public name: to hide these would only spoil texts.
     _secrets.update(secret for secret in found if len(secret) > 5 and secret not in public)
 
 
@@ -1475,8 +1475,9 @@ TIMED_OUT = "timed out after "
 READY_SECONDS = f"""date_part('epoch', {NOW} - least(greatest(coalesce(ready_at, created_at),
        {NOW} - 31536000 * interval '1 second'), {NOW}))"""
 
-# Whether a task is still to run alone after an attempt that did not kill its worker. One that runs alone
-# because a worker died has that as its error; one that ran alone because its worker has one slot has not.
+# Whether a task must still run alone after an attempt that did not kill its worker. A task that must run
+# alone because a worker died has an error that says so; one that ran alone because its worker has one slot
+# has none.
 STILL_ALONE = f"alone and substr(coalesce(tasks.error, ''), 1, {len(CUT_OFF)}) = '{CUT_OFF}'"
 
 # How the last attempt of a task has ended, as far as its row tells; null while it runs.
@@ -2669,11 +2670,11 @@ class Store:
 
     def find_tasks(self, filters: Filters, after: int | None = None, limit: int = MAX_PAGE,
                    order: str = "asc") -> tuple[list[Row], int | None]:
-        """Return a page of the tasks that meet the filters, as list_tasks() does, and the id after which the
-        next page begins; None when there is no more.
+        """Return a page of the tasks that meet the filters, and the id after which the next page begins.
 
-        A page looks at a limited number of tasks (SEARCH_ROWS, SEARCH_BYTES): it may be short, or empty, and
-        still have a next one.
+        The arguments are those of list_tasks(); the id is None when there is no further page. A page looks at
+        a limited number of tasks (SEARCH_ROWS, SEARCH_BYTES): it may be short, or empty, and still have a
+        next one.
         """
         if filters == Filters(filters.statuses):
             rows, next_after = self.list_tasks(*filters.statuses, after=after, limit=limit + 1,
@@ -2933,9 +2934,10 @@ class Store:
         """Delete a task that no worker holds; return it as it was."""
         return self._change(DELETE, "deleted", id, seen, "New", "Completed", "Failed")
 
-    # cancel_all(), retry_all() and delete_all() do so to the tasks that meet the filters: to up to `limit` of
-    # those after the id `after`. They return how many tasks they have changed, and the id after which to go
-    # on, or None when there are no more. A task that another transaction changes at this moment is left out.
+    # cancel_all(), retry_all() and delete_all() do the same to the tasks that meet the filters, up to `limit`
+    # of those after the id `after`. They return how many tasks they have changed, and the id after which to
+    # go on, or None when there are no more. A task that another transaction changes at this moment is left
+    # out.
 
     def cancel_all(self, filters: Filters, after: int | None = None,
                    limit: int = MAX_PAGE) -> tuple[int, int | None]:
@@ -3371,7 +3373,7 @@ class SQLiteStore(Store):
                             check (status in ('New', 'In Progress', 'Completed', 'Failed')),
             created_at      real not null default ((julianday('now') - 2440587.5) * 86400.0),
             updated_at      real not null default ((julianday('now') - 2440587.5) * 86400.0),
-            -- before what it measures, or SQLite would read that to find it
+            -- stands before what it measures, or else SQLite would read that to reach it
             size            int generated always as (coalesce(length(cast(payload as blob)), 0)
                                                      + coalesce(length(cast(result as blob)), 0)) stored,
             payload         text check (payload is null or typeof(payload) = 'text' and json_valid(payload)),
@@ -3434,7 +3436,7 @@ class SQLiteStore(Store):
         create unique index if not exists tasks_create      on tasks (idempotency_key)
             where idempotency_key is not null;
 
-        -- Statistics that are not measured: a status has many tasks. Without them SQLite would look for ready
+        -- Statistics that are made up: a status has many tasks. Without them SQLite would look for ready
         -- tasks among all that are New.
         analyze sqlite_schema;
         delete from sqlite_stat1 where tbl = 'tasks';
@@ -3555,8 +3557,8 @@ class SQLiteStore(Store):
         return rows
 
     def _try_to_write(self) -> None:
-        # To a table that is always there and has no task. Only what changes is written, so a row comes and
-        # goes.
+        # Into a table that is always there and holds no task. SQLite writes only what changes, so a row is
+        # inserted and deleted.
         self._transaction([("insert into sqlite_stat1 (tbl) values ('try')", {}),
                            ("delete from sqlite_stat1 where tbl = 'try'", {})])
 
@@ -4226,7 +4228,8 @@ class Worker:
             shares.append(config.concurrency)
         self.slots = sum(shares)
 
-        # Shared by all threads. The lock is held for every change, and while something iterates over them.
+        # Shared by all threads. The lock is held to change them, and to loop over their entries; to look at
+        # one entry needs no lock.
         self._lock = threading.Lock()
         self._running: dict[tuple[int, int], Task] = {}     # by id and attempt
         self._outcomes: dict[str, list[tuple]] = {  # still to be written, by transition; some with the Row
@@ -4384,7 +4387,7 @@ class Worker:
                 raise
             if isinstance(e, Locked):
                 self._locked_rows.lost(e)
-            if len(batch) > 1:          # so that one does not keep the others
+            if len(batch) > 1:          # so that one does not hold up the others
                 parts, locked = self._split(batch, e)
                 return locked + [kept for part in parts for kept in self._write(transition, part)]
             if isinstance(e, Locked):
@@ -4485,10 +4488,10 @@ class Worker:
             return {id for id, *_ in locked}.union(*map(self._extend, parts))
 
     def _split(self, batch: list[tuple], error: Exception) -> tuple[list[list[tuple]], list[tuple]]:
-        """Return parts of a batch that was refused, to be tried one by one, and what is of locked tasks.
+        """Split a batch that was refused: return the parts that are to be tried, and what is of locked tasks.
 
-        A lock is waited for LOCK_SECONDS: if each of many locked tasks were tried, those that are not locked
-        would get their heartbeat too late.
+        A statement waits for a lock for LOCK_SECONDS. If each of many locked tasks were tried, the leases of
+        the others would be extended too late.
         """
         if isinstance(error, Locked):
             free = self.store.unlocked({id for id, *_ in batch})
@@ -5198,7 +5201,7 @@ class Api:
         self._public_host = PORT_OF_HOST.sub("", public.netloc)
         self._hosts = {*(config.allowed_hosts.split(",") if config.allowed_hosts else hosts)}
         self._origins = {*(config.allowed_origins or "").split(",")} - {""}
-        self._trusted = set(self._origins)      # whose pages may act
+        self._trusted = set(self._origins)      # origins whose pages may change tasks
         if config.public_url:
             self._trusted.add(f"{public.scheme}://{public.netloc}")
 
@@ -5271,8 +5274,10 @@ class Api:
         return callback
 
     def _check_sender(self, route: Route) -> None:
-        """Check that a request is meant for this service (host), that its user means to send it (origin), and
-        that its user may (token). Raise HostNotAllowed, CrossSite, Unauthorized, ReadOnlyToken."""
+        """Check that a request means this service (host), and that its user sent it (origin) and may (token).
+
+        Raise HostNotAllowed, CrossSite, Unauthorized, ReadOnlyToken.
+        """
         host = header("HTTP_HOST").lower()
         if not (self._token or route.any_host):
             self._check_host(PORT_OF_HOST.sub("", host))
@@ -5412,8 +5417,11 @@ class Api:
         return self._wait_for(lambda: self.store.read(id), has_ended, self.closing.wait, 0.5)
 
     def _wait_for_change(self, read: Callable[[], bottle.HTTPResponse]) -> bottle.HTTPResponse:
-        """Call read() until it returns what the client does not have (If-None-Match), or the client waits no
-        longer (Prefer: wait); return that, or its 304. A client that has nothing is answered at once."""
+        """Call read() until it returns what the client does not have (If-None-Match); return that.
+
+        Return its 304 when the client waits no longer (Prefer: wait). A client that has nothing is answered
+        at once.
+        """
         if not header("HTTP_IF_NONE_MATCH"):
             return read()
         found, applied = self._wait_for(read, lambda found: found.status_code != 304, self.closing.wait, 0.5,
@@ -5874,7 +5882,7 @@ class Request:
         if self.is_chunked:
             self.headers["CONTENT_LENGTH"] = str(self.size)
         if self.size > MAX_IN_MEMORY:
-            self.headers.pop("PREFER", None)    # a wish; and there are few threads for large bodies
+            self.headers.pop("PREFER", None)    # may be ignored; and there are few threads for large bodies
 
     @property
     def kind(self) -> tuple[str, str, bool]:
@@ -6177,8 +6185,10 @@ class Server(TcpWSGIServer):
             self.maintenance(time.time())
 
     def maintenance(self, now):
-        """Cut off clients that are idle or slow: for too long, or the longest where connections or space run
-        short."""
+        """Cut off clients that have been idle or slow for too long.
+
+        Where connections or space run short, cut off those that have been so for the longest time.
+        """
         there = [channel for channel in self.active_channels.values() if not channel.will_close]
         spare, kept = MAX_CONNECTIONS - len(there), sum(channel.kept for channel in there)
         there.sort(key=lambda channel: (channel.kept > 0, channel.last_activity))   # the idle ones go first

@@ -472,7 +472,7 @@ class Intake:
             self._done.append(message.tag)
 
         def done():     # in the rejecter's thread
-            with contextlib.suppress(pika.exceptions.ConnectionWrongStateError):    # lost: it comes again
+            with contextlib.suppress(pika.exceptions.ConnectionWrongStateError):    # the message comes again
                 channel.connection.add_callback_threadsafe(rejected)
 
         if self._to_reject.add(message):
