@@ -33,7 +33,7 @@ begin
     end loop;
 end $$;
 
--- What real work needs. A row inserted with none of it is a task like any other.
+-- The columns that real work needs. A row inserted with none of them is a task like any other.
 alter table tasks
     add column if not exists payload         json,
     add column if not exists result          json,
@@ -52,9 +52,10 @@ alter table tasks
     add column if not exists canceled        boolean  not null default false,   -- cancellation was requested
     add column if not exists progress        double precision check (progress between 0 and 1),
     add column if not exists idempotency_key text,
-    add column if not exists fingerprint     text,                          -- of what came with the key
+    add column if not exists fingerprint     text,                          -- a hash of the key's request
     add column if not exists ready_at        timestamp,                     -- null: ready since its creation
-    add column if not exists worker          text,                          -- of the last attempt; null: HTTP
+    -- of the last attempt: host:pid:random, or over HTTP @NAME, or null
+    add column if not exists worker          text,
     -- true: the attempt runs, or the next one must run, with nothing beside it. RECLAIM fails only tasks
     -- of which this is true.
     add column if not exists alone           boolean  not null default false,
@@ -65,13 +66,13 @@ alter table tasks
     add column if not exists kind            text     not null default 'default',
     add column if not exists repeat          json,      -- seconds, or a cron expression
     add column if not exists timezone        text,      -- of a cron expression; null: UTC
-    -- when the last attempt began; null: no attempt yet, or the last one stands in the history
+    -- when the last attempt began; null: no attempt yet, or the last one is in the history
     add column if not exists started_at      timestamp,
-    -- of the attempts before it: a JSON object a line, the newest 8,000 characters
+    -- the attempts before the last one: a JSON object per line, the newest 8,000 characters
     add column if not exists history         text,
     add column if not exists planned_at      timestamp; -- when the first run of a repeating task was due
 
--- What the documented table has in another form. On a new table nothing of this changes anything.
+-- Columns that the documented table has in another form. It changes nothing on a new table.
 alter table tasks drop constraint if exists tasks_status_check;     -- it could refuse an older row; see below
 update tasks set status     = 'New'                      where status     is null;
 update tasks set created_at = (now() at time zone 'utc') where created_at is null;
@@ -88,7 +89,8 @@ alter sequence if exists tasks_id_seq as bigint;
 -- index (HOT), and the table stays a third smaller. An update of the status always changes one.
 alter table tasks set (fillfactor = 70);
 
--- What plain SQL may write. No row can make a statement fail that is about many, or be too large to be read.
+-- The limits of what plain SQL may write: no row may be too large to be read, or make a statement fail that
+-- is about many rows.
 do $$
 declare
     moment text;

@@ -1873,7 +1873,7 @@ with ready as materialized (
     where  kind = %(kind)s and status = 'New' and run_at is null
            -- This is true of every priority. It makes PostgreSQL use the index, and sort nothing.
            and (0 - priority) >= -32767
-           -- The number of an attempt can't grow any further.
+           -- The highest number: a task that has had this attempt gets no further one.
            and attempt < 2147483647
            -- A worker runs a task that must run alone only when it has nothing else to do. Until then it
            -- claims nothing that comes after that task, unless it still runs an attempt that began before
@@ -1932,9 +1932,9 @@ from   tasks
 where  status = 'In Progress' and worker = %(worker)s"""
 
 # EXTEND, COMPLETE, RETRY, FAIL and RELEASE are for the holder of an attempt alone, even after the end of its
-# lease: from then on others may take the task over, but only then has it another attempt. They find a task by
-# its id. The CASE keeps PostgreSQL from using the index on status, with which it may compare all tasks that
-# are In Progress with each of the batch.
+# lease: that only allows others to take the task over, and until one does, the attempt is the current one.
+# They find a task by its id. The CASE keeps PostgreSQL from using the index on status, with which it may
+# compare all tasks that are In Progress with each of the batch.
 
 # A lease never gets shorter. The progress that a handler has reported is stored with it.
 EXTEND = f"""
@@ -3160,7 +3160,7 @@ where  id in (select id from asked)
 for no key update skip locked"""
 
 # In a restored dump or a logical replica the sequence may have fallen behind the ids.
-MEND_SEQUENCE = """
+ADVANCE_SEQUENCE = """
 select setval(pg_get_serial_sequence('tasks', 'id'), highest)
 from   (select max(id) as highest from tasks where id < 4503599627370496) as tasks
 where  highest > coalesce(
@@ -3287,7 +3287,7 @@ class PostgresStore(Store):
                 if isinstance(e, errors.UniqueViolation) and "(id)=(" in (e.diag.message_detail or ""):
                     if tries > 3:
                         raise self._lost(e, "the next id is taken") from e
-                    self._mend_sequence()
+                    self._advance_sequence()
                 elif isinstance(e, errors.NotNullViolation) and e.diag.column_name == "attempt":
                     raise KeyReused from None           # see CREATE
                 elif not code.startswith(OUTAGES):
@@ -3309,8 +3309,8 @@ class PostgresStore(Store):
     def unlocked(self, ids: Collection[int]) -> set[int]:
         return {id for id, in self._batch(UNLOCKED, [(id,) for id in ids])}
 
-    def _mend_sequence(self) -> None:
-        for highest, in self._execute(MEND_SEQUENCE):
+    def _advance_sequence(self) -> None:
+        for highest, in self._execute(ADVANCE_SEQUENCE):
             log.warning("advanced id sequence highest=%s", highest)
 
     def apply_schema(self) -> None:
