@@ -1506,8 +1506,14 @@ def past_attempt(outcome: str, ended_at: str, error: str) -> str:
 
 
 def history_with(attempt: str) -> str:
-    """Return the SQL expression that adds a line to a task's history, and cuts off what is too old in it."""
-    return f"right(coalesce(history || '\n', '') || {attempt}, +{MAX_HISTORY})"
+    """Return the expression of a task's history with one more line; what is too long loses its beginning.
+
+    A task that was never claimed, whatever status plain SQL gave it, has no attempt to tell of.
+    """
+    return f"""case
+           when tasks.attempt = 0 then history
+           else right(coalesce(history || '\n', '') || {attempt}, +{MAX_HISTORY})
+           end"""
 
 
 # An idempotency key makes one task: a second one with the key is not inserted, and the first one's id is
