@@ -4,6 +4,7 @@
 # make browser-test  the page, in a real Chromium
 # make mutants       the tests of the tests: each of some lines, broken, makes its test fail
 # make versions      the tests that need a database on PostgreSQL 12 and 18; PYTHON=python3.13 names a Python
+# make bench         speed, beside others and beside what the parts can do; ONLY=post,get ROUNDS=3 DURATION=2
 # make lint          ruff, mypy, judges of openapi.yaml and asyncapi.yaml, and a fuzzer; needs Node.js
 
 PYTHON ?= python3
@@ -34,6 +35,18 @@ browser-test: $(VENV)/browser.stamp
 lint: $(VENV)/run.stamp
 	@lint/run $(VENV)/bin/python
 
+# From its own environment, with the packages of all that it is compared with.
+bench: bench/.venv/stamp
+	@PYTHONPATH=.:tests:bench/apps bench/.venv/bin/python bench/run.py
+
+export ONLY ROUNDS DURATION
+
+bench/.venv/stamp: bench/requirements.txt requirements.txt requirements-sqlite.txt
+	@$(MAKE) --no-print-directory VENV=bench/.venv bench/.venv/bin/python
+	@echo "installing bench/requirements.txt into bench/.venv"
+	@bench/.venv/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r bench/requirements.txt
+	@touch $@
+
 $(VENV)/run.stamp: requirements.txt requirements-sqlite.txt | $(VENV)/bin/python
 	@echo "installing requirements.txt into $(VENV)"
 	@$(PIP) install --require-hashes -r requirements.txt
@@ -58,6 +71,6 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) lint/node_modules lint/.venv tests/versions/node_modules tests/versions/.venv .pytest_cache tests/__pycache__ tests/browser/__pycache__ __pycache__
+	rm -rf $(VENV) bench/.venv lint/node_modules lint/.venv tests/versions/node_modules tests/versions/.venv .pytest_cache tests/__pycache__ tests/browser/__pycache__ __pycache__
 
-.PHONY: run demo test mutants versions browser-test lint clean
+.PHONY: run demo test mutants versions browser-test bench lint clean

@@ -1,0 +1,5 @@
+"""The handler of Task Manager's worker."""
+
+
+def noop(task):
+    pass

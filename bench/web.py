@@ -1,0 +1,164 @@
+"""The measures over HTTP: one server at a time, 16 connections that are kept alive, made by wrk.
+
+Each peer is a function that runs its server on a port and a database inside a block.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+import urllib.request
+
+import psycopg2
+
+import servers
+import taskmanager
+from machine import APPS, ROOT, SCRIPTS, Machine, query
+
+CONNECTIONS = 16
+ROWS = 1000         # in the table that is read
+DOCUMENTED = """
+create table tasks (
+    id         serial primary key,
+    status     varchar(20) default 'New',
+    created_at timestamp(0) default current_timestamp,
+    updated_at timestamp(0) default current_timestamp
+)"""
+
+
+# Peers
+
+def ours(machine: Machine, port: int, url: str):
+    taskmanager.open_store(url)
+    return machine.running(sys.executable, "taskmanager.py", port=port, DATABASE_URL=url,
+                           RABBITMQ_URL=machine.rabbitmq.url)
+
+
+def document(machine: Machine, port: int, url: str, **environment):
+    query(url, DOCUMENTED)
+    return machine.running(sys.executable, APPS / "document.py", port=port, DATABASE_URL=url, **environment)
+
+
+def document_with_rabbitmq(machine: Machine, port: int, url: str):
+    return document(machine, port, url, RABBITMQ_URL=machine.rabbitmq.url)
+
+
+def fastapi(machine: Machine, port: int, url: str):
+    query(url, DOCUMENTED)
+    return machine.running(SCRIPTS / "uvicorn", "fast:app", "--port", port, "--loop=uvloop",
+                           "--http=httptools", "--no-access-log", port=port, DATABASE_URL=url)
+
+
+def empty(machine: Machine, port: int, url: str):
+    return machine.running(sys.executable, APPS / "empty.py", port=port)
+
+
+NAMES = {
+    ours: "Task Manager",
+    document: "Flask, a connection a request",
+    document_with_rabbitmq: "the same, and one to RabbitMQ",
+    fastapi: "FastAPI + asyncpg",
+    empty: "ceiling: empty Bottle app",
+}
+
+
+# Measures: each yields what one turn of each peer gives per second
+
+def post(seconds: int):
+    yield from turns("POST", "/tasks", seconds, [ours, document, document_with_rabbitmq, fastapi, empty],
+                     check=lambda answer: answer["id"] > 0)
+    yield "ceiling: pgbench, the same statement", functools.partial(
+        pgbench, statement=taskmanager.expand_values(taskmanager.CREATE, [taskmanager.NewTask()]),
+        seconds=seconds)
+
+
+def get(seconds: int):
+    yield from turns("GET", "/tasks/500", seconds, [ours, document, fastapi, empty],
+                     check=lambda task: task["id"] == 500 and len(task) == 4)
+    yield "ceiling: pgbench, the same statement", functools.partial(
+        pgbench, statement=(taskmanager.READ, {"id": 500}), seconds=seconds)
+
+
+def list_100(seconds: int):
+    yield from turns("GET", "/tasks?limit=100", seconds, [ours, document, fastapi],
+                     check=lambda tasks: len(tasks) == 100 and tasks[99]["id"] == 100)
+
+
+def arrays(seconds: int):
+    yield from turns("POST", {ours: "/tasks", fastapi: "/tasks/many"}, seconds, [ours, fastapi], tasks=1000,
+                     check=lambda created: len(created) == 1000)
+
+
+def turns(method, path, seconds, peers, check, tasks=0):
+    for peer in peers:
+        where = path[peer] if isinstance(path, dict) else path
+        yield NAMES[peer], functools.partial(turn, peer, method, where, tasks, check, seconds)
+
+
+def turn(peer, method: str, path: str, tasks: int, check, seconds: int, machine: Machine) -> float:
+    """Return the requests (or tasks, where a request has some) per second of one peer, on a new database.
+
+    The rows that are there afterwards must be those that wrk got an answer for.
+    """
+    port, url = servers.free_port(), machine.new_database()
+    address = f"http://127.0.0.1:{port}{path}"
+    with peer(machine, port, url):
+        if method == "GET" and peer is not empty:
+            fill(url)
+        first = send(method, address, tasks)
+        if not check(first):
+            raise RuntimeError(f"{peer.__name__} answered {first}")
+
+        warm, _ = wrk(method, address, tasks, 1)
+        requests, rate = wrk(method, address, tasks, seconds)
+
+    if method == "POST" and peer is not empty:
+        [(rows,)] = query(url, "select count(*) from tasks")
+        expected = (1 + warm + requests) * (tasks or 1)
+        unanswered = 2 * CONNECTIONS * (tasks or 1)         # when wrk ended
+        if not expected <= rows <= expected + unanswered:
+            raise RuntimeError(f"{peer.__name__}: {rows} rows, expected {expected}")
+    return rate * (tasks or 1)
+
+
+def fill(url: str) -> None:
+    query(url, f"insert into tasks (status) select 'New' from generate_series(1, {ROWS})")
+    query(url, "vacuum analyze tasks")
+
+
+def send(method: str, address: str, tasks: int):
+    body = json.dumps([{}] * tasks).encode() if tasks else None
+    request = urllib.request.Request(address, body, {"Content-Type": "application/json"} if tasks else {},
+                                     method=method)
+    with urllib.request.urlopen(request) as response:
+        return json.load(response)
+
+
+def wrk(method: str, address: str, tasks: int, seconds: int) -> tuple[int, float]:
+    """Return how many requests were answered, and how many a second; fail when one was refused."""
+    done = subprocess.run(
+        ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", ROOT / "bench/load.lua", address, "--",
+         method, str(tasks)], capture_output=True, text=True, check=True).stdout
+    if re.search("Non-2xx|Socket errors", done):
+        raise RuntimeError(done)
+    requests, rate = (re.search(each, done)[1] for each in (r"(\d+) requests in", r"Requests/sec: +([\d.]+)"))
+    return int(requests), float(rate)
+
+
+def pgbench(machine: Machine, statement, seconds: int) -> float:
+    """Return how often PostgreSQL runs a statement of ours a second: prepared, on 8 connections."""
+    url = machine.new_database()
+    taskmanager.open_store(url)
+    fill(url)
+    with contextlib.closing(psycopg2.connect(url)) as connection:
+        text = connection.cursor().mogrify(*statement).decode()
+    script = machine.folder / "statement.sql"
+    script.write_text(f"{text};\n")
+    done = subprocess.run(
+        [servers.postgres_binaries() / "pgbench", "--no-vacuum", "--client=8", "--jobs=1",
+         "--protocol=prepared", f"--time={seconds}", f"--file={script}", url],
+        env=os.environ | {"LC_ALL": "C"}, capture_output=True, text=True, check=True).stdout
+    return float(re.search(r"tps = ([\d.]+)", done)[1])
