@@ -624,7 +624,8 @@ class Run:
 
     def look(self, worker):
         expected = self.model.held_by(worker), self.model.requested(), self.model.to_run_alone()
-        return expected, (self.store.held_by(worker), self.store.canceled(), set(self.store.to_run_alone()))
+        requested, to_run_alone = self.store.cancel_requests(), set(self.store.to_run_alone())
+        return expected, (self.store.held_by(worker), requested, to_run_alone)
 
     def find(self, filters, limit, order):
         found, after = [], None
