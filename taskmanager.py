@@ -1915,14 +1915,32 @@ returning {COLUMNS}, {READY_SECONDS}"""
 # several kinds claims none of the others until that task has run: or else the worker would always have
 # something to do beside it.
 TO_RUN_ALONE = f"""
-select kind, {READY_SECONDS}
-from   tasks
-where  alone and status = 'New' and run_at is null
-       and id = (select ready.id
-                 from   tasks as ready
-                 where  ready.kind = tasks.kind and ready.status = 'New' and ready.run_at is null
-                 order by (0 - ready.priority), ready.id
-                 limit  1)"""
+with recursive kinds (kind) as (
+    -- One look at the index for each kind, however many tasks of it are to run alone.
+    select min(kind)
+    from   tasks
+    where  alone and status = 'New' and run_at is null
+    union all
+    select (select min(tasks.kind)
+            from   tasks
+            where  alone and status = 'New' and run_at is null and tasks.kind > kinds.kind)
+    from   kinds
+    where  kinds.kind is not null
+),
+first (kind, id) as materialized (
+    select kind,
+           (select id
+            from   tasks
+            where  tasks.kind = kinds.kind and status = 'New' and run_at is null
+            order by (0 - priority), id
+            limit  1)
+    from   kinds
+    where  kind is not null
+)
+select first.kind, {READY_SECONDS}
+from   first
+join   tasks on tasks.id = first.id
+where  alone"""
 
 # The seconds since an attempt began, and whether its task repeats.
 RUNNING = f"""
