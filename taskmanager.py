@@ -122,7 +122,7 @@ __version__ = "0.1.0"
 # The names that handlers and embedding applications may use; the others may change at any time.
 __all__ = [
     "Task", "StopReason", "Failed", "Retry",
-    "Config", "Store", "Row", "Worker", "Notifier", "open_store", "create_app", "own_names",
+    "Config", "Store", "Row", "Worker", "make_notifier", "open_store", "create_app", "own_names",
     "NewTask", "new_task", "new_tasks", "parse_task",
     "BadSetting", "TaskError", "Invalid", "InputError", "KeyReused", "TooLarge", "NotFound", "TaskNotFound",
     "NotInState", "Changed", "LeaseLost", "Unavailable", "Locked",
