@@ -3713,7 +3713,8 @@ class Task:
     attempt:  1 for the first attempt; grows with each one
     timeout:  seconds that this attempt may take, or None
     deadline: the time.monotonic() at which they are over, or None
-    idempotency_key: the same for every attempt of this task, and for no other task
+    idempotency_key: the same for every attempt of this task, and for no other task; each run of a repeating
+              task has its own (and another one after an attempt that does not count)
     json:     the payload as JSON text ("null" when the task has none)
     stop_reason: why the handler was told to stop, or None
     """
@@ -3722,6 +3723,8 @@ class Task:
         self.id, self.attempt, self.json = row.id, row.attempt, row.payload or "null"
         self.kind = row.kind or "default"
         self.idempotency_key = f"task-{row.id}-{row.created_at}"
+        if row.repeat:      # the attempts before this run tell one run from the others
+            self.idempotency_key += f"-{row.attempt - row.attempts}"
         self.timeout = row.timeout or default_timeout
         self.started_at = time.monotonic()
         self.deadline = self.started_at + self.timeout if self.timeout else None

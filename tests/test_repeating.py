@@ -432,3 +432,19 @@ def test_one_that_plain_sql_ended_without_an_attempt_has_none_in_its_history(sto
     [(id,)] = sql(store, "insert into tasks (status, repeat, run_at) values ('Completed', '60', now())")
     store.promote()
     assert store.read(id).status == "New" and store.attempts(id) == []
+
+
+def test_each_run_has_an_idempotency_key_of_its_own_and_its_attempts_share_it(store):
+    id = repeating(store)
+
+    def key():
+        return taskmanager.Task(row, None).idempotency_key
+    row = claim(store, id)
+    first = key()
+    assert store.retry([(id, row.attempt, "why", 0)]) == {id}
+    row = claim(store, id)
+    assert key() == first
+    end(store, row)
+    set_time(store, id, "run_at", -1)
+    row = claim(store, id)
+    assert key() != first
