@@ -24,7 +24,7 @@ from helpers import sql
 from taskmanager import Filters, TaskError, new_task, new_tasks
 
 SEQUENCES = int(os.environ.get("MODEL_SEQUENCES", "100"))
-SEED = int(os.environ.get("MODEL_SEED") or random.SystemRandom().randrange(1_000_000))
+SEED = int(os.environ.get("MODEL_SEED", "1"))       # another one tries other sequences
 LENGTH = 30         # operations of a sequence
 
 # No two times that are compared are ever less than 15 seconds apart, unless one is set before the other: the
@@ -100,6 +100,10 @@ class Task:
     def still_repeats(self):
         """It has ended, and will run again."""
         return self.status in ("Completed", "Failed") and self.repeat is not None and not self.canceled
+
+    def still_alone(self):
+        """It must still run alone, because a worker died during the attempt before."""
+        return self.alone and (self.error or "").startswith("the worker died or was cut off")
 
     def become_new(self, now, ready_at=None):
         """Put its attempt into the history, if there is one that is not in it."""
@@ -199,7 +203,7 @@ class Model:
             if task.status == "New":
                 task.ready_at, task.run_at = task.run_at, None
             else:
-                task.alone = task.alone and task.status == "Failed"
+                task.alone = task.still_alone()
                 task.begin_anew(self.now, ready_at=task.run_at)
         return len(due)
 
@@ -282,6 +286,7 @@ class Model:
     def retry(self, attempts, error, delay):
         held = self.held(attempts)
         for task in held:
+            task.alone = False      # its worker has survived it
             task.end(self.now, "Failed", "timed_out" if error.startswith("timed out") else "retried", error)
             if not task.canceled:
                 task.become_new(self.now)
@@ -293,6 +298,7 @@ class Model:
         for task in held:
             task.uncounted += 1
             before = task.error
+            task.alone = task.still_alone()
             task.end(self.now, "Failed", "released")
             if not task.canceled:
                 task.become_new(self.now)
@@ -431,7 +437,7 @@ KINDS = "default", "default", "mail"
 WORKERS = "host:1:00000001", "host:2:00000002", "@ann", None
 ERRORS = "broken", "Größe", "timed out after 5 s", "canceled"
 PAYLOADS = {"to": "Ann"}, "größe", [1.5, None], None, 0
-TEXTS = ["ann", "GRÖSSE", "Größe", "worker died", "timed%", "timed", "null", "_"]
+TEXTS = ["ann", "GRÖ", "Größe", "worker died", "timed%", "timed", "null", "_"]
 
 
 def random_span(r):
