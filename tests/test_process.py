@@ -1,7 +1,9 @@
 """The programs as processes: signals, threads, forks, logging, stdout and stderr, limits."""
 
 import contextlib
+import io
 import json
+import logging
 import os
 import random
 import re
@@ -383,6 +385,52 @@ def work(task):
     for text in (program.log(), (tmp_path / "log").read_text()):
         assert text.count(" INFO mine hello\n") == text.count("started worker") == 1
         assert "a whole message" not in text
+
+
+@pytest.fixture
+def program_log(monkeypatch):
+    """The logger as in a program, and the text that it has written; one output, so one write a record."""
+    output = logging.StreamHandler(io.StringIO())
+    output.setFormatter(taskmanager.OneLine("%(levelname)s %(message)s"))
+    monkeypatch.setattr(taskmanager.Log, "outputs", [output])
+    monkeypatch.setattr(taskmanager.Log, "threshold", logging.INFO)
+    return taskmanager.log, output.stream
+
+
+def test_lines_of_one_kind_are_written_at_once_each_with_its_time_and_level(program_log, monkeypatch):
+    log, written = program_log
+    writes = []
+    monkeypatch.setattr(written, "write", writes.append)
+    log.lines(logging.INFO, "claimed task=%s attempt=%s", iter([(1, 1), (2, 3)]))
+    assert writes == ["INFO claimed task=1 attempt=1\nINFO claimed task=2 attempt=3\n"]
+    log.lines(logging.INFO, "claimed task=%s attempt=%s", [])
+    assert len(writes) == 1
+
+
+def test_a_line_among_others_forges_none_and_hides_what_it_would_alone(program_log):
+    log, written = program_log
+    texts = ["INFO mine", "a\nINFO forged", "at https://user:pw@host/", "password='one", "two'"]
+    log.lines(logging.INFO, "said %s", [(text,) for text in texts])
+    together = written.getvalue()
+    for text in texts:
+        log.info("said %s", text)
+    assert written.getvalue() == 2 * together
+    assert together.splitlines() == [
+        "INFO said INFO mine", r"INFO said a\nINFO forged", "INFO said at https://***@host/",
+        "INFO said password=***", "INFO said two'"]
+
+
+def test_a_line_that_nobody_reads_is_not_made(program_log):
+    log, written = program_log
+    log.lines(logging.DEBUG, "promoted task=%s", (1 / 0 for _ in range(1)))
+    assert written.getvalue() == ""
+
+
+def test_an_application_gets_a_record_for_each_line_and_where_it_was_logged(caplog):
+    caplog.set_level(logging.INFO)
+    taskmanager.log.lines(logging.INFO, "claimed task=%s", [(1,), (2,)])
+    assert [(record.msg, record.args, record.filename) for record in caplog.records] == [
+        ("claimed task=%s", (each,), "test_process.py") for each in (1, 2)]
 
 
 # stdin, stdout and stderr
