@@ -1493,10 +1493,11 @@ NOW = "timezone('utc', now())"
 CUT_OFF = "the worker died or was cut off"
 TIMED_OUT = "timed out after "
 
-# How long a task has been ready. Plain SQL may have written any time, even an infinite one, which PostgreSQL
-# can't subtract: it counts as a year at most.
-READY_SECONDS = f"""date_part('epoch', {NOW} - least(greatest(coalesce(ready_at, created_at),
-       {NOW} - 31536000 * interval '1 second'), {NOW}))"""
+# How long a task has been ready. Plain SQL may have written any time: one that is to come counts as now, and
+# none counts as longer ago than a year. Numbers are subtracted, because PostgreSQL can't subtract an infinite
+# time.
+READY_SECONDS = f"""least(31536000, greatest(0,
+           date_part('epoch', {NOW}) - date_part('epoch', coalesce(ready_at, created_at))))"""
 
 # Whether a task must still run alone after an attempt that did not kill its worker. A task that must run
 # alone because a worker died has an error that says so; one that ran alone because its worker has one slot

@@ -516,6 +516,25 @@ def test_a_view_of_the_operators_does_not_hold_up_an_upgrade_from_an_older_table
     assert query(url, "select conname from pg_constraint where conname = 'tasks_size_check'")
 
 
+def test_an_upgrade_replaces_a_check_of_each_time_by_one_of_all(empty_database):
+    url = empty_database()
+    taskmanager.open_store(url).close()
+    times = ("created_at", "updated_at", "run_at", "lease_until", "ready_at", "started_at", "planned_at")
+    query(url, "alter table tasks drop constraint tasks_times_check",
+          *(f"alter table tasks add constraint tasks_{name}_check check ({name} > '0001-01-01')"
+            for name in times),
+          "insert into tasks (run_at) values ('infinity')",
+          "comment on table tasks is 'Task Manager, schema 6'")
+    taskmanager.open_store(url).close()
+    checks = {name for name, in query(url, "select conname from pg_constraint where contype = 'c'")}
+    assert "tasks_times_check" in checks and not checks & {f"tasks_{name}_check" for name in times}
+    assert query(url, "select cast(run_at as text) from tasks") == [("9999-12-31 23:59:59",)]
+    for name in times:
+        for value in ("infinity", "0001-12-31 BC"):
+            with pytest.raises(psycopg2.errors.CheckViolation):
+                query(url, f"insert into tasks ({name}) values ('{value}')")
+
+
 def test_a_view_that_does_hold_up_an_upgrade_is_named_at_the_start(empty_database):
     url = empty_database()
     query(url, "create table tasks (id serial, status text, created_at timestamp, updated_at timestamp)",
