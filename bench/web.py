@@ -71,7 +71,8 @@ def post(seconds: int):
     yield from turns("POST", "/tasks", seconds, [ours, document, document_with_rabbitmq, fastapi, empty],
                      check=lambda answer: answer["id"] > 0)
     yield "ceiling: pgbench, the same statement", functools.partial(
-        pgbench, statement=taskmanager.expand_values(taskmanager.CREATE, [taskmanager.NewTask()]),
+        pgbench, statement=(taskmanager.CREATE, dict.fromkeys(taskmanager.NewTask._fields, "{}") | {
+            "position": "{0}", "kind": "{default}", "priority": "{0}"}),
         seconds=seconds)
 
 

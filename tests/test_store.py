@@ -367,6 +367,33 @@ def test_a_report_on_a_task_that_is_not_in_progress_is_refused(store, verb):
     assert store.read(claim.id).status == "Completed"
 
 
+TEXTS = ["", "NULL", "null", "a,b", "{}", "{a}", '"', '""', "\\", "\\\\", '\\"', "'", "''", "$1", "%s", "%(id)s", ":now", " a ",
+         "line\nline\r\ttab", "\\x41\\N", "größe 日本 \U0001f600", "\x01\x7f", "$[0]"]
+
+
+def test_whatever_text_stands_in_a_batch_is_kept(store):
+    """Each beside a task that has no such text, and one of each field in one statement."""
+    keys = [text for text in TEXTS if text.isprintable() and text]
+    tasks = [NewTask(payload=json.dumps(text), idempotency_key=text if text in keys else None,
+                     fingerprint=text, timeout=0.1, delay=1e-6) for text in TEXTS]
+    ids = store.create([each for task in tasks for each in (task, NewTask())])[::2]
+    assert store.create([task for task in tasks if task.idempotency_key]) == [
+        id for id, text in zip(ids, TEXTS, strict=True) if text in keys]
+    assert [json.loads(store.read(id).payload) for id in ids] == TEXTS
+    assert [store.read(id).idempotency_key for id in ids] == [text if text in keys else None for text in TEXTS]
+    assert {float(store.read(id).timeout) for id in ids} == {0.1}
+
+    store.promote()
+    rows = [row for row in store.claim(100, LEASE) if row.id in ids]
+    half = len(rows) // 2
+    done, failed = rows[:half], rows[half:]
+    texts = dict(zip(ids, TEXTS, strict=True))
+    store.complete([(row.id, row.attempt, None if row is done[0] else row.payload) for row in done])
+    store.fail([(row.id, row.attempt, texts[row.id]) for row in failed])
+    assert [store.read(row.id).result for row in done] == [None, *(row.payload for row in done[1:])]
+    assert [store.read(row.id).error for row in failed] == [texts[row.id] for row in failed]
+
+
 def test_a_batch_says_which_of_it_were_still_ours(store):
     ids = store.create([NewTask()] * 3)
     store.claim(3, LEASE)
@@ -854,7 +881,8 @@ def test_postgresql_takes_the_index_that_was_made_for_the_statement(postgres_dat
              "status": "Failed", "busy": 0, "single": False, "kept": 0, "attempt": 1, "after": 0}
     for statement, index in PLANS.items():
         rows = [HELD[statement]] * 8 if statement in HELD else []
-        text, params = taskmanager.expand_values(getattr(taskmanager, statement), rows, usual)
+        text = getattr(taskmanager, statement)
+        params = usual | (store._rows(text, rows) if rows else {})
         plan = "\n".join([statement, *(line for line, in store._execute(f"explain {text}", params))])
         assert re.search(rf"Index (Only )?Scan (using|on) {index}\b", plan), plan
         assert "Seq Scan on tasks" not in plan, plan
@@ -892,7 +920,7 @@ def test_postgres_does_not_compare_all_tasks_under_way_with_each_of_a_batch(post
     store._execute("analyze tasks")
     rows = [store.claim(500, LEASE) for _ in range(4)][-1]
     ends = [(row.id, row.attempt, None, None) for row in rows]
-    plan = plan_of(store, *taskmanager.expand_values(taskmanager.COMPLETE, ends))
+    plan = plan_of(store, taskmanager.COMPLETE, store._rows(taskmanager.COMPLETE, ends))
     assert "rows=500 " in plan and "Rows Removed by Join Filter" not in plan
     store.close()
 
