@@ -34,21 +34,12 @@ import psycopg2
 
 import servers
 import taskmanager
-from chaos.own import Own, resources
+from chaos.own import Own, Wrong, check_log, require, resources
 from helpers import ROOT, http
 
 SHRINK_SECONDS = 60  # for making a case that fails smaller
 RSS_MB = 48  # growth of a process's memory that is not yet a leak: bodies of 16 MB pass through it
 SLOWEST = 2.0  # seconds that a good request may take, in the long form
-
-
-class Wrong(Exception):
-    """A promise was broken; the message says which."""
-
-
-def require(condition, what):
-    if not condition:
-        raise Wrong(what)
 
 
 # ----------------------------------------------------------------------------
@@ -295,24 +286,14 @@ def http_case(rng):
 
 
 class Watched:
-    """A program of the service: what its log must not have, and what it may use."""
+    """A program of the service: its log, and what it uses."""
 
     def __init__(self, program):
         self.program, self.begin = program, None
         self.read = 0
 
     def check_log(self):
-        """Nothing new above WARNING, no traceback, no connection lost."""
-        require(self.program.process.poll() is None, "the program ended")
-        with self.program.log_file.open("rb") as log:
-            log.seek(self.read)
-            text = log.read()
-        text = text[: text.rfind(b"\n") + 1]
-        self.read += len(text)
-        wrong = re.search(
-            rb"^\S+ (ERROR|CRITICAL) .*|^.*Traceback.*|^\S+ WARNING \S+ lost .*", text, re.MULTILINE
-        )
-        require(not wrong, "the log says: " + wrong[0].decode(errors="replace")[:500] if wrong else "")
+        self.read = check_log(self.program, self.read)
 
     def check_use(self):
         now = resources(self.program.process.pid)

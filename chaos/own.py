@@ -10,6 +10,15 @@ from pathlib import Path
 from helpers import Program
 
 
+class Wrong(Exception):
+    """A promise was broken; the message says which."""
+
+
+def require(condition, what):
+    if not condition:
+        raise Wrong(what)
+
+
 class Own(contextlib.ExitStack):
     """A temporary folder, and what was started in it; all of it ends with the block."""
 
@@ -47,3 +56,17 @@ def resources(pid):
     memory, threads = (int(re.search(rf"^{name}:\s+(\d+)", status, re.MULTILINE)[1])
                        for name in ("VmRSS", "Threads"))
     return memory // 1024, threads, files
+
+
+def check_log(program, begin=0):
+    """Raise Wrong for an error, a traceback or a lost connection in the log; return how far it was read."""
+    require(program.process.poll() is None, "a program has ended")
+    with program.log_file.open("rb") as log:
+        log.seek(begin)
+        text = log.read()
+    text = text[:text.rfind(b"\n") + 1]
+    bad = rb"^\S+ (?:ERROR|CRITICAL) .*|^.*Traceback.*|^\S+ WARNING \S+ lost (?!task=).*"
+    wrong = re.search(bad, text, re.MULTILINE)
+    if wrong:
+        raise Wrong("the log says: " + wrong[0].decode(errors="replace")[:500])
+    return begin + len(text)
