@@ -6,6 +6,7 @@
 # make versions      the tests that need a database on PostgreSQL 12 and 18; PYTHON=python3.13 names a Python
 # make fuzz          what no client should send, at both doors; MINUTES=10 SEED=1 DOOR=http,amqp CASE=17
 # make upgrade       the new version on old tables, in which an old program writes; ROWS=100000 ONLY=document
+# make soak          very many tasks, and what the processes use meanwhile; TASKS=2000000 DATABASE=sqlite RETENTION=60
 # make bench         speed, beside others and beside what the parts can do; ONLY=post,get ROUNDS=3 DURATION=2
 # make lint          ruff, mypy, judges of openapi.yaml and asyncapi.yaml, and a fuzzer; needs Node.js
 
@@ -27,10 +28,10 @@ mutants: $(VENV)/test.stamp
 	@$(VENV)/bin/python tests/servers.py
 	$(VENV)/bin/python tests/mutants
 
-fuzz upgrade: $(VENV)/test.stamp
+fuzz upgrade soak: $(VENV)/test.stamp
 	@PYTHONPATH=.:tests $(VENV)/bin/python chaos/$@.py
 
-export MINUTES SEED DOOR CASE ROWS
+export MINUTES SEED DOOR CASE ROWS TASKS DATABASE RETENTION PAUSE
 
 versions:
 	@tests/versions/run $(PYTHON)
@@ -80,4 +81,4 @@ $(VENV)/bin/python:
 clean:
 	rm -rf $(VENV) bench/.venv lint/node_modules lint/.venv tests/versions/node_modules tests/versions/.venv .pytest_cache tests/__pycache__ tests/browser/__pycache__ __pycache__
 
-.PHONY: run demo test mutants fuzz upgrade versions browser-test bench lint clean
+.PHONY: run demo test mutants fuzz upgrade soak versions browser-test bench lint clean

@@ -476,6 +476,7 @@ class HttpDoor:
         return False
 
     def close(self):
+        self.watched.program.end()
         self.connection.close()
         return f"{self.count:,} cases, {self.answers:,} answers"
 
@@ -727,6 +728,7 @@ class AmqpDoor:
         self.connection = psycopg2.connect(self.database)
         self.connection.autocommit = True
         self.seconds, self.count, self.kept, self.rejected, self.refused = [], 0, 0, 0, 0
+        self.patience = 60  # seconds for a batch to be in its place
         self.before = []  # the messages of the batch before
 
     def sql(self, statement, *params):
@@ -761,7 +763,7 @@ class AmqpDoor:
         taken = [case for case in cases if self.publish(case)]
         sent = [case for case in taken if not case.exchange]
         number = self.serve_good()
-        rejected, deadline = [], time.monotonic() + 60
+        rejected, deadline = [], time.monotonic() + self.patience
         while not self._account(sent, rejected, number):
             if time.monotonic() > deadline:
                 rows = self.sql("select idempotency_key from tasks")
@@ -834,6 +836,7 @@ class AmqpDoor:
         self.watched.check_log()
 
     def fails(self, case):
+        self.patience = 5
         try:
             self.try_cases([case])
             self.watched.check_log()
@@ -846,6 +849,7 @@ class AmqpDoor:
         return lambda body: self.fails(case._replace(body=body))
 
     def close(self):
+        self.watched.program.end()      # or it would take the messages of the next one
         self.raw.close()
         self.good.close()
         self.connection.close()

@@ -24,7 +24,7 @@ class Own(contextlib.ExitStack):
 
     def __init__(self):
         super().__init__()
-        self.folder = Path(self.enter_context(tempfile.TemporaryDirectory(prefix="taskmanager-", dir="/tmp")))
+        self.folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
         self.programs = []
 
     def server(self, kind):
