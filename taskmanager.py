@@ -175,6 +175,7 @@ MAX_HEADER_FIELDS = 100             # header fields of a request
 MAX_DISCARDED = 16 * MAX_BODY       # bytes read of a body that is refused, so that its client sees the answer
 MAX_IN_MEMORY = 64 * 1024           # bytes of a body or an answer in memory; a larger one is kept in a file
 MAX_BUFFERED = 256 * 1024**2        # bytes of all bodies and answers; above, the slowest clients are cut off
+BACKLOG = 4096                      # connections that wait to be accepted
 MAX_OPEN_FILES = 10_000             # open files: for 1,000 connections, and 1,000 programs with their pipes
 
 
@@ -499,6 +500,10 @@ class Config:
     waiters: int = _setting(
         32, _number(0, 1000, int),
         "requests that may wait at the same time (`Prefer: wait`); further ones are answered at once")
+    processes: int = _setting(
+        1, _number(1, 100, int),
+        "API processes that serve the port, each with its own `THREADS` and `WAITERS`; more than 1 only on "
+        "PostgreSQL, without a worker inside")
     public_url: str | None = _setting(
         None,
         Format(_public_url, "https://HOST/PATH/ or http://HOST/PATH/, without user, query and fragment"),
@@ -570,7 +575,7 @@ class Config:
         "lowest level that is logged: `DEBUG`, `INFO`, `WARNING`, `ERROR` or `CRITICAL`")
     log_file: str | None = _setting(
         None, _match(r".+", "a file", os.path.expandvars),
-        "file to log to as well, rotated at 10 MB; one per process "
+        "file to log to as well, rotated at 10 MB; one per program, whatever `PROCESSES` is "
         "(variables such as `$HOSTNAME` are expanded)")
 
     @classmethod
@@ -597,6 +602,12 @@ class Config:
         if self.read_token and self.read_token == self.api_token:
             raise BadSetting("READ_TOKEN", self.read_token,
                              "expected another token than API_TOKEN, which is also good for writing")
+        if self.processes > 1:
+            why = ("on this system" if not hasattr(os, "fork") else
+                   "on SQLite, which has one writer at a time" if self.database_url.startswith("sqlite:") else
+                   "with WORKER=on" if self.worker == "on" else None)
+            if why:
+                raise BadSetting("PROCESSES", self.processes, f"expected 1 {why}")
 
     @classmethod
     def table(cls) -> Iterable[tuple[str, str, str]]:
@@ -2311,8 +2322,8 @@ end $$"""
 
 
 # ----------------------------------------------------------------------------
-# Metrics: counts of what this process has done, which /metrics shows. No label holds an id or anything else
-# that a client chooses, because the number of series must have a limit.
+# Metrics: counts of what this program has done, in all of its processes, which /metrics shows. No label holds
+# an id or anything else that a client chooses, because the number of series must have a limit.
 
 # The type and the help text of each metric, in the order of /metrics. A metric is added here, and where it is
 # counted (class Metrics) or measured (Store.gauges).
@@ -2325,7 +2336,7 @@ METRICS = {
     "taskmanager_ready_tasks": ("gauge", "Tasks that could be claimed, of each kind that KINDS names"),
     "taskmanager_database_up": ("gauge", "Whether the database answers"),
     "taskmanager_rabbitmq_up": ("gauge", "Whether RabbitMQ is connected"),
-    "taskmanager_task_events_total": ("counter", "What happened to tasks, as far as this process did it"),
+    "taskmanager_task_events_total": ("counter", "What happened to tasks, as far as this program did it"),
     "taskmanager_messages_rejected_total": ("counter", "Messages that were rejected"),
     "taskmanager_http_requests_total": ("counter", "HTTP requests that were answered"),
     "taskmanager_wait_seconds": ("histogram", "How long tasks that were claimed had been ready"),
@@ -2349,6 +2360,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._file: Path | None = None          # for the other processes of this service, where there are any
+        self._saving = threading.Lock()
         self._samples: dict[str, dict[str, float]] = {}     # by name and series
         for name, (kind, _) in METRICS.items():
             if kind == "counter":
@@ -2385,11 +2398,42 @@ class Metrics:
                 samples[self.SERIES[bisect.bisect_left(self.BUCKETS, span)]] += 1
                 samples["_sum"] += max(span, 0.0)
 
+    def share(self, file: Path) -> None:
+        """Go on where this file ends, and show the sums of all processes, each with a file in the folder.
+
+        To be called before anything is counted.
+        """
+        if file.exists():
+            self._samples = json.loads(file.read_text())
+        self._file = file
+        self.save()
+
+    def save(self) -> None:
+        """Write the file, if any."""
+        if self._file:
+            with self._saving:
+                new = self._file.with_suffix(".new")
+                new.write_text(json.dumps(self._copy()))
+                new.replace(self._file)
+
+    def _copy(self) -> Samples:
+        with self._lock:
+            return {name: dict(each) for name, each in self._samples.items()}
+
+    def _sums(self) -> Samples:
+        """Return the sums of all processes, from their files: so no crash takes back what was shown once."""
+        assert self._file
+        self.save()
+        sums: Samples = {name: {} for name in self._samples}
+        for file in sorted(self._file.parent.glob("*.json")):
+            for name, values in json.loads(file.read_text()).items():
+                for series, value in values.items():
+                    sums[name][series] = (sums[name].get(series) or 0) + value
+        return sums
+
     def text(self, gauges: Samples) -> str:
         """Return all metrics, with these gauges, in the text form."""
-        with self._lock:
-            samples: Samples = {name: dict(each) for name, each in self._samples.items()}
-
+        samples = self._sums() if self._file else self._copy()
         lines = []
         for name, (kind, meaning) in METRICS.items():
             values = gauges.get(name, samples.get(name))
@@ -4714,8 +4758,9 @@ class Worker:
 
 # ----------------------------------------------------------------------------
 # Notifications: messages that tell other processes that there are new tasks. With RabbitMQ each is a small
-# transient message to a fanout exchange; without it PostgreSQL carries them, by LISTEN and NOTIFY. A lost one
-# delays a task by POLL_SECONDS at most, so nothing ever waits until one is sent.
+# transient message to a fanout exchange; without it PostgreSQL carries them, by LISTEN and NOTIFY. Every
+# process receives them, for its worker and for the claims that wait in it. A lost one delays a task by
+# POLL_SECONDS at most, so nothing ever waits until one is sent.
 
 AMQP_LIMITS = {"frame_max": (8192, 131072), "channel_max": (16, 65535), "heartbeat": (0, 65535)}
 
@@ -4766,18 +4811,22 @@ def amqp_address(parameters: Any) -> str:
 
 
 def notification_exchange(config: Config) -> str:
-    """Return the name of the exchange to which each worker binds a queue of its own."""
+    """Return the name of the exchange to which each process binds a queue of its own."""
     return f"{config.task_queue}.notifications"
 
 
 class Notifier:
-    """Sends notifications from a thread of its own, which reconnects for ever."""
+    """Sends notifications, and calls the store's listeners at those that other processes send.
+
+    It has a thread of its own, which reconnects for ever.
+    """
 
     connected = False
 
-    def __init__(self, server: str):
+    def __init__(self, server: str, store: Store | None):
         """`server`: what the thread connects to, for the log."""
         self._outage = Outage(f"{server} for notifications")
+        self._store = store
         self._pending, self._stopped = threading.Event(), threading.Event()
         self._thread = EssentialThread("notifier", self._loop)
 
@@ -4787,12 +4836,19 @@ class Notifier:
 
     def notify(self) -> None:
         """Have a notification sent soon; return at once. Several in quick succession become one."""
-        self._pending.set()
+        if not self._pending.is_set():
+            self._pending.set()
+            self._wake()
+
+    def _call_listeners(self) -> None:
+        for listener in self._store.listeners if self._store else ():
+            if listener != self.notify:         # other processes have got it from its sender
+                listener()
 
     def begin_stop(self) -> None:
         """Send no more."""
         self._stopped.set()
-        self.notify()
+        self._wake()
 
     def stop(self) -> None:
         """Stop, and wait for the thread, up to 2 seconds."""
@@ -4819,23 +4875,39 @@ class Notifier:
 
     # Each kind of server defines these.
 
+    def _wake(self) -> None:
+        """Let _send_pending() return."""
+        raise NotImplementedError
+
     def _connect(self) -> contextlib.AbstractContextManager[Any]:
         """Connect, and close the connection in the end."""
         raise NotImplementedError
 
     def _send_pending(self, connection: Any) -> None:
-        """Wait a moment for something that is to be sent, and send one notification for all of it."""
+        """Wait a moment for something that is to be sent, and send one notification for all of it.
+
+        Receive meanwhile.
+        """
         raise NotImplementedError
 
 
 class RabbitNotifier(Notifier):
-    """Publishes notifications on RabbitMQ. It receives none: that does the intake of a worker."""
+    """Sends notifications through RabbitMQ, and receives all of them, its own, too.
 
-    def __init__(self, config: Config):
+    Without a store it only sends: a worker's are received by its intake.
+    """
+
+    def __init__(self, config: Config, store: Store | None = None):
         assert config.rabbitmq_url
         self.parameters = amqp_parameters(config.rabbitmq_url, "taskmanager notifier")
         self.exchange = notification_exchange(config)
-        super().__init__(amqp_address(self.parameters))
+        self._connection: Any = None
+        super().__init__(amqp_address(self.parameters), store)
+
+    def _wake(self) -> None:
+        if connection := self._connection:
+            with contextlib.suppress(Exception):        # it is just closing: the next one will send
+                connection.add_callback_threadsafe(lambda: None)
 
     @contextlib.contextmanager
     def _connect(self) -> Iterator[Any]:
@@ -4844,13 +4916,23 @@ class RabbitNotifier(Notifier):
             channel = connection.channel()
             channel.exchange_declare(self.exchange, "fanout", durable=True)
             channel.confirm_delivery()      # or a deleted exchange would go unnoticed
+            if self._store:
+                queue = f"{self.exchange}.{os.urandom(16).hex()}"       # ours, and of this connection only
+                channel.queue_declare(queue, exclusive=True, arguments={"x-max-length": 1})
+                channel.queue_bind(queue, self.exchange)
+                channel.basic_consume(queue, lambda *_: self._call_listeners(), auto_ack=True)
+            self._connection = connection
+            self._call_listeners()      # because what was sent before is lost
             yield channel
 
     def _send_pending(self, channel: Any) -> None:
-        if self._pending.wait(1):
+        if self._pending.is_set():
             self._pending.clear()
             channel.basic_publish(self.exchange, "", b"")
-        channel.connection.process_data_events(0.01)    # heartbeats; meanwhile notifications add up
+            self._stopped.wait(0.01)        # meanwhile notifications add up
+        channel.connection.process_data_events(0 if self._stopped.is_set() else 1)
+        if self._store and not channel.consumer_tags:
+            raise ConnectionError("the broker ended the subscription")
 
 
 # A channel belongs to a database. Each schema has a channel of its own, because each may have a table of
@@ -4878,26 +4960,19 @@ class PostgresNotifier(Notifier):
     KEEPALIVE_SECONDS = 30          # of silence, after which the connection is used, so that nobody closes it
 
     def __init__(self, store: PostgresStore):
-        super().__init__("PostgreSQL")
-        self._store = store
-        self._wakeups, self._wake = socket.socketpair()     # a byte: something is pending
+        super().__init__("PostgreSQL", store)
+        self._database = store
+        self._wakeups, self._waker = socket.socketpair()        # a byte: something is pending
 
-    def notify(self) -> None:
-        if not self._pending.is_set():
-            self._pending.set()
-            self._wake.send(b"\0")
+    def _wake(self) -> None:
+        self._waker.send(b"\0")
 
     def _run(self, connection: Any, sql: str) -> list[Any]:
-        return self._store._run(connection, sql, seconds=CONNECT_SECONDS)
-
-    def _call_listeners(self) -> None:
-        for listener in self._store.listeners:
-            if listener != self.notify:         # other processes have got it from its sender
-                listener()
+        return self._database._run(connection, sql, seconds=CONNECT_SECONDS)
 
     @contextlib.contextmanager
     def _connect(self) -> Iterator[Any]:
-        with contextlib.closing(self._store._connect()) as connection:
+        with contextlib.closing(self._database._connect()) as connection:
             [(channel, pid)] = self._run(connection, CHANNEL)
             if pid == connection.info.backend_pid:
                 self._run(connection, f"listen {channel}")
@@ -4932,11 +5007,14 @@ class PostgresNotifier(Notifier):
             self._stopped.wait(0.01)        # meanwhile notifications add up
 
 
-def make_notifier(store: Store, config: Config) -> Notifier | None:
-    """Return what tells other processes of the tasks that become ready here. None: they have to poll."""
+def make_notifier(store: Store, config: Config, intake: Any = None) -> Notifier | None:
+    """Return what tells other processes of the tasks that become ready here, and this one of theirs.
+
+    None: they have to poll. `intake`: what receives RabbitMQ's notifications already, if anything.
+    """
     notifier: Notifier | None = None
     if config.rabbitmq_url:
-        notifier = RabbitNotifier(config)
+        notifier = RabbitNotifier(config, None if intake else store)
     elif isinstance(store, PostgresStore):
         notifier = PostgresNotifier(store)
     if notifier:
@@ -6192,7 +6270,7 @@ class Server(TcpWSGIServer):
         super().__init__(
             app, self.sockets, _sock=listener, dispatcher=dispatcher, bind_socket=False,
             sockinfo=(listener.family, listener.type, listener.proto, listener.getsockname()),
-            ident=None, backlog=4096, connection_limit=MAX_CONNECTIONS + MAX_CONNECTIONS // 5,
+            ident=None, backlog=BACKLOG, connection_limit=MAX_CONNECTIONS + MAX_CONNECTIONS // 5,
             channel_timeout=CLIENT_SECONDS, outbuf_overflow=MAX_IN_MEMORY)
         self.adj.cleanup_interval = 0.1      # seconds; as a keyword it takes whole ones alone
 
@@ -6252,8 +6330,11 @@ class Server(TcpWSGIServer):
                 channel.cut_off()
 
 
-def listen(config: Config, setting: str) -> socket.socket:
-    """Take the address and the port that HOST and PORT name. Raise BadSetting; `setting` is PORT's name."""
+def listen(config: Config, setting: str, beside: socket.socket | None = None) -> socket.socket:
+    """Listen on the address and the port that HOST and PORT name. Raise BadSetting; `setting` is PORT's name.
+
+    beside: a listener, on whose address and port the new one takes its share of the connections
+    """
     try:
         address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM,
                                      flags=socket.AI_PASSIVE)[0]
@@ -6264,7 +6345,12 @@ def listen(config: Config, setting: str) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_IN_MEMORY)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MAX_IN_MEMORY)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-        listener.bind(address[4])
+        if beside:
+            # Set only now, so that another program with the same PORT was refused.
+            beside.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(beside.getsockname() if beside else address[4])
+        listener.listen(BACKLOG)
     except OSError as e:
         if isinstance(e, socket.gaierror) or e.errno == errno.EADDRNOTAVAIL:
             raise BadSetting("HOST", config.host, f"{e.strerror}; expected an address of this machine, "
@@ -6274,15 +6360,16 @@ def listen(config: Config, setting: str) -> socket.socket:
     return listener
 
 
-def make_server(app: Callable, config: Config, setting: str = "PORT") -> Server:
+def make_server(app: Callable, config: Config, setting: str = "PORT",
+                listener: socket.socket | None = None) -> Server:
     """Make the server of an application on HOST and PORT; its `effective_port` is the one that it got.
 
-    Its start() serves in a thread, its run() in the caller's. `setting` names the port in errors. Raise
-    BadSetting, or ImportError where waitress is missing.
+    Its start() serves in a thread, its run() in the caller's. `setting` names the port in errors; `listener`
+    is what already listens there. Raise BadSetting, or ImportError where waitress is missing.
     """
     if TcpWSGIServer is object:
         raise ImportError("the HTTP server needs waitress: pip install waitress")
-    server = Server(app, config, listen(config, setting))
+    server = Server(app, config, listener or listen(config, setting))
     try:
         tempfile.TemporaryFile().close()
     except OSError as e:
@@ -6324,12 +6411,32 @@ class OneLine(logging.Formatter):
 
 
 class PrivateLogFile(logging.handlers.RotatingFileHandler):
-    """A file that nobody else may read, the next ones too."""
+    """A file that nobody else may read, the next ones too.
+
+    Of several processes that write to it, the parent alone rotates it; the others notice, and follow.
+    """
+
+    rotates = True
 
     def _open(self):
         def create(path, flags):
             return os.open(path, flags, 0o600)
         return open(self.baseFilename, self.mode, encoding=self.encoding, errors=self.errors, opener=create)
+
+    def shouldRollover(self, record):
+        if self.rotates:
+            return super().shouldRollover(record)
+        with contextlib.suppress(OSError):
+            if self.stream and os.path.samestat(os.fstat(self.stream.fileno()), os.stat(self.baseFilename)):
+                return False
+        self.close()        # emit() opens it again
+        return False
+
+    def rotate_if_full(self) -> None:
+        """Rotate it, if it has grown by what others have written. For a program without threads."""
+        with contextlib.suppress(OSError):
+            if os.stat(self.baseFilename).st_size >= self.maxBytes:
+                self.doRollover()
 
 
 def set_up_logging(config: Config) -> None:
@@ -6520,26 +6627,144 @@ def announce(text: str) -> None:
         os.write(sys.stdout.fileno(), text.encode(sys.stdout.encoding, "replace"))
 
 
+class Member:
+    """What ties one of several processes to the others: saves its counters, stops it without its parent."""
+
+    def __init__(self, metrics: Metrics, parent: int):
+        self._metrics, self._parent = metrics, parent
+        self._stopped = threading.Event()
+        self._thread = EssentialThread("member", self._loop)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def _loop(self) -> None:
+        while not self._stopped.wait(1):
+            self._save()
+            if os.getppid() != self._parent and not stopping.is_set():
+                log.critical("stopped process reason=%r", "its parent has ended")
+                stopping.set()
+
+    def _save(self) -> None:
+        with contextlib.suppress(OSError):      # which the answer of /metrics tells
+            self._metrics.save()
+
+    def begin_stop(self) -> None:
+        """Do nothing: the other parts still count until they have stopped."""
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join(STOP_SECONDS)
+        self._save()
+
+
+class Processes:
+    """The parent of several processes, which it starts, starts again when one has ended, and stops.
+
+    It has neither a thread nor a connection that a fork could break.
+    """
+
+    PAUSE = 0.2         # seconds between two looks at what has ended
+    STABLE = 60         # seconds after which a process counts as well started
+
+    def __init__(self, count: int, serve: Callable[[int], None]):
+        """`serve` is called in each process, with its number."""
+        self._serve = serve
+        self._numbers: dict[int, int] = {}                              # by the id of the process
+        self._begin = dict.fromkeys(range(1, count + 1), 0.0)           # when each was, or is to be, started
+        self._failures = dict.fromkeys(self._begin, 0)
+        self._has_failed = False        # one of them did not end as it was told to
+        self._log_files = [output for output in Log.outputs if isinstance(output, PrivateLogFile)]
+
+    def run(self) -> None:
+        """Serve until a signal comes; raise SystemExit when something was wrong with the end."""
+        handle_signals(stop_signal)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)       # ignored, it would take the exit statuses
+        try:
+            while not stopping.is_set():
+                for number in self._begin.keys() - self._numbers.values():
+                    if time.monotonic() >= self._begin[number]:
+                        self._start(number)
+                stopping.wait(self.PAUSE)
+                self._collect(os.WNOHANG)
+                for file in self._log_files:
+                    file.rotate_if_full()
+        finally:
+            for id in self._numbers:
+                os.kill(id, signal.SIGTERM)
+            self._collect(0)
+        if self._has_failed:
+            sys.exit(1)
+
+    def _start(self, number: int) -> None:
+        self._begin[number] = time.monotonic()
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)       # a signal waits until the child handles it
+        try:
+            id = os.fork()
+        except OSError as e:
+            self._plan(number, e.strerror)
+        else:
+            if id == 0:
+                self._become(number)
+            self._numbers[id] = number
+            log.info("started process number=%s pid=%s", number, id)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+    def _become(self, number: int) -> NoReturn:
+        """Be the child."""
+        def program():
+            handle_signals(early_signal)
+            for file in self._log_files:
+                file.rotates = False
+            self._serve(number)
+        try:
+            run(program)
+        finally:
+            _end_child(sys.exc_info()[1])
+
+    def _collect(self, flags: int) -> None:
+        """Note which processes have ended; with the flags 0, wait for all of them."""
+        while self._numbers:
+            id, state = os.waitpid(-1, flags)
+            if not id:
+                return
+            number, status = self._numbers.pop(id, None), os.waitstatus_to_exitcode(state)
+            if number and not stopping.is_set():
+                self._plan(number, f"it ended with status {status}")
+            elif number and status:
+                self._has_failed = True
+                log.error("lost process number=%s status=%s", number, status)
+
+    def _plan(self, number: int, reason: str | None) -> None:
+        """Have a process started again."""
+        now = time.monotonic()
+        is_stable = now - self._begin[number] > self.STABLE
+        self._failures[number] = 1 if is_stable else self._failures[number] + 1
+        delay = backoff(self._failures[number], 0.2, 10)
+        self._begin[number] = now + delay
+        log.critical("lost process number=%s reason=%r: starting it again in=%.1fs", number, reason, delay)
+
+
 def main() -> None:
     """Run the HTTP API until a signal stops it."""
     config = set_up("Task Manager's HTTP API, and on SQLite a worker inside it.")
     if TcpWSGIServer is object:     # found out now, before a table is made
         sys.exit(f"{Path(sys.argv[0]).name}: No module named 'waitress': pip install waitress")
-    handlers = load_handlers(config)
+    # Without a worker its module is not imported, because it may start threads, which no fork takes along.
+    handlers = load_handlers(config) if config.processes == 1 else None
     store = open_store(config.database_url, wait=True, connections=config.threads)
     inside = config.worker == "on" or config.worker == "auto" and isinstance(store, SQLiteStore)
     worker = Worker(store, config, handlers) if inside else None
-    notifier = make_notifier(store, config)
 
-    is_connected = (lambda: notifier.connected) if notifier and config.rabbitmq_url else None
-    app = create_app(store, config, own_names(config), is_connected)
-    server = make_server(app, config)
+    listener = listen(config, "PORT")
+    port = listener.getsockname()[1]
     host = "localhost" if config.host in ("127.0.0.1", "0.0.0.0", "::1", "::") else config.host
-    url = f"http://{f'[{host}]' if ':' in host else host}:{server.effective_port}"
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     database = show_setting("DATABASE_URL", config.database_url)
     if not (config.api_token or is_loopback(config.host)):
         log.warning("opened without API_TOKEN host=%s port=%s: every client that reaches it can read, create "
-                    "and delete tasks", config.host, server.effective_port)
+                    "and delete tasks", config.host, port)
     log.info("started api url=%s version=%s database=%s", url, __version__, database)
 
     shown = (config.public_url or url).rstrip("/")
@@ -6556,7 +6781,41 @@ def main() -> None:
     stop            Ctrl-C
 
 """)
-    serve(notifier, worker, server)
+
+    def serve_api(listener: socket.socket, member: Member | None = None) -> None:
+        notifier = make_notifier(store, config)
+        is_connected = (lambda: notifier.connected) if notifier and config.rabbitmq_url else None
+        app = create_app(store, config, own_names(config), is_connected)
+        serve(member, notifier, worker, make_server(app, config, listener=listener))
+
+    if config.processes == 1:
+        serve_api(listener)
+    else:
+        store.close()       # with its connections and its thread; see Processes
+        # One listener each, kept open here: so the system spreads the connections, and those that a process
+        # leaves behind when it dies are its successor's. Only Linux spreads them; elsewhere all have one.
+        listeners = [listener] * config.processes
+        if sys.platform == "linux":
+            listeners[1:] = [listen(config, "PORT", beside=listener) for _ in listeners[1:]]
+        parent = os.getpid()
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="taskmanager-"))
+        except OSError as e:
+            why = f"{e.strerror}; expected a folder that can be written, /tmp or the one that TMPDIR names"
+            raise BadSetting("PROCESSES", config.processes, why) from None
+
+        def serve_one(number: int) -> None:
+            store.metrics.share(folder / f"{number}.json")
+            try:
+                serve_api(listeners[number - 1], Member(store.metrics, parent))
+            finally:
+                if os.getppid() != parent:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+        try:
+            Processes(config.processes, serve_one).run()
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     log.info("stopped api")
 
 

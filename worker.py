@@ -512,7 +512,7 @@ def main() -> None:
     worker = Worker(store, config, handlers)
     intake = Intake(store, config, worker.wake) if config.rabbitmq_url else None
     # Other workers may run at once what this one can't.
-    notifier = taskmanager.make_notifier(store, config)
+    notifier = taskmanager.make_notifier(store, config, intake)
 
     server = None
     if config.metrics_port is not None:

@@ -104,6 +104,8 @@ def test_compose_hands_on_every_variable():
         ("API_TOKEN", "two words"),
         ("READ_TOKEN", "two words"),
         ("READ_TOKEN", "s3cret"),       # alone
+        ("PROCESSES", "0"),
+        ("PROCESSES", "2"),             # on SQLite
         ("HANDLER", "nonsense"),
         ("HOST", "no.such.host.invalid"),
         ("DATABASE_URL", "sqlite:////no/such/folder/tasks.db"),
