@@ -36,10 +36,11 @@ taskmanager.run(taskmanager.main)
 
 
 @pytest.fixture
-def launch(start, postgres_database):
+def launch(start, postgres_database, tmp_path):
     """launch(**settings): the API in two processes."""
     def launch(script="taskmanager.py", **settings):
-        return start(script, **{"DATABASE_URL": postgres_database, "PROCESSES": 2} | settings)
+        usual = {"DATABASE_URL": postgres_database, "PROCESSES": 2, "TMPDIR": tmp_path}
+        return start(script, **usual | settings)
     return launch
 
 
@@ -201,7 +202,7 @@ def test_at_sigterm_requests_under_way_are_finished_and_no_process_stays(launch,
 
 
 def test_no_process_outlives_its_parent(launch, tmp_path):
-    program = launch(TMPDIR=tmp_path)
+    program = launch()
     one_each(program)
     pids = children(program)
     assert len(list(tmp_path.glob("taskmanager-*/*.json"))) == 2
