@@ -795,6 +795,27 @@ def test_it_is_known_how_long_a_task_was_ready(store):
     assert store.count("In Progress") == 2
 
 
+def test_the_oldest_ready_task_is_found_whatever_its_kind_and_priority(store):
+    """Starved by more urgent ones, by other kinds, or by one with a lower id that became ready just now."""
+    assert store.oldest_ready_seconds() == 0
+    kinds = [{"kind": kind, "priority": priority} for kind in ("b", "a", "c") for priority in (-5, 0, 5)]
+    ids = store.create([new_task(each) for each in kinds for _ in range(2)])
+    for hours, id in enumerate(ids, 1):
+        set_time(store, id, "created_at", -3600 * hours)
+        store._state.figures.clear()       # measure it now
+        assert round(store.oldest_ready_seconds()) == 3600 * hours
+
+
+def test_postgres_does_not_read_all_that_is_ready_for_the_oldest(postgres_database):
+    store = taskmanager.open_store(postgres_database)
+    store._execute("alter table tasks set (autovacuum_enabled = off)")
+    store._execute("insert into tasks (kind) select 'k' || n % 5 from generate_series(1, 50000) n")
+    plan = plan_of(store, taskmanager.OLDEST_READY, {})
+    assert "Seq Scan" not in plan and "Sort" not in plan and max(
+        int(rows) for rows in re.findall(r"actual .*?rows=(\d+)", plan)) == 100
+    store.close()
+
+
 def test_apply_schema_may_be_done_again_and_at_once(database):
     at_once(*[lambda: taskmanager.open_store(database).create()] * 6)
     assert len(taskmanager.open_store(database).list_tasks()) == 6
