@@ -8,6 +8,7 @@
 # make upgrade       the new version on old tables, in which an old program writes; ROWS=100000 ONLY=document
 # make soak          very many tasks, and what the processes use meanwhile; TASKS=2000000 DATABASE=sqlite RETENTION=60
 # make bench         speed, beside others and beside what the parts can do; ONLY=post,get ROUNDS=3 DURATION=2
+# make bench-scale   each statement with 10,000 rows and with ROWS=10000000, and an hour's work with CHURN=100 a second
 # make lint          ruff, mypy, judges of openapi.yaml and asyncapi.yaml, and a fuzzer; needs Node.js
 
 PYTHON ?= python3
@@ -47,7 +48,10 @@ lint: $(VENV)/run.stamp
 bench: bench/.venv/stamp
 	@PYTHONPATH=.:tests:bench/apps bench/.venv/bin/python bench/run.py
 
-export ONLY ROUNDS DURATION
+bench-scale: $(VENV)/test.stamp
+	@PYTHONPATH=.:tests:bench $(VENV)/bin/python bench/scale.py
+
+export ONLY ROUNDS DURATION ROWS CHURN REPEATS
 
 bench/.venv/stamp: bench/requirements.txt requirements.txt requirements-sqlite.txt
 	@$(MAKE) --no-print-directory VENV=bench/.venv bench/.venv/bin/python
@@ -81,4 +85,4 @@ $(VENV)/bin/python:
 clean:
 	rm -rf $(VENV) bench/.venv lint/node_modules lint/.venv tests/versions/node_modules tests/versions/.venv .pytest_cache tests/__pycache__ tests/browser/__pycache__ __pycache__
 
-.PHONY: run demo test mutants fuzz upgrade soak versions browser-test bench lint clean
+.PHONY: run demo test mutants fuzz upgrade soak versions browser-test bench bench-scale lint clean
