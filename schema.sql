@@ -135,7 +135,7 @@ end $$;
 
 -- Rows of an older program with a status of their own stay as they are; new ones can't come.
 alter table tasks add constraint tasks_status_check
-    check (status = any ('{New,In Progress,Completed,Failed}')) not valid;  -- a constant, unlike `in (…)`
+    check (status = any ('{New,In Progress,Completed,Failed}')) not valid;  -- a constant, as in (...) is not
 
 -- One index a query. A predicate is a literal in the query too, or it would not be used. An index that is
 -- changed gets another name, and the old one is dropped here.

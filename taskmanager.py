@@ -163,6 +163,8 @@ CONNECT_SECONDS = 10                # seconds to connect to the database or to a
 BATCH_ROWS = 500                    # rows that one statement changes, where nothing else limits them
 STATEMENT_SECONDS = 20              # seconds for one statement
 LOCK_SECONDS = 1                    # seconds that a statement waits for a lock of another transaction
+PLAN_SECONDS = 1                    # seconds after which a session plans its prepared statements anew
+SLOW_SECONDS = 0.01                 # seconds of a statement after which it does so at once
 IDLE_SECONDS = 60                   # seconds after which an unused connection to the database is closed
 RATE_SECONDS = 10                   # seconds over which the number of finished tasks per second is measured
 
@@ -2492,7 +2494,9 @@ class Pool:
     def __init__(self, store: Store, size: int):
         self._store = store
         self._size = size
-        self._slots = threading.BoundedSemaphore(size)
+        self._slots: queue.SimpleQueue[None] = queue.SimpleQueue()      # a tenth of the time of a semaphore
+        for _ in range(size):
+            self._slots.put(None)
         self._lock = threading.Lock()                       # of what follows
         self._idle: list[tuple[float, Any]] = []            # since when; the last one is used next
         self._busy: dict[Any, float] = {}                   # when to break it off; inf: it was broken off
@@ -2502,8 +2506,10 @@ class Pool:
     @contextlib.contextmanager
     def connection(self) -> Iterator[tuple[Any, bool]]:
         """Give a thread a connection for itself, and tell whether it was used before. Raise TimeoutError."""
-        if not self._slots.acquire(timeout=CONNECT_SECONDS):
-            raise TimeoutError(f"all {self._size} connections to the database are busy")
+        try:
+            self._slots.get(timeout=CONNECT_SECONDS)
+        except queue.Empty:
+            raise TimeoutError(f"all {self._size} connections to the database are busy") from None
         try:
             while (connection := self._take()) and not self._store._is_usable(connection):
                 connection.close()
@@ -2512,14 +2518,14 @@ class Pool:
             try:
                 yield connection, used
             finally:
-                if self._store._is_usable(connection):
+                if not self._store._is_in_transaction(connection):
                     with self._lock:
                         self._idle.append((time.monotonic(), connection))
                         self._start_guard()
                 else:
                     connection.close()
         finally:
-            self._slots.release()
+            self._slots.put(None)
 
     def _take(self) -> Any:
         with self._lock:
@@ -2599,15 +2605,12 @@ class ProcessState:
 
 def array_literal(values: Sequence[Any]) -> str:
     """Return values as the text of an array. Nulls alone are an empty one, which unnest() fills up."""
-    if all(value is None for value in values):
-        return "{}"
-    return "{" + ",".join(map(_array_element, values)) + "}"
+    def element(value: Any) -> str:
+        if isinstance(value, str):
+            return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        return "NULL" if value is None else str(value)
 
-
-def _array_element(value: Any) -> str:
-    if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    return "NULL" if value is None else str(value)
+    return "{" + ",".join(map(element, values)) + "}" if any(value is not None for value in values) else "{}"
 
 
 class Store:
@@ -2646,9 +2649,13 @@ class Store:
     def _connect(self) -> Any:
         raise NotImplementedError
 
-    def _is_usable(self, connection: Any) -> bool:
-        """Tell whether a connection that is not in use is good for another statement."""
+    def _is_in_transaction(self, connection: Any) -> bool:
+        """Tell whether a statement has left something undone: to close the connection ends that."""
         raise NotImplementedError
+
+    def _is_usable(self, connection: Any) -> bool:
+        """Tell whether a connection that was idle is good for another statement."""
+        return True
 
     def _break_off(self, connection: Any) -> None:
         """End what another thread does with a connection that does not answer."""
@@ -3254,13 +3261,42 @@ select obj_description(oid, 'pg_class'),
 from   pg_class
 where  oid = to_regclass('tasks')"""
 
-# The server, too, ends a statement that takes too long, unless the operator has set another limit. The limit
-# is set only where the session is ours alone: behind a pooler, where the server's process has another id,
-# other clients would get it.
-LIMIT_SESSION = f"""
-select set_config(name, value, false)
-from   (values ('statement_timeout', %(limit)s), ('lock_timeout', '{LOCK_SECONDS}s')) as limits (name, value)
-where  pg_backend_pid() = %(pid)s and current_setting(name) = '0'"""
+# Whether the session is ours alone: behind a pooler the server's process has another id. Only then are
+# settings made, or else other clients would get them. The server, too, ends a statement that takes too long,
+# and it plans a prepared statement for all parameters alike; unless the operator has set something else.
+SET_UP_SESSION = f"""
+select pg_backend_pid() = %(pid)s,
+       (select count(set_config(name, value, false))
+        from   (values ('statement_timeout', %(limit)s, '0'),
+                       ('lock_timeout', '{LOCK_SECONDS}s', '0'),
+                       ('plan_cache_mode', 'force_generic_plan', 'auto')) as settings (name, value, unset)
+        where  pg_backend_pid() = %(pid)s and current_setting(name) = unset)"""
+
+# The statements that a session of our own prepares: those that may run many times a second. To read and plan
+# them is half of what they cost in PostgreSQL. Each takes the same plan whatever its parameters are. One that
+# compares the status with a parameter would not: it could use no partial index.
+PREPARED = {
+    CREATE, READ, LIST, LIST_STATUS, backwards(LIST), backwards(LIST_STATUS), PROMOTE, REPEAT, CLAIM, EXTEND,
+    COMPLETE, RETRY, FAIL, RELEASE, RECLAIM, CANCEL, CANCEL_REQUESTED, DELETE, ATTEMPTS}
+
+
+class Prepared(NamedTuple):
+    """A statement that is prepared."""
+
+    name: str
+    prepare: str
+    execute: str        # with parameters for psycopg2
+
+
+@functools.cache
+def prepared(sql: str) -> Prepared:
+    """Return how a statement is prepared. Its name stands for its text, whoever else has prepared it."""
+    names = list(dict.fromkeys(re.findall(r"%\((\w+)\)s", sql)))
+    text = re.sub(r"%\((\w+)\)s", lambda match: f"${names.index(match[1]) + 1}", sql)
+    name = "taskmanager_" + hashlib.blake2b(sql.encode(), digest_size=16).hexdigest()
+    values = f" ({', '.join(f'%({each})s' for each in names)})" if names else ""
+    return Prepared(name, f"prepare {name} as {text}", f"execute {name}{values}")
+
 
 # SQLSTATEs, or their beginnings, with which a server says that it can't do such a thing at the moment. With
 # all others, except those of a wrong statement, it refuses this one request, because of a value, a
@@ -3288,7 +3324,8 @@ where  highest > coalesce(
 class PostgresStore(Store):
     """PostgreSQL 12 or newer, also through a pooler in transaction mode.
 
-    Every statement is a transaction of its own, and nothing that it needs is kept in the session.
+    Every statement is a transaction of its own, and nothing that it needs is kept in the session, except for
+    the statements that a session of our own has prepared.
     """
 
     def __init__(self, url: str, connections: int = 8):
@@ -3324,13 +3361,19 @@ class PostgresStore(Store):
             "client_encoding": "UTF8",
         }
         types = psycopg2.extensions
+        self._session = type("Session", (types.connection,), {})     # one with attributes, see _connect()
+        self._prepares = True
         types.encodings["SQLASCII"] = "utf_8"       # such a server stores bytes as they come
         self._numeric = types.new_type(types.DECIMAL.values, "FLOAT", types.FLOAT)      # see READ_AS
 
     def _connect(self) -> Any:
-        connection = self.psycopg2.connect(**self.parameters)
+        connection = self.psycopg2.connect(**self.parameters, connection_factory=self._session)
         try:
             connection.autocommit = True
+            connection.prepared = set()     # the names of what it has prepared
+            connection.plan_at = -math.inf  # when to plan that anew
+            connection.incoming = select.poll()
+            connection.incoming.register(connection, select.POLLIN)
             types = self.psycopg2.extensions
             types.register_type(self._numeric, connection)
 
@@ -3342,22 +3385,21 @@ class PostgresStore(Store):
                 connection.set_client_encoding(encoding)
                 types.register_type(types.BYTES, connection)
 
-            self._run(connection, LIMIT_SESSION,
-                      {"limit": f"{STATEMENT_SECONDS}s", "pid": connection.info.backend_pid})
+            [(connection.is_own, _)] = self._run(
+                connection, SET_UP_SESSION,
+                {"limit": f"{STATEMENT_SECONDS}s", "pid": connection.info.backend_pid})
         except BaseException:
             connection.close()
             raise
         return connection
 
+    def _is_in_transaction(self, connection: Any) -> bool:
+        return connection.get_transaction_status() != self.psycopg2.extensions.TRANSACTION_STATUS_IDLE
+
     def _is_usable(self, connection: Any) -> bool:
-        idle = self.psycopg2.extensions.TRANSACTION_STATUS_IDLE
-        if connection.closed or connection.info.transaction_status != idle:
-            return False
         # Nothing comes from an idle connection, unless the server closed it: then no statement must be risked
         # on it.
-        poll = select.poll()
-        poll.register(connection, select.POLLIN)
-        return not poll.poll(0)
+        return not connection.closed and not connection.incoming.poll(0)
 
     def _break_off(self, connection: Any) -> None:
         # Not by connection.cancel(), which asks the server and holds the interpreter's lock until that
@@ -3370,13 +3412,47 @@ class PostgresStore(Store):
              seconds: float | None = None) -> list[Any]:
         limit = self._state.pool.limit(connection, seconds or STATEMENT_SECONDS + 5)
         with limit, connection.cursor() as cursor:
-            cursor.execute(sql, params)
+            if sql in PREPARED and connection.is_own and self._prepares:
+                self._execute_prepared(cursor, sql, params)
+            else:
+                cursor.execute(sql, params)
             rows = cursor.fetchall() if cursor.description else []
         if connection.encoding != "UTF8":
             codec = self.psycopg2.extensions.encodings[connection.encoding]
             rows = [tuple(each.decode(codec, "replace") if isinstance(each, bytes) else each for each in row)
                     for row in rows]
         return rows
+
+    def _execute_prepared(self, cursor: Any, sql: str, params: Params | None) -> None:
+        """Run one of PREPARED.
+
+        A plan that was made for a small table must not serve a large one. PostgreSQL itself plans anew only
+        when it has analyzed the table, which may be a minute after a million tasks have come.
+        """
+        errors, session = self.psycopg2.errors, cursor.connection
+        name, prepare, execute = prepared(sql)
+        try:
+            begun = time.monotonic()
+            if begun > session.plan_at:
+                cursor.execute("discard plans")
+                session.plan_at = begun + PLAN_SECONDS
+            if name not in session.prepared:
+                cursor.execute(prepare)
+                session.prepared.add(name)
+            cursor.execute(execute, params)
+            if time.monotonic() > begun + SLOW_SECONDS:
+                session.plan_at = -math.inf
+            return
+        except errors.FeatureNotSupported:
+            # Somebody has altered the type of a column ("cached plan must not change result type"): prepare
+            # all of them again.
+            session.prepared.clear()
+            cursor.execute("deallocate all")
+        except (errors.InvalidSqlStatementName, errors.DuplicatePreparedStatement) as e:
+            # A pooler that passes its sessions off as ours, or somebody's DISCARD ALL.
+            self._prepares = False
+            log.info("no longer preparing statements: error=%r", describe(e))
+        cursor.execute(sql, params)     # nothing of it was done
 
     def _execute(self, sql: str, params: Params | None = None, repeat: bool = True,
                  seconds: float | None = None) -> list[Any]:
@@ -3631,8 +3707,8 @@ class SQLiteStore(Store):
             return (value - datetime(1970, 1, 1)) // timedelta(milliseconds=1) / 1000
         return value
 
-    def _is_usable(self, connection: Any) -> bool:
-        return not connection.in_transaction        # closing it undoes what was begun
+    def _is_in_transaction(self, connection: Any) -> bool:
+        return bool(connection.in_transaction)
 
     @staticmethod
     @functools.lru_cache(256)

@@ -189,6 +189,79 @@ def test_a_pooler_that_is_restarted_is_found_again(pgbouncer, empty_database):
     store.close()
 
 
+# Prepared statements
+
+def prepared_by(store):
+    """The names of what the connection that is used next has prepared."""
+    return {name for name, in store._execute("select name from pg_prepared_statements where from_sql")}
+
+
+READ = taskmanager.prepared(taskmanager.READ)
+
+
+def test_a_session_of_our_own_prepares_its_statements_and_one_of_a_pooler_none(pgbouncer, empty_database):
+    direct = empty_database()
+    for url, names in (direct, {READ.name}), (pgbouncer.url_of(direct), set()):
+        store = taskmanager.open_store(url)
+        [id] = store.create()
+        assert store.read(id) == store.read(id)
+        assert prepared_by(store) & {READ.name} == names
+        store.close()
+    assert query(pgbouncer.url_of(direct), "select name from pg_prepared_statements") == []
+
+
+@pytest.mark.parametrize("statement", ["discard all", "deallocate all", f"prepare {READ.name} as select 1"])
+def test_a_session_that_somebody_shares_after_all_is_used_without_preparing(postgres_database, statement):
+    """A pooler that says that its session is ours."""
+    store = taskmanager.open_store(postgres_database)
+    [id] = store.create()
+    if not statement.startswith("prepare"):
+        store.read(id)
+    store._execute(statement)
+    assert store.read(id).id == id
+    assert store.complete([(row.id, row.attempt, None) for row in store.claim(1, 30)]) == {id}
+    assert store.read(id).status == "Completed"
+    assert store.create() == [id + 1]
+    store._execute("discard all")
+    assert store.read(id).id == id
+    assert prepared_by(store) == set()
+    store.close()
+
+
+def test_an_altered_column_is_read_as_it_is_now(postgres_database):
+    """By another process's upgrade, or by the operator: "cached plan must not change result type"."""
+    store = taskmanager.open_store(postgres_database)
+    [id] = store.create()
+    store.read(id)
+    query(postgres_database, "alter table tasks alter column worker type varchar(99), "
+                             "alter column timezone type varchar(99), alter column error type varchar(2000)")
+    assert store.read(id).id == id
+    assert store.read(id).id == id
+    assert READ.name in prepared_by(store)
+    store.close()
+
+
+@pytest.mark.parametrize("until, slow, scan", [(3600, 3600, "Seq"), (-1, 3600, "Index"), (3600, 0, "Index")],
+                         ids=["neither", "time passes", "it was slow"])
+def test_a_plan_for_a_small_table_does_not_serve_a_large_one(
+    postgres_database, monkeypatch, until, slow, scan
+):
+    monkeypatch.setattr(taskmanager, "PLAN_SECONDS", until)
+    monkeypatch.setattr(taskmanager, "SLOW_SECONDS", slow)
+    store = taskmanager.open_store(postgres_database)
+    store._execute("alter table tasks set (autovacuum_enabled = off)")
+    [id] = store.create()
+    store._execute("analyze tasks")
+
+    def plan():
+        store.read(id)
+        return store._execute(f"explain execute {READ.name} (1)")[0][0]
+    assert "Seq Scan" in plan()
+    store._execute("insert into tasks (status) select 'New' from generate_series(1, 10000)")
+    assert f"{scan} Scan" in plan()
+    store.close()
+
+
 # Encodings
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "WIN1251", "SQL_ASCII", "UTF8"])

@@ -367,8 +367,10 @@ def test_a_report_on_a_task_that_is_not_in_progress_is_refused(store, verb):
     assert store.read(claim.id).status == "Completed"
 
 
-TEXTS = ["", "NULL", "null", "a,b", "{}", "{a}", '"', '""', "\\", "\\\\", '\\"', "'", "''", "$1", "%s", "%(id)s", ":now", " a ",
-         "line\nline\r\ttab", "\\x41\\N", "größe 日本 \U0001f600", "\x01\x7f", "$[0]"]
+TEXTS = [
+    "", "NULL", "null", "a,b", "{}", "{a}", '"', '""', "\\", "\\\\", '\\"', "'", "''", "$1", "%s", "%(id)s",
+    ":now", " a ", "line\nline\r\ttab", "\\x41\\N", "größe 日本 \U0001f600", "\x01\x7f", "$[0]",
+]
 
 
 def test_whatever_text_stands_in_a_batch_is_kept(store):
@@ -380,7 +382,8 @@ def test_whatever_text_stands_in_a_batch_is_kept(store):
     assert store.create([task for task in tasks if task.idempotency_key]) == [
         id for id, text in zip(ids, TEXTS, strict=True) if text in keys]
     assert [json.loads(store.read(id).payload) for id in ids] == TEXTS
-    assert [store.read(id).idempotency_key for id in ids] == [text if text in keys else None for text in TEXTS]
+    assert [store.read(id).idempotency_key for id in ids] == [
+        text if text in keys else None for text in TEXTS]
     assert {float(store.read(id).timeout) for id in ids} == {0.1}
 
     store.promote()
@@ -908,6 +911,32 @@ def test_postgresql_takes_the_index_that_was_made_for_the_statement(postgres_dat
         assert re.search(rf"Index (Only )?Scan (using|on) {index}\b", plan), plan
         assert "Seq Scan on tasks" not in plan, plan
         assert "Sort Key: tasks" not in plan or statement == "RECLAIM", plan
+    store.close()
+
+
+@pytest.mark.parametrize("statistics", [True, False], ids=["analyzed", "new"])
+def test_a_prepared_statement_reads_no_more_of_a_large_table_than_it_needs(postgres_database, statistics):
+    """One plan for all parameters: the only one that is made, since it is not known what they will be."""
+    store = taskmanager.open_store(postgres_database)
+    store._execute("alter table tasks set (autovacuum_enabled = off)")
+    store._execute("insert into tasks (status) select 'New' from generate_series(1, 30000)")
+    if statistics:
+        store._execute("analyze tasks")
+    params = {"id": 5, "limit": 8, "size": taskmanager.MAX_PAGE_BYTES, "lease": 30.0, "kind": "default",
+              "max_attempts": 1, "worker": "w", "status": None, "attempt": None, "busy": 0.0, "single": False,
+              "new": True, "in_progress": False, "completed": False, "failed": False}
+    batches = {taskmanager.CREATE: (1, *NewTask()),
+               **{getattr(taskmanager, name): row for name, row in HELD.items()}}
+    for statement in taskmanager.PREPARED:
+        name, prepare, execute = taskmanager.prepared(statement)
+        batch = [batches[statement]] * 8 if statement in batches else []
+        params["after"] = taskmanager.MAX_ID if "id < %(after)s" in statement else 0
+        given = params | (store._rows(statement, batch) if batch else {})
+        with store._state.pool.connection() as (connection, _), connection.cursor() as cursor:
+            cursor.execute(prepare)
+            cursor.execute(f"explain analyze {execute}", given)
+            plan = "\n".join([statement, *(line for line, in cursor)])
+        assert "Seq Scan on tasks" not in plan and not re.search(r"rows=\d{4,} loops", plan), plan
     store.close()
 
 
