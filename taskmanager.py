@@ -113,9 +113,9 @@ try:        # only the HTTP server needs it
     from waitress.buffers import OverflowableBuffer
     from waitress.channel import HTTPChannel
     from waitress.server import TcpWSGIServer
-    from waitress.task import ErrorTask, ThreadedTaskDispatcher
+    from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
 except ImportError:
-    ErrorTask = HTTPChannel = TcpWSGIServer = ThreadedTaskDispatcher = object
+    ErrorTask = HTTPChannel = TcpWSGIServer = ThreadedTaskDispatcher = WSGITask = object
 
 __version__ = "0.1.0"
 
@@ -6236,6 +6236,14 @@ class Dispatcher(Threads):
             threads.shutdown(*args, **kwargs)
 
 
+class Answer(WSGITask):
+    """The answer of the application. Its head and its body are sent together."""
+
+    def finish(self):
+        super().finish()
+        self.channel.flush()
+
+
 class Refusal(ErrorTask):
     """The answer to a request that the server refuses, in the form of the application's errors.
 
@@ -6271,7 +6279,7 @@ class Channel(HTTPChannel):
     `last_activity` is when a request began, when an answer was complete, or when it was read to its end.
     """
 
-    error_task_class, parser_class = Refusal, Request
+    task_class, error_task_class, parser_class = Answer, Refusal, Request
     request: Request | None
     outbufs: list[Any]
     sent_continue: bool
@@ -6326,6 +6334,11 @@ class Channel(HTTPChannel):
         self.answer += len(data)
         return super().write_soon(data)
 
+    def flush(self) -> None:
+        """Send what there is of the answer; the server's thread sends what the client does not take now."""
+        with self.outbuf_lock:
+            self._flush_exception(self._flush_some, do_close=False)
+
     def _flush_some(self, do_close=True):
         """Send what the client takes. A byte now and then is no activity, and what was read is dropped."""
         begun = self.last_activity
@@ -6368,7 +6381,7 @@ class Server(TcpWSGIServer):
 
     def __init__(self, app: Callable, config: Config, listener: socket.socket):
         self.thread: EssentialThread | None = None
-        self.stopped = False
+        self.stopped = self._is_woken = False
         self.queued = 0     # bytes of bodies that have come whole; their clients are not cut off
         self.count_refused = getattr(app, "refused", lambda method, status: None)
         self.cors: Callable[[dict[str, str]], dict[str, str]] = getattr(app, "cors", lambda environ: {})
@@ -6381,7 +6394,8 @@ class Server(TcpWSGIServer):
             sockinfo=(listener.family, listener.type, listener.proto, listener.getsockname()),
             ident=None, backlog=BACKLOG, connection_limit=MAX_CONNECTIONS + MAX_CONNECTIONS // 5,
             channel_timeout=CLIENT_SECONDS, outbuf_overflow=MAX_IN_MEMORY)
-        self.adj.cleanup_interval = 0.1      # seconds; as a keyword it takes whole ones alone
+        self.adj.cleanup_interval = 0.1             # seconds; as a keyword it takes whole ones alone
+        self.adj.send_bytes = MAX_IN_MEMORY         # before an answer is complete; see Answer
 
     def start(self) -> None:
         """Serve, in a thread of its own."""
@@ -6392,9 +6406,16 @@ class Server(TcpWSGIServer):
         """Serve until begin_stop() or close(); finish the requests under way, for up to 5 seconds."""
         try:
             while self.sockets and not self.stopped:
+                self._is_woken = False      # before it looks at which connections can be read
                 self.asyncore.loop(timeout=1, use_poll=True, map=self.sockets, count=1)
         finally:
             self.task_dispatcher.shutdown()
+
+    def pull_trigger(self) -> None:
+        """Have the thread look at its connections again, unless it is going to do that anyway."""
+        if not self._is_woken:
+            self._is_woken = True
+            super().pull_trigger()
 
     def begin_stop(self) -> None:
         """Accept nothing more."""

@@ -339,11 +339,20 @@ def test_an_answer_waits_on_disk_and_what_was_read_waits_no_longer(server, store
         [channel] = eventually(
             lambda: [each for each in slow.active_channels.values() if each.kept > 500_000]
         )
-        assert channel.outbufs[0].overflowed  # into a file
+        eventually(lambda: channel.outbufs[0].overflowed)  # into a file
         answer = http.client.HTTPResponse(connection)
         answer.begin()
         assert len(answer.read()) > 1_000_000
         eventually(lambda: kept(slow) == [0])  # and the connection is still there
+
+
+def test_head_and_body_of_an_answer_are_sent_together(api, monkeypatch):
+    sent, send_some = [], taskmanager.Channel.send
+    monkeypatch.setattr(taskmanager.Channel, "send",
+                        lambda channel, data, **more: sent.append(data) or send_some(channel, data, **more))
+    assert send("GET", f"{api}/livez").json == {"status": "ok"}
+    [answer] = sent
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n") and answer.endswith(b'{"status": "ok"}')
 
 
 def test_a_client_that_reads_too_slowly_is_cut_off(server, store):
