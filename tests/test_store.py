@@ -1,15 +1,17 @@
 """The store's contract, the same on SQLite and PostgreSQL: one verb a transition, each of them guarded."""
 
+import concurrent.futures
 import contextlib
 import json
 import re
+import threading
 import time
 from datetime import datetime, timedelta, timezone
 
 import pytest
 
 import taskmanager
-from helpers import LEASE, at_once, expire, plan_of, raising, set_time, sql
+from helpers import LEASE, at_once, eventually, expire, plan_of, raising, set_time, sql
 from taskmanager import (
     Invalid,
     KeyReused,
@@ -446,6 +448,101 @@ def test_release_does_not_count_the_attempt_and_does_not_use_its_number_again(st
     assert (store.read(claim.id).status, store.read(claim.id).attempts) == ("New", 0)
     [again] = store.claim(1, LEASE)
     assert (again.attempts, again.attempt) == (1, claim.attempt + 1)
+
+
+# Tasks that are created at the same moment
+
+class Together:
+    """Threads that create a task each, while the first statement is under way; `sizes` of the statements."""
+
+    def __init__(self, store, monkeypatch):
+        self.store, self.sizes, self.pool = store, [], concurrent.futures.ThreadPoolExecutor(9)
+        self.gate, batch = threading.Event(), store._batch
+
+        def wait(sql, rows, **more):
+            self.sizes.append(len(rows))
+            if len(self.sizes) == 1:
+                assert self.gate.wait(20)
+            return batch(sql, rows, **more)
+        monkeypatch.setattr(store, "_batch", wait)
+
+    def create(self, *payloads):
+        calls = [self.pool.submit(self.store.create_one, new_task({"payload": each})) for each in payloads]
+        eventually(lambda: self.sizes)
+        return calls
+
+    def gathered(self, number):
+        eventually(lambda: len(self.store._state.creating._waiting) == number)
+
+
+@pytest.fixture
+def together(store, monkeypatch):
+    there = Together(store, monkeypatch)
+    with there.pool:
+        yield there
+        there.gate.set()
+
+
+def test_what_threads_create_at_the_same_moment_is_one_statement(store, together, caplog):
+    caplog.set_level("INFO", "taskmanager")
+    calls = together.create("first")
+    calls += together.create(*range(6))
+    together.gathered(6)
+    together.gate.set()
+    ids = [call.result(20) for call in calls]
+    assert together.sizes == [1, 6]
+    assert [json.loads(store.read(id).payload) for id in ids] == ["first", *range(6)]
+    assert sorted(message for message in caplog.messages if "created" in message) == [
+        f"created task={id} via=call" for id in sorted(ids)]
+    assert store.create_one(NewTask()) == max(ids) + 1      # and then one begins anew
+    assert together.sizes == [1, 6, 1]
+
+
+def test_who_may_wait_for_another_or_is_large_keeps_nobody_waiting(store, together):
+    together.create("first")
+    store.create_one(new_task({}, "a key"))
+    store.create_one(new_task({"payload": "x" * 9000}))
+    assert together.sizes == [1, 1, 1]
+
+
+def test_a_distant_database_gets_several_statements_at_a_time(store, together):
+    together.create("first")
+    store._state.creating._seconds = 0.1
+    store.create_one(NewTask())
+    assert together.sizes == [1, 1]
+
+
+def test_what_is_refused_among_others_is_refused_alone(postgres_database, monkeypatch):
+    store = taskmanager.open_store(postgres_database)
+    store._execute("""create function refuse() returns trigger language plpgsql as
+                      $$ begin raise exception 'not this one'; end $$""")
+    store._execute("""create trigger refuse before insert on tasks for each row
+                      when (cast(new.payload as text) = '"bad"') execute function refuse()""")
+    together = Together(store, monkeypatch)
+    with together.pool:
+        [first] = together.create("first")
+        good, bad, fine = together.create("good", "bad", "fine")
+        together.gathered(3)
+        together.gate.set()
+        with pytest.raises(Invalid, match="not this one"):
+            bad.result(20)
+        for call in (first, good, fine):
+            assert store.read(call.result(20)).status == "New"
+    assert together.sizes == [1, 3, 1, 1, 1] and len(store.list_tasks()) == 3
+    store.close()
+
+
+@pytest.mark.parametrize("error", [Unavailable("away"), ZeroDivisionError()], ids=repr)
+def test_all_of_a_group_are_told_that_the_database_is_away(store, together, monkeypatch, error):
+    calls = together.create("first")
+    calls += together.create(1, 2, 3)
+    together.gathered(3)
+    monkeypatch.setattr(store, "_batch", raising(error))
+    together.gate.set()
+    assert calls[0].result(20) == 1
+    assert [type(call.exception(20)) for call in calls[1:]] == [type(error)] * 3
+    monkeypatch.undo()
+    assert store.create_one(NewTask()) == 2
 
 
 # The log, which operators search
