@@ -2585,7 +2585,7 @@ class Pool:
 Params = dict[str, Any]      # of a statement, by name
 
 
-class Member:
+class GroupMember:
     """What one thread wants of a group, and what it gets."""
 
     def __init__(self, wanted: Any):
@@ -2612,13 +2612,13 @@ class GroupCommit:
         """`execute` does all that it is given or nothing, and returns the result of each."""
         self._execute = execute
         self._lock = threading.Lock()           # of what follows
-        self._waiting: list[Member] = []
+        self._waiting: list[GroupMember] = []
         self._leaders = 0
         self._seconds = 0.0                     # that the last statement took
 
     def do(self, wanted: Any) -> Any:
         """Return the result of what this thread wants, or raise its error."""
-        member = Member(wanted)
+        member = GroupMember(wanted)
         with self._lock:
             leads = self._leaders < (self.LEADERS if self._seconds > self.SLOW else 1)
             if leads:
@@ -2634,7 +2634,7 @@ class GroupCommit:
             raise member.error
         return member.result
 
-    def _lead(self, member: Member) -> None:
+    def _lead(self, member: GroupMember) -> None:
         with self._lock:
             group, self._waiting = [member, *self._waiting], []
         began = time.monotonic()
@@ -2652,7 +2652,7 @@ class GroupCommit:
                 each.is_done = True
                 each.turn.release()
 
-    def _do_all(self, group: list[Member]) -> None:
+    def _do_all(self, group: list[GroupMember]) -> None:
         try:
             results = self._execute([each.wanted for each in group])
             for each, result in zip(group, results, strict=True):
