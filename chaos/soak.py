@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """chaos/soak.py: very many tasks with nothing broken, and what the processes and the table use meanwhile.
 
-`make soak TASKS=2000000` runs it on PostgreSQL and RabbitMQ, with an API process, two workers and producers at
-both doors; DATABASE=sqlite on SQLite, with the worker inside the API process. Finished tasks are deleted
+`make soak TASKS=2000000` runs it on PostgreSQL and RabbitMQ, with an API process, two workers and producers
+at both doors; DATABASE=sqlite on SQLite, with the worker inside the API process. Finished tasks are deleted
 RETENTION=60 seconds after their end, and tasks that were old already at the begin must be gone at the end.
 
 It prints memory, threads, open files, connections and sizes at the begin (after a tenth of the tasks), in the

@@ -214,7 +214,7 @@ def test_what_became_ready_while_the_connection_was_away_is_looked_for(process, 
                              " where pid <> pg_backend_pid()"
                              " and application_name = current_setting('application_name')")
     assert store.woken.wait(5)
-    assert "regained PostgreSQL for notifications" in caplog.text
+    eventually(lambda: "regained PostgreSQL for notifications" in caplog.text)
 
 
 def test_a_frozen_server_stops_neither_the_worker_nor_its_end(process, postgres, own_database, monkeypatch,
