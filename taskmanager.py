@@ -164,7 +164,6 @@ BATCH_ROWS = 500                    # rows that one statement changes, where not
 STATEMENT_SECONDS = 20              # seconds for one statement
 LOCK_SECONDS = 1                    # seconds that a statement waits for a lock of another transaction
 PLAN_SECONDS = 1                    # seconds after which a session plans its prepared statements anew
-SLOW_SECONDS = 0.01                 # seconds of a statement after which it does so at once
 IDLE_SECONDS = 60                   # seconds after which an unused connection to the database is closed
 RATE_SECONDS = 10                   # seconds over which the number of finished tasks per second is measured
 
@@ -2687,14 +2686,20 @@ class ProcessState:
         self.writing = threading.Lock()                     # SQLite has one writer at a time
 
 
-def array_literal(values: Sequence[Any]) -> str:
+@functools.cache
+def array_names(sql: str) -> list[str]:
+    """Return the names of the arrays of a statement with `unnest(…)`, in the order of its columns."""
+    return re.findall(r"%\((\w+)\)s::\w+\[\]", sql)
+
+
+def array_literal(values: tuple) -> str:
     """Return values as the text of an array. Nulls alone are an empty one, which unnest() fills up."""
     def element(value: Any) -> str:
         if isinstance(value, str):
             return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
         return "NULL" if value is None else str(value)
 
-    return "{" + ",".join(map(element, values)) + "}" if any(value is not None for value in values) else "{}"
+    return "{" + ",".join(map(element, values)) + "}" if values.count(None) < len(values) else "{}"
 
 
 class Store:
@@ -3537,16 +3542,13 @@ class PostgresStore(Store):
         errors, session = self.psycopg2.errors, cursor.connection
         name, prepare, execute = prepared(sql)
         try:
-            begun = time.monotonic()
-            if begun > session.plan_at:
+            if time.monotonic() > session.plan_at:
                 cursor.execute("discard plans")
-                session.plan_at = begun + PLAN_SECONDS
+                session.plan_at = time.monotonic() + PLAN_SECONDS
             if name not in session.prepared:
                 cursor.execute(prepare)
                 session.prepared.add(name)
             cursor.execute(execute, params)
-            if time.monotonic() > begun + SLOW_SECONDS:
-                session.plan_at = -math.inf
             return
         except errors.FeatureNotSupported:
             # Somebody has altered the type of a column ("cached plan must not change result type"): prepare
@@ -3599,8 +3601,8 @@ class PostgresStore(Store):
         return rows
 
     def _rows(self, sql: str, rows: Sequence[Sequence[Any]]) -> Params:
-        names = re.findall(r"%\((\w+)\)s::\w+\[\]", sql)
-        return dict(zip(names, map(array_literal, zip(*rows, strict=True)), strict=True))
+        columns = zip(*rows, strict=True)
+        return dict(zip(array_names(sql), map(array_literal, columns), strict=True))
 
     def _lost(self, error: Exception, what: str) -> Exception:
         """Log an outage; return Unavailable, caused by this error."""
@@ -3817,11 +3819,13 @@ class SQLiteStore(Store):
 
     @staticmethod
     @functools.lru_cache(256)
-    def _translate(sql: str) -> str:
+    def _translate(sql: str) -> tuple[str, bool]:
+        """Return a statement as SQLite takes it, and whether it writes."""
+        writes = re.search(r"^\s*(insert|update|delete)\b", sql, re.MULTILINE) is not None
         for word, translation in SQLiteStore.WORDS.items():
             sql = sql.replace(word, translation)
         sql = re.sub(r"select \* from unnest\((.*)\)", SQLiteStore._from_json, sql)
-        return re.sub(r"%\((\w+)\)s", r":\1", sql)
+        return re.sub(r"%\((\w+)\)s", r":\1", sql), writes
 
     @staticmethod
     def _from_json(unnest: re.Match) -> str:
@@ -3836,7 +3840,7 @@ class SQLiteStore(Store):
         return self._transaction([(sql, params or {})])
 
     def _transaction(self, statements: list[tuple[str, Params]]) -> list[Any]:
-        writes = re.search(r"^\s*(insert|update|delete)\b", statements[0][0], re.MULTILINE)
+        _, writes = self._translate(statements[0][0])
         state, rows = self._state, []
         try:
             if self.path.stat().st_ino != self.inode:
@@ -3849,7 +3853,8 @@ class SQLiteStore(Store):
                 now = time.time()
                 for sql, params in statements:
                     values = {name: self._to_sqlite(value) for name, value in params.items()}
-                    rows += connection.execute(self._translate(sql), values | {"now": now}).fetchall()
+                    values["now"] = now
+                    rows += connection.execute(self._translate(sql)[0], values).fetchall()
                 if connection.in_transaction:
                     connection.commit()
         except sqlite3.IntegrityError as e:
