@@ -114,6 +114,7 @@ try:        # only the HTTP server needs it
     from waitress.channel import HTTPChannel
     from waitress.server import TcpWSGIServer
     from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
+    from waitress.utilities import build_http_date
 except ImportError:
     ErrorTask = HTTPChannel = TcpWSGIServer = ThreadedTaskDispatcher = WSGITask = object
 
@@ -2416,8 +2417,12 @@ class Metrics:
 
     def answered(self, route: str, method: str, status: str) -> None:
         """Count an HTTP request that was answered."""
-        self._add("taskmanager_http_requests_total",
-                  f'{{route="{route}",method="{method}",status="{status}"}}', 1)
+        self._add("taskmanager_http_requests_total", self._series(route, method, status), 1)
+
+    @staticmethod
+    @functools.cache
+    def _series(route: str, method: str, status: str) -> str:
+        return f'{{route="{route}",method="{method}",status="{status}"}}'
 
     def _add(self, name: str, series: str, number: float) -> None:
         samples = self._samples[name]
@@ -5289,6 +5294,7 @@ CODES = {
     501: "unsupported-transfer-encoding", 503: "overloaded", 505: "http-version-not-supported"}
 # Further headers of the answer to an error, by its HTTP status.
 ERROR_HEADERS = {401: {"WWW-Authenticate": 'Bearer realm="Task Manager"'}, 503: {"Retry-After": "1"}}
+REQUEST_ID = re.compile("[A-Za-z0-9._:+/=@~-]{1,128}")
 PORT_OF_HOST = re.compile(r":\d*$")
 TASK_ID = re.compile("[1-9][0-9]{0,18}")
 WAIT = re.compile(r'(?:^|,)\s*wait\s*=\s*(?:"([0-9]{1,99})"|([0-9]{1,99}))\s*(?:[,;]|$)', re.IGNORECASE)
@@ -5313,7 +5319,10 @@ def problem(status: int, code: str, detail: str, instance: str, error: BaseExcep
 
 def request_id(given: str) -> str:
     """Return the id that a request brought along, when it is fit for a log, or else a new one."""
-    return given if re.fullmatch(r"[A-Za-z0-9._:+/=@~-]{1,128}", given) else os.urandom(8).hex()
+    if given and REQUEST_ID.fullmatch(given):
+        return given
+    # Not a secret. The process id, because a server in C may fork without a word to the generator.
+    return f"{random.getrandbits(64) ^ os.getpid():016x}"
 
 
 # What a request says. `header()` and the functions after it read the request that this thread answers.
@@ -5505,7 +5514,8 @@ def check_input(route: Route, values: dict[str, str]) -> dict[str, Any]:
     environ = bottle.request.environ
     arguments: dict[str, Any] = dict(values)
     # Bottle drops what is not UTF-8 from PATH_INFO.
-    if environ["PATH_INFO"].encode() != environ["bottle.raw_path"].encode("latin-1"):
+    raw = environ["bottle.raw_path"]
+    if not raw.isascii() and environ["PATH_INFO"].encode() != raw.encode("latin-1"):
         raise NotFound("there is nothing at an address that is not UTF-8")
 
     if route.query is not None:
@@ -5560,7 +5570,7 @@ class Api:
         self._bottle.router.default_pattern = f"{no_word}[^/]+"
         for each in self.routes:
             rule = each.path.replace("{", "<").replace("}", ">")
-            self._bottle.route(rule, each.method, self._make_callback(each))
+            self._bottle.route(rule, each.method, self._make_callback(each), skip=[True])    # no plugins
         store.listeners.append(self._wake_one_claim)
 
     def __call__(self, environ: dict[str, Any], start_response: Callable) -> Iterable[bytes]:
@@ -5576,8 +5586,9 @@ class Api:
 
         def start(status, headers, exc_info=None):
             self._count(environ["REQUEST_METHOD"], status[:3], environ["taskmanager.route"])
-            common = HEADERS | {"X-Request-Id": environ["taskmanager.id"]} | self.cors(environ)
-            return start_response(status, list((common | dict(headers)).items()), exc_info)
+            common = {**HEADERS, "X-Request-Id": environ["taskmanager.id"], **self.cors(environ)}
+            common.update(headers)
+            return start_response(status, list(common.items()), exc_info)
 
         return self._bottle.wsgi(environ, start)
 
@@ -6346,8 +6357,25 @@ class Dispatcher(Threads):
             threads.shutdown(*args, **kwargs)
 
 
+@functools.lru_cache(1)
+def http_date(second: int) -> str:
+    return build_http_date(second)
+
+
 class Answer(WSGITask):
     """The answer of the application. Its head and its body are sent together."""
+
+    def build_response_header(self):
+        """Return the head. Waitress's own function looks at each name several times, 10 µs instead of 3."""
+        names = {name for name, _ in self.response_headers}
+        is_usual = (self.version == "1.1" and not self.close_on_finish and self.has_body
+                    and "Content-Length" in names and names.isdisjoint(("Date", "Server"))
+                    and self.request.headers.get("CONNECTION", "").lower() != "close")
+        if not is_usual:
+            return super().build_response_header()
+        fields = [("Date", http_date(int(self.start_time))), *self.response_headers]
+        lines = [f"HTTP/1.1 {self.status}", *(f"{name}: {value}" for name, value in fields), "\r\n"]
+        return "\r\n".join(lines).encode("latin-1")
 
     def finish(self):
         super().finish()
