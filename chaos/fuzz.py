@@ -309,28 +309,31 @@ class Watched:
 
 
 def exchange(url, data):
-    """Send bytes, and no more; return what comes back until the server closes."""
+    """Send bytes, and no more; return what comes back until the server closes, and whether the end was orderly.
+
+    When it closes while more is sent, the system may drop what it had answered.
+    """
     address, received, sent = urlsplit(url), b"", memoryview(data)
     with socket.create_connection((address.hostname, address.port), 20) as connection:
         connection.settimeout(0)
         deadline, ended = time.monotonic() + 40, False
         while time.monotonic() < deadline:
-            readable, writable, _ = select.select([connection], [connection] if not ended else [], [], 5)
+            readable, writable, _ = select.select([connection], [] if ended else [connection], [], 5)
             try:
-                if writable:
-                    sent = sent[connection.send(sent[:262144]) :] if sent else sent
-                    if not sent:
-                        connection.shutdown(socket.SHUT_WR)
-                        ended = True
+                if writable and sent:
+                    sent = sent[connection.send(sent[:262144]):]
+                if not sent and not ended:
+                    connection.shutdown(socket.SHUT_WR)
+                    ended = True
                 if readable:
                     piece = connection.recv(262144)
                     if not piece:
-                        return received
+                        return received, True
                     received += piece
             except BlockingIOError:
                 continue
-            except OSError:  # the server closed it while we were still sending
-                return received
+            except OSError:
+                return received, False
     raise Wrong(f"the connection is still open after 40 s; so far came {received[:200]!r}")
 
 
@@ -392,7 +395,7 @@ class HttpDoor:
         self.connection.autocommit = True
         self.watched = Watched(start("taskmanager.py", DATABASE_URL=self.database, WORKER="off"))
         self.url = self.watched.program.url
-        self.seconds, self.count, self.answers = [], 0, 0
+        self.seconds, self.count, self.answers, self.resets = [], 0, 0, 0
 
     def sql(self, statement):
         with self.connection.cursor() as cursor:
@@ -424,7 +427,11 @@ class HttpDoor:
         if self.sql("select count(*) > 200 from tasks") == [(True,)]:
             self.begin()
         before = self.rows()
-        answers = split_answers(exchange(self.url, data))
+        received, is_complete = exchange(self.url, data)
+        if not is_complete:
+            self.resets += 1
+            return
+        answers = split_answers(received)
         for each in answers:
             check_answer(*each)
         self.answers += len(answers)
@@ -478,7 +485,7 @@ class HttpDoor:
     def close(self):
         self.watched.program.end()
         self.connection.close()
-        return f"{self.count:,} cases, {self.answers:,} answers"
+        return f"{self.count:,} cases, {self.answers:,} answers, {self.resets:,} cut off while it was sent"
 
 
 def shrink(data, fails):
