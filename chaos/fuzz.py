@@ -309,7 +309,7 @@ class Watched:
 
 
 def exchange(url, data):
-    """Send bytes, and no more; return what comes back until the server closes, and whether the end was orderly.
+    """Send bytes, and no more; return what comes back until the server closes, and whether that was orderly.
 
     When it closes while more is sent, the system may drop what it had answered.
     """
@@ -469,7 +469,7 @@ class HttpDoor:
             self.count += 1
             if self.count % 20 == 0:
                 self.serve_good()
-            if self.count % 500 == 0:
+            if self.count % 500 == 100:
                 self.watched.check_use()
         self.serve_good()
         self.watched.check_log()
@@ -838,7 +838,7 @@ class AmqpDoor:
                     f"alone fail: {alone}\n{text}"
                 ) from None
             self.count += len(batch)
-            if self.count % 500 == 0:
+            if self.count % 500 == 100:
                 self.watched.check_use()
         self.watched.check_log()
 
