@@ -139,16 +139,14 @@ alter table tasks add constraint tasks_status_check
 
 -- One index a query. A predicate is a literal in the query too, or it would not be used. An index that is
 -- changed gets another name, and the old one is dropped here.
-drop index if exists tasks_claim, tasks_delete_old;
-create index        if not exists tasks_claim_kind  on tasks (kind, (0 - priority), id)
+drop index if exists tasks_claim, tasks_delete_old, tasks_run_alone;
+create index        if not exists tasks_claim_kind  on tasks (kind, (0 - priority), id)     -- and READY_KINDS
     where status = 'New' and run_at is null;
-create index        if not exists tasks_run_alone   on tasks (kind)             -- TO_RUN_ALONE
-    where alone and status = 'New' and run_at is null;
 create index        if not exists tasks_promote     on tasks (run_at)
     where status = 'New' and run_at is not null;
 create index        if not exists tasks_repeat      on tasks (run_at, id)   -- and UNSCHEDULED
     where repeat is not null and not canceled and status in ('Completed', 'Failed');
-create index        if not exists tasks_list_status on tasks (status, id);  -- and RECLAIM, CANCEL_REQUESTED
+create index        if not exists tasks_list_status on tasks (status, id);  -- and RECLAIM, HELD_BY
 create index        if not exists tasks_finished    on tasks (status, updated_at)   -- DELETE_OLD, FINISHED
     where status in ('Completed', 'Failed');
 create unique index if not exists tasks_create      on tasks (idempotency_key)

@@ -232,16 +232,15 @@ class Model:
             task.last = Attempt(task.attempt, shown)
         return [(task.id, task.attempt) for task in taken]
 
-    def to_run_alone(self):
-        kinds = {task.kind for task in self.tasks.values()}
-        return {kind for kind in kinds if (ready := self.ready(kind)) and ready[0].alone}
+    def ready_kinds(self):
+        return {kind: ready[0].alone for kind in KINDS if (ready := self.ready(kind))}
 
     def held_by(self, worker):
         return {(task.id, task.attempt) for task in self.tasks.values()
                 if task.status == "In Progress" and task.holder == worker}
 
     def requested(self):
-        return {task.id: task.attempt for task in self.tasks.values()
+        return {(task.id, task.attempt) for task in self.tasks.values()
                 if task.status == "In Progress" and task.canceled}
 
     def held(self, attempts):
@@ -626,12 +625,15 @@ class Run:
         return self.model.promote(), self.store.promote()
 
     def claim(self, *args):
+        self.store._state.fronts.clear()        # on a slow machine it would not begin at the front
         return self.model.claim(*args), [(row.id, row.attempt) for row in self.store.claim(*args)]
 
     def look(self, worker):
-        expected = self.model.held_by(worker), self.model.requested(), self.model.to_run_alone()
-        requested, to_run_alone = self.store.cancel_requests(), set(self.store.to_run_alone())
-        return expected, (self.store.held_by(worker), requested, to_run_alone)
+        expected = self.model.held_by(worker), self.model.requested(), self.model.ready_kinds()
+        attempts = [(task.id, attempt) for task in self.model.tasks.values()
+                    for attempt in (task.attempt, task.attempt - 1)]
+        ready = {kind: alone for kind, (alone, _) in self.store.ready_kinds(KINDS).items()}
+        return expected, (self.store.held_by(worker), self.store.cancel_requests(attempts), ready)
 
     def find(self, filters, limit, order):
         found, after = [], None

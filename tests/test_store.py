@@ -787,7 +787,8 @@ def test_cancel_asks_the_holder(store):
     claim = claimed(store)
     before = store.read(claim.id)
     assert store.cancel(claim.id).status == "In Progress"
-    assert store.cancel_requests() == {claim.id: claim.attempt}
+    held = [(claim.id, claim.attempt), (claim.id, claim.attempt + 1), (claim.id + 1, 1)]
+    assert store.cancel_requests(held) == {(claim.id, claim.attempt)}
     # the status, and so updated_at, did not move
     assert store.read(claim.id) == before._replace(canceled=True)
 
@@ -950,6 +951,8 @@ def test_sqlite_takes_the_index_that_was_made_for_the_statement(sqlite_database,
             "single": False,
             "kept": 0,
             "after": 0,
+            "urgency": -32767,
+            "first": 0,
         },
     )
     assert any(f" INDEX {index}" in row[-1] for row in plan)
@@ -962,6 +965,8 @@ HELD = {
     "RELEASE": (5, 1),
     "EXTEND": (5, 1, None),
     "SCHEDULE": (5, 1, datetime(2999, 1, 1)),
+    "CANCEL_REQUESTED": (5, 1),
+    "READY_KINDS": ("default", -32767, 0),
 }
 PLANS = {
     "READ": "tasks_pkey",
@@ -972,11 +977,11 @@ PLANS = {
     "DELETE_OLD": "tasks_finished",
     "FINISHED": "tasks_finished",
     "RECLAIM": "tasks_list_status",
-    "CANCEL_REQUESTED": "tasks_list_status",
     "HELD_BY": "tasks_list_status",
     "OLDEST_READY": "tasks_claim_kind",
     **dict.fromkeys(HELD, "tasks_pkey"),
     "SCHEDULE": "tasks_(pkey|repeat)",
+    "READY_KINDS": "tasks_claim_kind",
     # both by the id
     **dict.fromkeys(("CANCEL", "DELETE", "RETRY_BY_HAND", "RUNNING", "ATTEMPTS"), "tasks_(pkey|list_status)"),
 }
@@ -999,7 +1004,8 @@ def test_postgresql_takes_the_index_that_was_made_for_the_statement(postgres_dat
         store._execute("analyze tasks")
     usual = {"id": 5, "limit": 4, "size": 1, "lease": 1, "kind": "default", "age": 86400,
              "max_attempts": 1, "worker": "",
-             "status": "Failed", "busy": 0, "single": False, "kept": 0, "attempt": 1, "after": 0}
+             "status": "Failed", "busy": 0, "single": False, "kept": 0, "attempt": 1, "after": 0,
+             "urgency": -32767, "first": 0}
     for statement, index in PLANS.items():
         rows = [HELD[statement]] * 8 if statement in HELD else []
         text = getattr(taskmanager, statement)
@@ -1079,7 +1085,8 @@ def test_postgres_does_not_sort_all_that_is_ready_to_claim_a_few(postgres_databa
     store._execute("insert into tasks (status) select 'New' from generate_series(1, 200000)")
     plan = plan_of(store, taskmanager.CLAIM, {"limit": 8, "lease": 30, "kind": "default",
                                                 "size": taskmanager.MAX_PAGE_BYTES,
-                                              "worker": "w", "busy": 0, "single": False})
+                                              "worker": "w", "busy": 0, "single": False,
+                                              "urgency": -32767, "first": 0})
     assert "rows=8 " in plan and "rows=200000 " not in plan
     store.close()
 

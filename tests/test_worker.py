@@ -218,7 +218,8 @@ def test_half_of_a_lease_is_left_when_it_is_extended(sqlite_database, monkeypatc
     worker = Worker(store, Config(lease_seconds=30, poll_seconds=poll_seconds), handler=print)
     store.create()
     [row] = store.claim(1, 30, worker.name)
-    worker._running[row.id, row.attempt] = taskmanager.Task(row, None)
+    [slots] = worker._all_slots
+    slots.running[row.id, row.attempt] = taskmanager.Task(row, None)
     extended = []
     monkeypatch.setattr(store, "extend", lambda held, lease: extended.append((clock.now, lease)) or {row.id})
     while clock.now < 1300:
