@@ -1944,7 +1944,8 @@ where  id = task_id
 returning {COLUMNS}, {READY_SECONDS}"""
 
 # Which of some kinds have a ready task: of each whether the first one must run alone, and for how many
-# seconds it has been ready. One look at the index for each kind, however many tasks there are of it.
+# seconds it has been ready, and where it stands. One look at the index for each kind, however many tasks
+# there are of it.
 READY_KINDS = f"""
 with asked (kind, urgency, first) as (
     values %(rows)s
@@ -1960,7 +1961,7 @@ found (kind, id) as materialized (
             limit  1)
     from   asked
 )
-select found.kind, alone, {READY_SECONDS}
+select found.kind, 0 - priority, tasks.id, alone, {READY_SECONDS}
 from   found
 join   tasks on tasks.id = found.id"""
 
@@ -2687,13 +2688,16 @@ class Front:
         self._took = collections.deque([0.0] * 3, 3)    # seconds of the last claims from the front
         self._next = 0.0                                # when one is made again, if all of these were slow
 
+    @property
+    def is_slow(self) -> bool:
+        return min(self._took) > SLOW_CLAIM
+
     def place(self) -> tuple[int, int]:
         """Return where the next claim begins."""
-        is_slow = min(self._took) > SLOW_CLAIM and time.monotonic() < self._next
-        return self.last if is_slow else self.START
+        return self.last if self.is_slow and time.monotonic() < self._next else self.START
 
     def looked(self, seconds: float) -> None:
-        """Note that a claim from the front took so long."""
+        """Note that a look at the front took so long."""
         self._took.append(seconds)
         self._next = time.monotonic() + min(1.0, 20 * seconds)
 
@@ -3072,11 +3076,19 @@ class Store:
 
         Of each: whether its first task must run alone, and for how many seconds that has been ready.
         """
-        places = {kind: self._front(kind).place() for kind in kinds}
-        rows = self._batch(READY_KINDS, [(kind, *place) for kind, place in places.items()])
-        found = {kind: (bool(alone), seconds) for kind, alone, seconds in rows}
+        fronts = {kind: self._front(kind) for kind in kinds}
+        asked = [(kind, *front.place()) for kind, front in fronts.items()]
+        began = time.monotonic()
+        rows = self._batch(READY_KINDS, asked)
+        for kind, *place in asked:      # the claims after this need not look at the front again
+            if fronts[kind].is_slow and tuple(place) == Front.START:
+                fronts[kind].looked(time.monotonic() - began)
+        for kind, urgency, id, *_ in rows:
+            fronts[kind].last = urgency, id
+
+        found = {kind: (bool(alone), seconds) for kind, _, _, alone, seconds in rows}
         # Where nobody has looked at the front, a claim finds out.
-        passed = {kind: (False, 0.0) for kind, place in places.items() if place != Front.START}
+        passed = {kind: (False, 0.0) for kind, *place in asked if tuple(place) != Front.START}
         return found or passed
 
     def running(self, id: int, attempt: int) -> tuple[float, bool]:
@@ -4637,8 +4649,9 @@ class Worker:
         self._lock = threading.Lock()
         self._outcomes: dict[str, list[tuple]] = {  # still to be written, by transition; some with the Row
             "complete": [], "retry": [], "fail": [], "release": []}
-        # How many tasks of a kind may wait here for a slot. As many as have just ended in time, one after the
-        # other; half as many after each that has not. (TCP finds out in this way how much may be under way.)
+        # How many tasks of a kind may wait here for a slot: one more after each that has ended within
+        # CLAIM_AHEAD_SECONDS of its claim, half as many after one that has not, none after one that was given
+        # back. (TCP finds out in this way how much may be under way.)
         self._ahead = dict.fromkeys(self.handlers, 0)
 
         # Signals between the threads.
@@ -4796,8 +4809,7 @@ class Worker:
                 for task in late:
                     del slots.waiting[task.id, task.attempt]
                     self._outcomes["release"].append((task.id, task.attempt))
-                for kind in {task.kind for task in late}:
-                    self._ahead[kind] //= 2
+                self._ahead.update((task.kind, 0) for task in late)
 
     def _write_outcomes(self) -> bool:
         """Write how attempts have ended. Return whether that was all: outcomes of locked tasks are kept."""

@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
 
 import pytest
 
@@ -1088,6 +1089,82 @@ def test_postgres_does_not_sort_all_that_is_ready_to_claim_a_few(postgres_databa
                                               "worker": "w", "busy": 0, "single": False,
                                               "urgency": -32767, "first": 0})
     assert "rows=8 " in plan and "rows=200000 " not in plan
+    store.close()
+
+
+# A transaction that somebody keeps open
+
+@pytest.fixture
+def slow_front(store, monkeypatch):
+    """The next claims begin where the last one has ended, until the result of this is called."""
+    monkeypatch.setattr(taskmanager, "SLOW_CLAIM", -1.0)
+    clock = SimpleNamespace(**{name: getattr(time, name) for name in ("time", "sleep")}, ahead=0.0)
+    clock.monotonic = lambda: clock.ahead
+    monkeypatch.setattr(taskmanager, "time", clock)
+
+    def later():
+        clock.ahead += 1.0
+    return later
+
+
+def taken(store, limit):
+    return [row.id for row in store.claim(limit, LEASE)]
+
+
+def test_a_claim_that_does_not_look_at_the_front_misses_nothing_for_long(store, slow_front):
+    ids = store.create([NewTask()] * 6)
+    slow_front()
+    assert taken(store, 2) == ids[:2]
+    [urgent] = store.create([NewTask(priority=1)])
+    store._front("default")._next = 2.0     # as if that claim had taken long
+    assert taken(store, 2) == ids[2:4]
+    slow_front()
+    assert taken(store, 1) == [urgent]
+
+
+def test_no_claim_is_answered_with_nothing_while_there_is_a_task(store, slow_front):
+    ids = store.create([NewTask()] * 3)
+    slow_front()
+    assert taken(store, 3) == ids
+    store._front("default")._next = 2.0
+    store.release([(ids[0], 1)])
+    assert taken(store, 8) == [ids[0]]
+    store.release([(ids[1], 1)])
+    store._front("default")._next = 2.0
+    assert store.ready_kinds(["default", "other"]).keys() == {"default"}
+
+
+def test_the_look_for_ready_kinds_tells_the_claims_where_to_begin(store, slow_front, monkeypatch):
+    ids = store.create([NewTask()] * 3)
+    slow_front()
+    assert taken(store, 2) == ids[:2]
+    store.release([(ids[0], 1)])
+    slow_front()
+    monkeypatch.setattr(taskmanager.Front, "looked", lambda front, seconds: setattr(front, "_next", 99.0))
+    assert store.ready_kinds(["default"]).keys() == {"default"}
+    assert taken(store, 2) == [ids[0], ids[2]]
+
+
+def test_under_a_transaction_that_is_kept_open_a_claim_does_not_walk_over_all_that_was_claimed(
+        postgres_database):
+    """A backup or a report reads for hours: PostgreSQL keeps the index entries of all claimed since then."""
+    import psycopg2
+    store = taskmanager.open_store(postgres_database)
+    store.create([NewTask()] * 4000)
+    with contextlib.closing(psycopg2.connect(postgres_database)) as report:
+        report.set_session("REPEATABLE READ")
+        report.cursor().execute("select count(*) from tasks")
+        for _ in range(7):
+            store.claim(500, LEASE)
+
+        def pages(place):
+            params = {"limit": 8, "lease": 30, "kind": "default", "size": taskmanager.MAX_PAGE_BYTES,
+                      "worker": "w", "busy": 0, "single": False, "urgency": place[0], "first": place[1]}
+            plan = store._execute("explain (analyze, buffers)" + taskmanager.CLAIM, params)
+            [scan] = re.findall(r"using tasks_claim_kind.*?shared hit=(\d+)", " ".join(line for line, in plan))
+            return int(scan)
+        from_last, from_front = pages(store._front("default").last), pages(taskmanager.Front.START)
+    assert from_front > 60 and from_last < 15
     store.close()
 
 
