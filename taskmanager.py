@@ -1948,7 +1948,7 @@ returning {COLUMNS}, {READY_SECONDS}"""
 # there are of it.
 READY_KINDS = f"""
 with asked (kind, urgency, first) as (
-    values %(rows)s
+    select * from unnest(%(kind)s::text[], %(urgency)s::int[], %(first)s::bigint[])
 ),
 found (kind, id) as materialized (
     select kind,
@@ -2149,7 +2149,7 @@ returning {COLUMNS}"""
 # Of the tasks that a worker holds, which it looks up by their ids.
 CANCEL_REQUESTED = """
 with held (id, attempt) as (
-    values %(rows)s
+    select * from unnest(%(id)s::bigint[], %(attempt)s::int[])
 )
 select tasks.id, tasks.attempt
 from   held
