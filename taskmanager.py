@@ -2875,8 +2875,10 @@ class Store:
         log.lines(logging.INFO, "%s task=%s via=%s",
                   (("created" if is_new else "deduplicated", id, via)
                    for (id, _, is_new), (_, via) in zip(rows, given, strict=False)))
-        self.metrics.count("created", sum(is_new for *_, is_new in rows))
-        self.notify()
+        number = sum(is_new for *_, is_new in rows)
+        self.metrics.count("created", number)
+        if number:
+            self.notify()
         return rows
 
     def _stored(self, task: NewTask) -> NewTask:
@@ -3134,7 +3136,8 @@ class Store:
     def release(self, attempts: Sequence[tuple[int, int]]) -> set[int]:
         """Give tasks back unfinished, the attempt not counted; `attempts`: (id, attempt)."""
         held = self._end_attempts("released", RELEASE, attempts)
-        self.notify()
+        if held:
+            self.notify()
         return held
 
     def _end_attempts(self, verb: str, sql: str, attempts: Sequence[Sequence[Any]]) -> set[int]:
@@ -3261,9 +3264,10 @@ class Store:
                   limit: int = MAX_PAGE) -> tuple[int, int | None]:
         """Make Failed tasks New again; where the filters name Completed, also the repeating ones of these."""
         usual, possible = ("Failed",), ("Completed", "Failed")
-        found = self._change_all(RETRY_ALL, "retried", filters, after, limit, usual, possible)
-        self.notify()
-        return found
+        number, next_after = self._change_all(RETRY_ALL, "retried", filters, after, limit, usual, possible)
+        if number:
+            self.notify()
+        return number, next_after
 
     def delete_all(self, filters: Filters, after: int | None = None,
                    limit: int = MAX_PAGE) -> tuple[int, int | None]:

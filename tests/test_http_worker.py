@@ -160,7 +160,7 @@ def test_a_task_that_is_to_run_alone_comes_alone_whatever_the_kinds(api, store):
 
 def test_what_was_claimed_of_one_kind_is_answered_when_the_database_is_away_for_the_next(
         api, store, monkeypatch):
-    store.create([new_task({"kind": "a"})] * 2)
+    store.create([new_task({"kind": kind}) for kind in ("a", "a", "b")])
     real = store.claim
 
     def claim_of(*args, kind):

@@ -10,7 +10,7 @@ import pytest
 
 import taskmanager
 from helpers import eventually, http, numbers
-from taskmanager import Config, PostgresNotifier, RabbitNotifier, Worker, make_notifier
+from taskmanager import Config, PostgresNotifier, RabbitNotifier, Worker, make_notifier, new_task
 
 LONG = 3600     # seconds: what happens in a test does not happen for a poll
 
@@ -330,3 +330,14 @@ def test_programs_behind_a_pooler_run_tasks_by_the_poll(start, pgbouncer, own_da
         program.logged("not listening for notifications: the database is behind a pooler")
         assert program.stop() == 0
         assert " WARNING " not in program.log()
+
+
+def test_what_makes_no_task_ready_notifies_nobody(store):
+    heard = []
+    store.listeners.append(lambda: heard.append(1))
+    store.create([new_task({}, "key")])
+    assert len(heard) == 1
+    store.create([new_task({}, "key")])
+    store.retry_all(taskmanager.Filters())
+    store.release([(1, 7)])
+    assert len(heard) == 1

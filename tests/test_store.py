@@ -1161,8 +1161,8 @@ def test_under_a_transaction_that_is_kept_open_a_claim_does_not_walk_over_all_th
             params = {"limit": 8, "lease": 30, "kind": "default", "size": taskmanager.MAX_PAGE_BYTES,
                       "worker": "w", "busy": 0, "single": False, "urgency": place[0], "first": place[1]}
             plan = store._execute("explain (analyze, buffers)" + taskmanager.CLAIM, params)
-            [scan] = re.findall(r"using tasks_claim_kind.*?shared hit=(\d+)", " ".join(line for line, in plan))
-            return int(scan)
+            text = " ".join(line for line, in plan)
+            return int(re.findall(r"using tasks_claim_kind.*?shared hit=(\d+)", text)[0])
         from_last, from_front = pages(store._front("default").last), pages(taskmanager.Front.START)
     assert from_front > 60 and from_last < 15
     store.close()

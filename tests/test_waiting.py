@@ -1,12 +1,13 @@
 """`Prefer: wait=N`: a request that is held until its task is finished, or until there is one to claim."""
 
+import queue
 import threading
 import time
 
 import pytest
 
 import taskmanager
-from helpers import Waiter, eventually, full, http as send, is_problem, raising, raw, waiting
+from helpers import Waiter, create, eventually, full, http as send, is_problem, raising, raw, waiting
 from taskmanager import NewTask, Unavailable, new_task
 
 
@@ -387,3 +388,14 @@ def test_a_stop_answers_all_requests_that_wait(start, database):
     assert [waiter.answer().status for waiter in waiters] == [200, 200, 201, 200, 200, 200]
     assert "Traceback" not in program.log()
     assert "still running" not in program.log()
+
+
+def test_a_new_task_wakes_a_claim_for_each_set_of_kinds_that_is_waited_for(store):
+    """One that waits for another kind would find nothing, and the one for this kind would go on waiting."""
+    api = taskmanager.create_app(store)
+    wakeups = [api._wakeups.setdefault(frozenset(kinds), queue.Queue(1)) for kinds in ("a", "b", "ab")]
+    create(store, kind="b")
+    for each in wakeups:
+        each.get_nowait()
+    del wakeups, each
+    assert not api._wakeups
