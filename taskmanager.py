@@ -3943,6 +3943,9 @@ class SQLiteStore(Store):
         self._outage.back()
         return rows
 
+    def _front(self, kind: str) -> Front:
+        return Front()      # here an index holds nothing that was claimed: each claim begins there
+
     def _try_to_write(self) -> None:
         # Into a table that is always there and holds no task. SQLite writes only what changes, so a row is
         # inserted and deleted.
@@ -4916,7 +4919,7 @@ class Worker:
             if isinstance(e, Unavailable):
                 self.store.ping()       # raises when it is not about these tasks
             if what not in self._failing:
-                log.warning("could not %s, trying again error=%r", what, describe(e.__cause__ or e))
+                log.warning("could not %s error=%r: trying again", what, describe(e.__cause__ or e))
             self._failing.add(what)
 
     def _schedule(self) -> int:
@@ -5015,15 +5018,15 @@ class Worker:
         now = time.monotonic()
         with self._lock:
             running = [task for slots in self._all_slots for task in slots.running.values()]
-            waiting = [task for slots in self._all_slots for task in slots.waiting.values()]
+            # The first one of each queue will do: a task that runs alone waits alone.
+            waiting = [next(iter(slots.waiting.values())) for slots in self._all_slots if slots.waiting]
             room = {kind: self._room(kind) for kind in self._turns}
         if self._stop_at is not None or not any(room.values()) or any(
                 task.row.alone for task in running + waiting):
             return
         # For how long the oldest attempt has been running. More than 0 even for one that begins only now: 0
         # means that nothing runs.
-        busy = max([now - task.started_at + 0.001 for task in running] + [0.001 for task in waiting[:1]],
-                   default=0.0)
+        busy = max([now - task.started_at + 0.001 for task in running] + [0.001] * len(waiting), default=0.0)
         if self._should_look:
             self._look()
 
@@ -5071,7 +5074,7 @@ class Worker:
         del self._ready[kind]
         single = self.runs and self.slots == limit == 1     # then it runs alone
         rows: list[Row] = []
-        with self._going_on(f"claim tasks of the kind {kind}"):
+        with self._going_on(f"claim kind={kind}"):
             try:
                 rows = self.store.claim(limit, self.config.lease_seconds, self.name, busy, single, kind)
             except Exception:

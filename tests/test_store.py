@@ -1095,8 +1095,15 @@ def test_postgres_does_not_sort_all_that_is_ready_to_claim_a_few(postgres_databa
 # A transaction that somebody keeps open
 
 @pytest.fixture
-def slow_front(store, monkeypatch):
-    """The next claims begin where the last one has ended, until the result of this is called."""
+def on_postgres(postgres_database):
+    store = taskmanager.open_store(postgres_database)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def later(monkeypatch):
+    """later(): a second has passed. A claim from the front always counts as slow."""
     monkeypatch.setattr(taskmanager, "SLOW_CLAIM", -1.0)
     clock = SimpleNamespace(**{name: getattr(time, name) for name in ("time", "sleep")}, ahead=0.0)
     clock.monotonic = lambda: clock.ahead
@@ -1111,20 +1118,22 @@ def taken(store, limit):
     return [row.id for row in store.claim(limit, LEASE)]
 
 
-def test_a_claim_that_does_not_look_at_the_front_misses_nothing_for_long(store, slow_front):
+def test_a_claim_that_does_not_look_at_the_front_misses_nothing_for_long(on_postgres, later):
+    store = on_postgres
     ids = store.create([NewTask()] * 6)
-    slow_front()
+    later()
     assert taken(store, 2) == ids[:2]
     [urgent] = store.create([NewTask(priority=1)])
     store._front("default")._next = 2.0     # as if that claim had taken long
     assert taken(store, 2) == ids[2:4]
-    slow_front()
+    later()
     assert taken(store, 1) == [urgent]
 
 
-def test_no_claim_is_answered_with_nothing_while_there_is_a_task(store, slow_front):
+def test_no_claim_is_answered_with_nothing_while_there_is_a_task(on_postgres, later):
+    store = on_postgres
     ids = store.create([NewTask()] * 3)
-    slow_front()
+    later()
     assert taken(store, 3) == ids
     store._front("default")._next = 2.0
     store.release([(ids[0], 1)])
@@ -1134,12 +1143,13 @@ def test_no_claim_is_answered_with_nothing_while_there_is_a_task(store, slow_fro
     assert store.ready_kinds(["default", "other"]).keys() == {"default"}
 
 
-def test_the_look_for_ready_kinds_tells_the_claims_where_to_begin(store, slow_front, monkeypatch):
+def test_the_look_for_ready_kinds_tells_the_claims_where_to_begin(on_postgres, later, monkeypatch):
+    store = on_postgres
     ids = store.create([NewTask()] * 3)
-    slow_front()
+    later()
     assert taken(store, 2) == ids[:2]
     store.release([(ids[0], 1)])
-    slow_front()
+    later()
     monkeypatch.setattr(taskmanager.Front, "looked", lambda front, seconds: setattr(front, "_next", 99.0))
     assert store.ready_kinds(["default"]).keys() == {"default"}
     assert taken(store, 2) == [ids[0], ids[2]]
