@@ -70,7 +70,25 @@ alter table tasks
     add column if not exists started_at      timestamp,
     -- the attempts before the last one: a JSON object per line, the newest 8,000 characters
     add column if not exists history         text,
-    add column if not exists planned_at      timestamp; -- when the first run of a repeating task was due
+    add column if not exists planned_at      timestamp, -- when the first run of a repeating task was due
+    -- how the last attempt ended, released ones apart (openapi.yaml: Attempt); null: none yet
+    add column if not exists outcome         text,
+    -- attempts before this run of a repeating task, which tell the runs apart
+    add column if not exists earlier         int      not null default 0;
+
+-- What an older version has told by other columns, or not at all.
+do $$ begin
+    if obj_description(to_regclass('tasks'), 'pg_class') ~ 'schema [1-6]$' then
+        update tasks
+        set    earlier = case when repeat is null then 0 else uncounted end,
+               outcome = case
+                         when error like 'the worker died or was cut off%' then 'reclaimed'
+                         when error like 'timed out after %' then 'timed_out'
+                         end
+        where  status in ('New', 'In Progress', 'Completed', 'Failed')
+               and (repeat is not null or error ~ '^(the worker died or was cut off|timed out after )');
+    end if;
+end $$;
 
 -- Columns that the documented table has in another form. It changes nothing on a new table.
 alter table tasks drop constraint if exists tasks_status_check;     -- it could refuse an older row; see below
@@ -152,4 +170,4 @@ create index        if not exists tasks_finished    on tasks (status, updated_at
 create unique index if not exists tasks_create      on tasks (idempotency_key)
     where idempotency_key is not null;
 
-comment on table tasks is 'Task Manager, schema 8';
+comment on table tasks is 'Task Manager, schema 9';

@@ -1389,6 +1389,9 @@ class TaskFields(NamedTuple):
     planned_at: Annotated[float | None, """case
         when repeat is not null then date_part('epoch', coalesce(planned_at, created_at))
         end"""]
+    earlier: int                # attempts before this run of a repeating task
+    # when the last attempt began, in seconds since 1970; None where it is in the history
+    started_at: Annotated[float | None, "date_part('epoch', started_at)"]
 
 
 # How a value of each type is read from its column, the type in which it is written, and how it is shown as
@@ -1500,9 +1503,8 @@ def may_have_more(rows: Sequence[Row], limit: int) -> bool:
 
 NOW = "timezone('utc', now())"
 
-# How the error of an attempt begins that was reclaimed, and that of one that took longer than its timeout.
+# How the error of an attempt begins that was reclaimed.
 CUT_OFF = "the worker died or was cut off"
-TIMED_OUT = "timed out after "
 
 # How long a task has been ready. Plain SQL may have written any time: one that is to come counts as now, and
 # none counts as longer ago than a year. Numbers are subtracted, because PostgreSQL can't subtract an infinite
@@ -1510,20 +1512,16 @@ TIMED_OUT = "timed out after "
 READY_SECONDS = f"""least(31536000, greatest(0,
            date_part('epoch', {NOW}) - date_part('epoch', coalesce(ready_at, created_at))))"""
 
-# Whether a task must still run alone after an attempt that did not kill its worker. A task that must run
-# alone because a worker died has an error that says so; one that ran alone because its worker has one slot
-# has none.
-STILL_ALONE = f"alone and substr(coalesce(tasks.error, ''), 1, {len(CUT_OFF)}) = '{CUT_OFF}'"
+# Whether a task must still run alone after an attempt that did not kill its worker: only if it must because a
+# worker died, not because one with a single slot ran it.
+STILL_ALONE = "alone and coalesce(outcome, '') = 'reclaimed'"
 
-# How the last attempt of a task has ended, as far as its row tells; null while it runs.
-OUTCOME = f"""case
-       when status = 'In Progress' then null
+# How the last attempt of a task that has ended went. An older version of this program stored no outcome.
+OUTCOME = """coalesce(outcome, case
        when status = 'Completed' then 'completed'
        when canceled then 'canceled'
-       when substr(error, 1, {len(TIMED_OUT)}) = '{TIMED_OUT}' then 'timed_out'
-       when substr(error, 1, {len(CUT_OFF)}) = '{CUT_OFF}' then 'reclaimed'
        else 'failed'
-       end"""
+       end)"""
 
 
 def past_attempt(outcome: str, ended_at: str, error: str) -> str:
@@ -1550,6 +1548,38 @@ def history_with(attempt: str) -> str:
            else right(coalesce(history || '\n', '') || {attempt}, +{MAX_HISTORY})
            end"""
 
+
+# What CANCEL and CANCEL_ALL set: nothing runs any more until the task is retried by hand. A New task ends at
+# once. One In Progress is marked, and its worker ends it. A repeating task between two runs stays as the last
+# one has left it.
+CANCELED = f"""
+       canceled   = true,
+       status     = case when status = 'New' then 'Failed'   else status     end,
+       error      = case when status = 'New' then 'canceled' else error      end,
+       updated_at = case when status = 'New' then {NOW}      else updated_at end,
+       run_at     = null"""
+
+# What REPEAT sets, and with more RETRY_BY_HAND and RETRY_ALL: the task is New, with all its attempts left.
+# The numbers of the old ones are not used again.
+NEW_RUN = f"""
+       status     = 'New',
+       result     = null,
+       error      = null,
+       run_at     = null,
+       uncounted  = attempt,
+       earlier    = attempt,
+       started_at = null,
+       history    = case
+                    when started_at is null then history    -- canceled while New: the attempt is in it
+                    else {history_with(past_attempt(OUTCOME, "updated_at", "error"))}
+                    end,
+       updated_at = {NOW}"""
+
+RUN_BY_HAND = f"""{NEW_RUN},
+       outcome    = null,
+       alone      = false,
+       canceled   = false,
+       ready_at   = {NOW}"""
 
 # An idempotency key makes one task: a second one with the key is not inserted, and the first one's id is
 # returned.
@@ -1660,6 +1690,13 @@ where  size_before < %(size)s           -- as in LIST
 order by id"""
 
 
+MEETS_FILTERS = """(%(kinds)s is null or kind ~ %(kinds)s)
+       and (%(created_after)s is null or created_at >= %(created_after)s)
+       and (%(created_before)s is null or created_at < %(created_before)s)
+       and (%(pattern)s is null
+            or cast(payload as text) ~ %(pattern)s
+            or error ~ %(pattern)s)"""
+
 # With other filters a page looks at a limited number of tasks that have one of the wanted statuses, however
 # few of them it finds. Each row begins with how many tasks there were to look at (at most one more than the
 # limit), how many it has looked at, and the lowest and the highest id of these. When it finds none, there is
@@ -1732,12 +1769,7 @@ found as (
                select id
                from   tasks
                where  tasks.id = looked_at.id
-                      and (%(kinds)s is null or kind ~ %(kinds)s)
-                      and (%(created_after)s is null or created_at >= %(created_after)s)
-                      and (%(created_before)s is null or created_at < %(created_before)s)
-                      and (%(pattern)s is null
-                           or cast(payload as text) ~ %(pattern)s
-                           or error ~ %(pattern)s))
+                      and {MEETS_FILTERS})
     order by id
     limit  %(limit)s
 ),
@@ -1757,11 +1789,22 @@ order by id"""
 
 SEARCH_IDS = SEARCH.replace(COLUMNS, "id")      # without reading the rest of the tasks
 
-# CANCEL_ALL, RETRY_ALL and DELETE_ALL do to many tasks, which SEARCH_IDS has found, what CANCEL,
-# RETRY_BY_HAND and DELETE do to one. They lock the tasks in the order of their ids, and leave out those that
-# another transaction has locked, so that they never wait. They also leave out a task that has changed since
-# it was found, unless it still has one of the statuses that were asked for. The CASE keeps PostgreSQL from
-# using the index on status.
+# The tasks between two runs, which are few among all that have ended.
+SEARCH_REPEATING = f"""
+select id
+from   tasks
+where  repeat is not null and not canceled and status in ('Completed', 'Failed')
+       and case status when 'Completed' then %(completed)s else %(failed)s end
+       and id > %(after)s and id <= %(last)s
+       and {MEETS_FILTERS}
+order by id
+limit  %(limit)s"""
+
+# CANCEL_ALL, RETRY_ALL and DELETE_ALL do to many tasks, which SEARCH_IDS and SEARCH_REPEATING have found,
+# what CANCEL, RETRY_BY_HAND and DELETE do to one. They lock the tasks in the order of their ids, and leave
+# out those that another transaction has locked, so that they never wait. They also leave out a task that has
+# changed since it was found, unless it still has one of the statuses that were asked for. The CASE keeps
+# PostgreSQL from using the index on status.
 
 CANCEL_ALL = f"""
 with found (id) as (
@@ -1781,13 +1824,7 @@ chosen as materialized (
     for update skip locked
 )
 update tasks
-set    canceled   = status in ('New', 'In Progress'),
-       status     = case when status = 'New' then 'Failed'   else status     end,
-       error      = case when status = 'New' then 'canceled' else error      end,
-       updated_at = case when status = 'New' then {NOW}      else updated_at end,
-       run_at     = null,
-       repeat     = case when status in ('New', 'In Progress') then repeat   end,
-       timezone   = case when status in ('New', 'In Progress') then timezone end
+set {CANCELED}
 from   chosen
 where  tasks.id = chosen.id
 returning tasks.id, status"""
@@ -1808,20 +1845,7 @@ chosen as materialized (
     for update skip locked
 )
 update tasks
-set    status     = 'New',
-       result     = null,
-       error      = null,
-       run_at     = null,
-       uncounted  = attempt,
-       alone      = false,
-       canceled   = false,
-       ready_at   = {NOW},
-       started_at = null,
-       history    = case
-                    when started_at is null then history    -- as in RETRY_BY_HAND
-                    else {history_with(past_attempt(OUTCOME, "updated_at", "error"))}
-                    end,
-       updated_at = {NOW}
+set {RUN_BY_HAND}
 from   chosen
 where  tasks.id = chosen.id
 returning tasks.id, status"""
@@ -1882,19 +1906,9 @@ with due as materialized (
     for update skip locked
 )
 update tasks
-set    status     = 'New',
-       result     = null,
-       error      = null,
-       run_at     = null,
-       ready_at   = run_at,
-       uncounted  = attempt,
+set {NEW_RUN},
        alone      = {STILL_ALONE},
-       started_at = null,
-       history    = case
-                    when started_at is null then history    -- as in RETRY_BY_HAND
-                    else {history_with(past_attempt(OUTCOME, "updated_at", "error"))}
-                    end,
-       updated_at = {NOW}
+       ready_at   = run_at
 from   due
 where  tasks.id = due.id
 returning tasks.id"""
@@ -1965,12 +1979,6 @@ select found.kind, 0 - priority, tasks.id, alone, {READY_SECONDS}
 from   found
 join   tasks on tasks.id = found.id"""
 
-# The seconds since an attempt began, and whether its task repeats.
-RUNNING = f"""
-select date_part('epoch', {NOW} - updated_at), repeat is not null
-from   tasks
-where  id = %(id)s and attempt = %(attempt)s and status = 'In Progress'"""
-
 # The tasks that a worker holds. It gives back (RELEASE) those that it does not know of, because the answer to
 # their claim was lost.
 HELD_BY = """
@@ -1997,6 +2005,10 @@ where  tasks.id = extended.id
        and tasks.status = case when extended.id > 0 then 'In Progress' end
 returning tasks.id"""
 
+HELD = """tasks.id = ended.id
+       and tasks.attempt = ended.attempt
+       and tasks.status = case when ended.id > 0 then 'In Progress' end"""
+
 # A task whose cancellation was requested meanwhile ends as canceled, whatever its handler did. RETRY, FAIL
 # and RELEASE see to that as well.
 COMPLETE = f"""
@@ -2007,59 +2019,53 @@ update tasks
 set    status      = case when canceled then 'Failed' else 'Completed' end,
        result      = case when not canceled then ended.result end,
        error       = case when canceled then 'canceled' end,
+       outcome     = case when canceled then 'canceled' else 'completed' end,
        run_at      = case when repeat is not null and not canceled then ended.next_run end,
        progress    = null,
        lease_until = null,
        updated_at  = {NOW}
 from   ended
-where  tasks.id = ended.id
-       and tasks.attempt = ended.attempt
-       and tasks.status = case when ended.id > 0 then 'In Progress' end
+where  {HELD}
 returning tasks.id, tasks.canceled"""
 
-RETRIED = f"""case
-           when substr(ended.error, 1, {len(TIMED_OUT)}) = '{TIMED_OUT}' then 'timed_out'
-           else 'retried'
-           end"""
-
 RETRY = f"""
-with ended (id, attempt, error, delay) as (
-    select * from unnest(%(id)s::bigint[], %(attempt)s::int[], %(error)s::text[], %(delay)s::float[])
+with ended (id, attempt, error, delay, outcome) as (
+    select * from unnest(%(id)s::bigint[], %(attempt)s::int[], %(error)s::text[], %(delay)s::float[],
+                         %(outcome)s::text[])
 )
 update tasks
 set    status      = case when canceled then 'Failed' else 'New' end,
        error       = case when canceled then 'canceled' else ended.error end,
+       outcome     = case when canceled then 'canceled' else ended.outcome end,
        run_at      = case when not canceled then {NOW} + ended.delay * interval '1 second' end,
        alone       = false,             -- its worker has survived it
        started_at  = case when canceled then started_at end,
        history     = case
                      when canceled then history
-                     else {history_with(past_attempt(RETRIED, NOW, "ended.error"))}
+                     else {history_with(past_attempt("ended.outcome", NOW, "ended.error"))}
                      end,
        progress    = null,
        lease_until = null,
        updated_at  = {NOW}
 from   ended
-where  tasks.id = ended.id
-       and tasks.attempt = ended.attempt
-       and tasks.status = case when ended.id > 0 then 'In Progress' end
+where  {HELD}
 returning tasks.id, tasks.canceled"""
 
 FAIL = f"""
-with ended (id, attempt, error, next_run) as (
-    select * from unnest(%(id)s::bigint[], %(attempt)s::int[], %(error)s::text[], %(next_run)s::timestamp[])
+with ended (id, attempt, error, next_run, outcome) as (
+    select * from unnest(%(id)s::bigint[], %(attempt)s::int[], %(error)s::text[], %(next_run)s::timestamp[],
+                         %(outcome)s::text[])
 )
 update tasks
 set    status      = 'Failed',
        error       = case when canceled then 'canceled' else ended.error end,
+       outcome     = case when canceled then 'canceled' else ended.outcome end,
        run_at      = case when repeat is not null and not canceled then ended.next_run end,
        progress    = null,
        lease_until = null,
        updated_at  = {NOW}
 from   ended
-where  tasks.id = ended.id
-       and tasks.attempt = ended.attempt
-       and tasks.status = case when ended.id > 0 then 'In Progress' end
+where  {HELD}
 returning tasks.id, tasks.canceled"""
 
 # A worker that stops gives a task back unfinished: the attempt does not count.
@@ -2070,6 +2076,7 @@ with ended (id, attempt) as (
 update tasks
 set    status      = case when canceled then 'Failed' else 'New' end,
        error       = case when canceled then 'canceled' else error end,
+       outcome     = case when canceled then 'canceled' else outcome end,
        uncounted   = least(uncounted + 1, tasks.attempt),
        alone       = {STILL_ALONE},
        ready_at    = {NOW},
@@ -2082,9 +2089,7 @@ set    status      = case when canceled then 'Failed' else 'New' end,
        lease_until = null,
        updated_at  = {NOW}
 from   ended
-where  tasks.id = ended.id
-       and tasks.attempt = ended.attempt
-       and tasks.status = case when ended.id > 0 then 'In Progress' end
+where  {HELD}
 returning tasks.id, tasks.canceled"""
 
 # Tasks whose lease has ended become New again, because their worker is dead. Any of the tasks that ran in it
@@ -2110,6 +2115,7 @@ with lost as materialized (
 update tasks
 set    status      = case when ends then 'Failed' else 'New' end,
        error       = case when canceled then 'canceled' else reason end,
+       outcome     = case when canceled then 'canceled' else 'reclaimed' end,
        started_at  = case when ends then started_at end,
        history     = case
                      when ends then history
@@ -2130,17 +2136,9 @@ returning tasks.id, attempt, status"""
 # CANCEL, RETRY_BY_HAND and DELETE do what a client asks for. Where it names the status and the attempt that
 # it has seen, they do so only as long as the task has both.
 
-# A New task ends at once. One In Progress is marked (`canceled`), and its worker ends it. A repeating task
-# that has ended keeps its status, and is no longer repeated.
 CANCEL = f"""
 update tasks
-set    canceled   = status in ('New', 'In Progress'),
-       status     = case when status = 'New' then 'Failed'   else status     end,
-       error      = case when status = 'New' then 'canceled' else error      end,
-       updated_at = case when status = 'New' then {NOW}      else updated_at end,
-       run_at     = null,               -- one In Progress has none
-       repeat     = case when status in ('New', 'In Progress') then repeat   end,
-       timezone   = case when status in ('New', 'In Progress') then timezone end
+set {CANCELED}
 where  id = %(id)s
        and (status in ('New', 'In Progress') or repeat is not null and not canceled)
        and (status, attempt) = (coalesce(%(status)s, status), coalesce(%(attempt)s, attempt))
@@ -2156,24 +2154,10 @@ from   held
 join   tasks on tasks.id = held.id and tasks.attempt = held.attempt
 where  tasks.status = case when held.id > 0 then 'In Progress' end and canceled"""
 
-# The task has all its attempts left; the numbers of the old ones are not used again. A repeating task runs
-# now, however its last run has ended, and then at its next time.
+# A repeating task runs now, however its last run has ended, and then at its next time.
 RETRY_BY_HAND = f"""
 update tasks
-set    status     = 'New',
-       result     = null,
-       error      = null,
-       run_at     = null,
-       uncounted  = attempt,
-       alone      = false,
-       canceled   = false,
-       ready_at   = {NOW},
-       started_at = null,
-       history    = case
-                    when started_at is null then history    -- canceled while New: the attempt is in it
-                    else {history_with(past_attempt(OUTCOME, "updated_at", "error"))}
-                    end,
-       updated_at = {NOW}
+set {RUN_BY_HAND}
 where  id = %(id)s
        and (status = 'Failed' or status = 'Completed' and repeat is not null)
        and (status, attempt) = (coalesce(%(status)s, status), coalesce(%(attempt)s, attempt))
@@ -2219,7 +2203,8 @@ select history,
        case
        when attempt > 0
             and (status = 'In Progress' or status <> 'New' and (started_at is not null or history is null))
-       then {past_attempt(OUTCOME, "case when status <> 'In Progress' then updated_at end",
+       then {past_attempt(f"case when status <> 'In Progress' then {OUTCOME} end",
+                          "case when status <> 'In Progress' then updated_at end",
                           "case when status in ('Completed', 'Failed') then error end")}
        end
 from   tasks
@@ -2966,18 +2951,21 @@ class Store:
         is_backwards = order == "desc"
         if after is None:
             after = MAX_ID if is_backwards else 0
-        params: Params = {status.lower().replace(" ", "_"): status in filters.statuses for status in STATUSES}
-        params |= {
+        params = self._filter_params(filters) | {
             "any": not filters.statuses, "after": after, "limit": limit, "size": size,
-            "rows": SEARCH_ROWS, "bytes": SEARCH_BYTES,
-            "kinds": f"^({'|'.join(map(re.escape, filters.kinds))})$" if filters.kinds else None,
-            "pattern": self._to_find(filters.q) if filters.q else None,
-            "created_after": filters.created_after, "created_before": filters.created_before}
+            "rows": SEARCH_ROWS, "bytes": SEARCH_BYTES}
 
         found = self._execute(backwards(sql) if is_backwards else sql, params)
         there, seen, lowest, highest = found[0][:4]
         last = lowest if is_backwards else highest
         return [row[4:] for row in found if row[4] is not None], last if there > seen else None
+
+    def _filter_params(self, filters: Filters) -> Params:
+        """Return the parameters of MEETS_FILTERS, and for each status whether the filters name it."""
+        return {status.lower().replace(" ", "_"): status in filters.statuses for status in STATUSES} | {
+            "kinds": f"^({'|'.join(map(re.escape, filters.kinds))})$" if filters.kinds else None,
+            "pattern": self._to_find(filters.q) if filters.q else None,
+            "created_after": filters.created_after, "created_before": filters.created_before}
 
     def promote(self) -> int:
         """Make tasks ready whose time has come, new ones and those that repeat; return how many."""
@@ -3093,14 +3081,6 @@ class Store:
         passed = {kind: (False, 0.0) for kind, *place in asked if tuple(place) != Front.START}
         return found or passed
 
-    def running(self, id: int, attempt: int) -> tuple[float, bool]:
-        """Return for how many seconds this attempt has been running, and whether its task repeats.
-
-        Return 0 and False when it has ended.
-        """
-        rows: list[tuple[float, bool]] = self._execute(RUNNING, {"id": id, "attempt": attempt})
-        return rows[0] if rows else (0.0, False)
-
     def held_by(self, worker: str) -> set[tuple[int, int]]:
         """Return id and attempt of the tasks that this worker holds according to the table."""
         return set(self._execute(HELD_BY, {"worker": worker}))
@@ -3122,15 +3102,22 @@ class Store:
                 for id, attempt, result, *next_run in attempts]
         return self._end_attempts("completed", COMPLETE, rows)
 
-    def retry(self, attempts: Sequence[tuple[int, int, str, float]]) -> set[int]:
-        """Give tasks back, to be tried again later; `attempts`: (id, attempt, error, seconds from now)."""
-        rows = [(id, attempt, self._text(error), delay) for id, attempt, error, delay in attempts]
+    def retry(self, attempts: Sequence[tuple]) -> set[int]:
+        """Give tasks back, to be tried again; `attempts`: (id, attempt, error, seconds from now, outcome).
+
+        The outcome of the attempt is "retried", and may be left out, or "timed_out".
+        """
+        rows = [(id, attempt, self._text(error), delay, *(outcome or ["retried"]))
+                for id, attempt, error, delay, *outcome in attempts]
         return self._end_attempts("retried", RETRY, rows)
 
     def fail(self, attempts: Sequence[tuple]) -> set[int]:
-        """End tasks as Failed; `attempts`: (id, attempt, error, next run), the last one as in complete()."""
-        rows = [(id, attempt, self._text(error), *(next_run or [None]))
-                for id, attempt, error, *next_run in attempts]
+        """End tasks as Failed; `attempts`: (id, attempt, error, next run, outcome).
+
+        The next run is as in complete(), the outcome "failed" or "timed_out". Both may be left out.
+        """
+        rows = [(id, attempt, self._text(error), *rest, *(None, "failed")[len(rest):])
+                for id, attempt, error, *rest in attempts]
         return self._end_attempts("failed", FAIL, rows)
 
     def release(self, attempts: Sequence[tuple[int, int]]) -> set[int]:
@@ -3152,8 +3139,9 @@ class Store:
             canceled: dict[int, bool] = dict(self._batch(sql, attempts, repeat=False))
             earlier = {}
             for id, attempt in keys & unconfirmed:
-                if id not in canceled and (was_canceled := self._was_canceled(verb, id, attempt)) is not None:
-                    earlier[id] = was_canceled
+                outcome = self.outcome(id, attempt)[0] if id not in canceled else None
+                if outcome in (verb, "timed_out", "canceled"):
+                    earlier[id] = outcome == "canceled"
         except Unavailable:
             unconfirmed |= keys
             raise
@@ -3162,21 +3150,13 @@ class Store:
         self._log_ends(verb, attempts, canceled | earlier)
         return set(canceled)
 
-    def _was_canceled(self, verb: str, id: int, attempt: int) -> bool | None:
-        """Return True for an attempt that ended as canceled, False for one that ended as `verb`, or None."""
-        status = {"completed": "Completed", "failed": "Failed"}.get(verb, "New")
-        try:
-            row = self.read(id)
-        except NotFound:
-            return None
-
-        if (row.error or "").startswith(CUT_OFF):       # another worker has ended it
-            return None
-        if row.attempt != attempt:                      # and this one had made the task New before
-            return False if status == "New" else None
-        if row.status == "Failed" and row.canceled:
-            return True
-        return False if row.status == status else None
+    def outcome(self, id: int, attempt: int) -> tuple[str | None, str | None]:
+        """Return how an attempt has ended, and its error; None and None where the table does not tell."""
+        with contextlib.suppress(NotFound):
+            for each in self.attempts(id):
+                if each.attempt == attempt:
+                    return each.outcome, each.error
+        return None, None
 
     def _log_ends(self, verb: str, attempts: Sequence[Sequence[Any]], canceled: dict[int, bool]) -> None:
         log.lines(logging.WARNING, "refused task=%s attempt=%s outcome=%s reason=%r",
@@ -3191,7 +3171,7 @@ class Store:
                       ((id, attempt, error) for id, attempt, error, *_ in ended))
         elif verb == "retried":
             log.lines(logging.WARNING, "retried task=%s attempt=%s in=%.1fs error=%r",
-                      ((id, attempt, delay, error) for id, attempt, error, delay in ended))
+                      ((id, attempt, delay, error) for id, attempt, error, delay, *_ in ended))
         else:
             log.lines(logging.INFO, f"{verb} task=%s attempt=%s",
                       ((id, attempt) for id, attempt, *_ in ended))
@@ -3218,13 +3198,13 @@ class Store:
     def cancel(self, id: int, seen: Row | None = None) -> Row:
         """End a New task as Failed, or ask the worker of one In Progress to end it.
 
-        A repeating task that has ended stays as it is, and is no longer repeated.
+        A repeating task between two runs stays as it is, and runs no more. To cancel twice does no harm.
         """
         try:
             return self._change(CANCEL, "canceled", id, seen, "New", "In Progress", repeat=True)
         except NotInState:
             row = self.read(id)
-            if row.status == "Failed" and row.canceled:     # it already was
+            if row.canceled:        # it already was
                 return row
             raise
 
@@ -3247,57 +3227,81 @@ class Store:
         return self._change(DELETE, "deleted", id, seen, "New", "Completed", "Failed")
 
     # cancel_all(), retry_all() and delete_all() do the same to the tasks that meet the filters, up to `limit`
-    # of those after the id `after`. They return how many tasks they have changed, and the id after which to
-    # go on, or None when there are no more. A task that another transaction changes at this moment is left
-    # out.
+    # of those after the id `after`. They return how many tasks they have changed, how many the database has
+    # refused to change (a row that another table refers to, a trigger), and the id after which to go on, or
+    # None when there are no more. A task that another transaction changes at this moment is left out.
 
     def cancel_all(self, filters: Filters, after: int | None = None,
-                   limit: int = MAX_PAGE) -> tuple[int, int | None]:
-        """End New tasks as Failed, and ask the workers of those In Progress to end them.
-
-        Where the filters name Completed or Failed, the repeating ones of these are no longer repeated.
-        """
-        usual, possible = ("New", "In Progress"), STATUSES
-        return self._change_all(CANCEL_ALL, "canceled", filters, after, limit, usual, possible)
+                   limit: int = MAX_PAGE) -> tuple[int, int, int | None]:
+        """End New tasks as Failed, ask the workers of those In Progress, and stop those that repeat."""
+        return self._change_all(CANCEL_ALL, "canceled", filters, after, limit, STATUSES, STATUSES)
 
     def retry_all(self, filters: Filters, after: int | None = None,
-                  limit: int = MAX_PAGE) -> tuple[int, int | None]:
+                  limit: int = MAX_PAGE) -> tuple[int, int, int | None]:
         """Make Failed tasks New again; where the filters name Completed, also the repeating ones of these."""
         usual, possible = ("Failed",), ("Completed", "Failed")
-        number, next_after = self._change_all(RETRY_ALL, "retried", filters, after, limit, usual, possible)
-        if number:
+        found = self._change_all(RETRY_ALL, "retried", filters, after, limit, usual, possible)
+        if found[0]:
             self.notify()
-        return number, next_after
+        return found
 
     def delete_all(self, filters: Filters, after: int | None = None,
-                   limit: int = MAX_PAGE) -> tuple[int, int | None]:
+                   limit: int = MAX_PAGE) -> tuple[int, int, int | None]:
         """Delete tasks that no worker holds."""
         possible = ("New", "Completed", "Failed")
         return self._change_all(DELETE_ALL, "deleted", filters, after, limit, possible, possible)
 
     def _change_all(self, sql: str, verb: str, filters: Filters, after: int | None, limit: int,
-                    usual: Sequence[str], possible: Sequence[str]) -> tuple[int, int | None]:
+                    usual: Sequence[str], possible: Sequence[str]) -> tuple[int, int, int | None]:
         """Run a statement that changes many tasks: those with a `possible` status that the filters name.
 
         Where they name no status at all, those with a `usual` one.
         """
         statuses = [status for status in possible if status in (filters.statuses or usual)]
-        if not statuses:
-            return 0, None
-        found, next_after = self._search(
-            SEARCH_IDS, filters._replace(statuses=statuses), after, limit, MAX_ID)
-        if len(found) >= limit:
-            next_after = found[-1][0]
-
+        ended = ("Completed", "Failed") if sql == CANCEL_ALL else ()    # of these only those that repeat
+        found, next_after = self._ids(filters, [status for status in statuses if status not in ended],
+                                      [status for status in statuses if status in ended], after, limit)
         params = {status.lower().replace(" ", "_"): status in statuses for status in STATUSES}
-        rows: list[tuple[int, str]] = self._batch(sql, found, params, repeat=False)
+        rows, refused = self._batch_in_parts(sql, found, params)
         running = [id for id, status in rows if status == "In Progress"]        # their workers will end them
         changed = [id for id, status in rows if status != "In Progress"]
         for what, ids in (("requested cancellation", running), (verb, changed)):
             if ids:
                 log.info("%s tasks=%s by=client ids=%s", what, len(ids), ",".join(map(str, sorted(ids))))
         self.metrics.count(verb, len(changed))
-        return len(rows), next_after
+        return len(rows), refused, next_after
+
+    def _ids(self, filters: Filters, statuses: Sequence[str], repeating: Sequence[str], after: int | None,
+             limit: int) -> tuple[list[tuple[int]], int | None]:
+        """Return the ids of tasks that meet the filters, and the id after which to go on.
+
+        They have one of the statuses; or one of those in `repeating`, and are between two runs.
+        """
+        found: list[tuple[int]] = []
+        next_after = None
+        if statuses:
+            found, next_after = self._search(
+                SEARCH_IDS, filters._replace(statuses=statuses), after, limit, MAX_ID)
+        if repeating:
+            params = self._filter_params(filters._replace(statuses=repeating))
+            params |= {"after": after or 0, "last": next_after or MAX_ID, "limit": limit}
+            found = sorted(found + self._execute(SEARCH_REPEATING, params))[:limit]
+        return found, found[-1][0] if len(found) >= limit else next_after
+
+    def _batch_in_parts(self, sql: str, ids: list[tuple[int]], params: Params) -> tuple[list[Any], int]:
+        """Run a statement on many tasks; return its rows, and how many tasks the database refuses to change.
+
+        Where it refuses to change one of them, it changes none: then the halves are tried.
+        """
+        try:
+            return self._batch(sql, ids, params, repeat=False), 0
+        except Invalid as e:
+            if len(ids) == 1:
+                log.warning("refused task=%s by=database reason=%r", ids[0][0], str(e))
+                return [], 1
+            middle = len(ids) // 2
+            parts = [self._batch_in_parts(sql, part, params) for part in (ids[:middle], ids[middle:])]
+            return parts[0][0] + parts[1][0], parts[0][1] + parts[1][1]
 
     def _change(self, sql: str, verb: str, id: int, seen: Row | None, *statuses: str,
                 repeat: bool = False) -> Row:
@@ -3790,6 +3794,8 @@ class SQLiteStore(Store):
             history         text check (typeof(history) <> 'blob'
                                         and length(cast(history as blob)) <= 1048576),
             planned_at      real,
+            outcome         text check (typeof(outcome) <> 'blob'),
+            earlier         int not null default 0 check (typeof(earlier) = 'integer'),
 
             -- an id is a number that JSON holds exactly, a time is in the years 1 to 9999
             check (id between 1 and 9007199254740991),
@@ -3900,7 +3906,7 @@ class SQLiteStore(Store):
         writes = re.search(r"^\s*(insert|update|delete)\b", sql, re.MULTILINE) is not None
         for word, translation in SQLiteStore.WORDS.items():
             sql = sql.replace(word, translation)
-        sql = re.sub(r"select \* from unnest\((.*)\)", SQLiteStore._from_json, sql)
+        sql = re.sub(r"(?s)select \* from unnest\((.*?\[\])\)", SQLiteStore._from_json, sql)
         return re.sub(r"%\((\w+)\)s", r":\1", sql), writes
 
     @staticmethod
@@ -3987,6 +3993,15 @@ class SQLiteStore(Store):
             names = ", ".join(name for name, is_generated in found.items() if not is_generated)
             connection.execute(self.TABLE.replace("exists tasks (", "exists newer_tasks ("))
             connection.execute(f"insert into newer_tasks ({names}) select {names} from tasks")
+            if "outcome" not in found:      # as in schema.sql
+                connection.execute("""
+                    update newer_tasks
+                    set    earlier = case when repeat is null then 0 else uncounted end,
+                           outcome = case
+                                     when error like 'the worker died or was cut off%' then 'reclaimed'
+                                     when error like 'timed out after %' then 'timed_out'
+                                     end
+                    where  repeat is not null or error is not null""")
             # No id is given again, not even that of a task that was deleted.
             connection.execute("delete from sqlite_sequence where name = 'newer_tasks'")
             connection.execute("update sqlite_sequence set name = 'newer_tasks' where name = 'tasks'")
@@ -4080,7 +4095,7 @@ class Task:
     timeout:  seconds that this attempt may take, or None
     deadline: the time.monotonic() at which they are over, or None
     idempotency_key: the same for every attempt of this task, and for no other task; each run of a repeating
-              task has its own (and another one after an attempt that does not count)
+              task has its own
     json:     the payload as JSON text ("null" when the task has none)
     stop_reason: why the handler was told to stop, or None
     """
@@ -4111,7 +4126,7 @@ class Task:
         """What every attempt of this task has in common, and no other task has: see above."""
         key = f"task-{self.row.id}-{self.row.created_at}"
         if self.row.repeat:     # the attempts before this run tell one run from the others
-            key += f"-{self.row.attempt - self.row.attempts}"
+            key += f"-{self.row.earlier}"
         return key
 
     @functools.cached_property
@@ -4571,11 +4586,11 @@ def retry_delay(row: Row, config: Config, delay: float | None = None) -> float |
 
 
 def _outcome_of_failure(task: Task, config: Config, error: str, final: bool = False,
-                        delay: float | None = None) -> Outcome:
+                        delay: float | None = None, outcome: str | None = None) -> Outcome:
     seconds = None if final else retry_delay(task.row, config, delay)
     if seconds is None:
-        return Outcome("fail", (truncate(error),))
-    return Outcome("retry", (truncate(error), seconds))
+        return Outcome("fail", (truncate(error), outcome or "failed"))
+    return Outcome("retry", (truncate(error), seconds, outcome or "retried"))
 
 
 def _outcome_of_result(result: Any) -> Outcome:
@@ -4605,10 +4620,9 @@ def _outcome_of_stop(task: Task, config: Config, reason: StopReason) -> Outcome:
     """Return the outcome of a handler that was told to stop; what it returned or raised does not count."""
     if reason is StopReason.SHUTDOWN:
         return Outcome("release")
-    error = reason.value
     if reason is StopReason.TIMED_OUT:
-        error = f"{TIMED_OUT}{task.timeout:g} s"
-    return _outcome_of_failure(task, config, error, final=reason is StopReason.CANCELED)
+        return _outcome_of_failure(task, config, f"timed out after {task.timeout:g} s", outcome="timed_out")
+    return _outcome_of_failure(task, config, reason.value, final=reason is StopReason.CANCELED)
 
 
 class Slots:
@@ -4832,7 +4846,8 @@ class Worker:
         try:
             rows = batch
             if transition in ("complete", "fail"):      # a task that repeats gets its next time
-                rows = [(*values, self.store.next_run(row)) for *values, row in batch]
+                rows = [(id, attempt, value, self.store.next_run(row), *outcome)
+                        for id, attempt, value, *outcome, row in batch]
             getattr(self.store, transition)(rows)
         except Exception as e:
             if isinstance(e, Unavailable) and not isinstance(e, Locked):
@@ -6024,34 +6039,30 @@ class Api:
             raise Changed(f"task {id} is not what If-Match says: it has changed, or was never so")
         return row
 
-    def _answer_holder(self, id: int, attempt: int, done: set[int],
-                       *repeated: tuple) -> bottle.HTTPResponse:
+    def _answer_holder(self, row: Row, attempt: int, done: set[int],
+                       *ends: tuple[str, str | None]) -> bottle.HTTPResponse:
         """Answer the holder of this attempt with the task as it is now, if what it asked for was `done`.
 
-        Do the same for a request that repeats one that was done before: `repeated` are the status, result and
-        error that the task has then. Raise LeaseLost otherwise.
+        Do the same for a request that was done before and is sent again: `ends` are the outcome and the error
+        that the attempt then has. Raise LeaseLost otherwise.
         """
-        row = self.store.read(id)
-        is_repeated = row.attempt == attempt and (row.status, row.result, row.error) in repeated
-        if not done and not is_repeated:
-            raise LeaseLost(f"attempt {attempt} of task {id} is over: the task is {row.status}, "
+        if not done and not (ends and self.store.outcome(row.id, attempt) in ends):
+            raise LeaseLost(f"attempt {attempt} of task {row.id} is over: the task is {row.status}, "
                             f"and its last attempt was number {row.attempt}", task_status=row.status)
         return answer(row.to_json())
 
-    def _end_attempt(self, id: int, attempt: int, end: Callable[[datetime | None], set[int]]) -> set[int]:
-        """Call end(next run); if that has ended the attempt, note for the metrics how long it ran."""
-        ran, repeats = self.store.running(id, attempt)
-        done = end(self.store.next_run(self.store.read(id)) if repeats else None)
-        if done:
-            self.store.metrics.observe("run", [ran])
-        return done
+    def _note_run(self, row: Row) -> None:
+        """Note for the metrics how long an attempt ran that has just ended."""
+        if row.started_at is not None:
+            ran = self.store.now() - datetime(1970, 1, 1) - timedelta(seconds=float(row.started_at))
+            self.store.metrics.observe("run", [max(ran.total_seconds(), 0.0)])
 
     def _link(self, relation: str, path: str, query: list[tuple[str, Any]]) -> str:
         """Return the value of a header Link."""
         address = self._address(path) + (f"?{urlencode(query)}" if query else "")
         return f'<{address}>; rel="{relation}"'
 
-    def _change_all(self, change: Callable[[Filters, int | None], tuple[int, int | None]], path: str,
+    def _change_all(self, change: Callable[[Filters, int | None], tuple[int, int, int | None]], path: str,
                     query: dict[str, Any]) -> bottle.HTTPResponse:
         """Change the tasks that meet the filters; answer how many. Raise Invalid where there is no filter."""
         filters = Filters.of_query(query)
@@ -6059,10 +6070,11 @@ class Api:
             raise invalid("missing-parameter",
                           f"expected at least one of {', '.join(FILTERS)}; every status is every task",
                           "?status")
-        count, next_after = change(filters, query.get("after"))
+        count, refused, next_after = change(filters, query.get("after"))
+        counts = {"count": count, "refused": refused} if refused else {"count": count}
         said = [*filters.to_query(), ("after", next_after)]
         link = {} if next_after is None else {"Link": self._link("next", path, said)}
-        return answer(json.dumps({"count": count}), 200, **link)
+        return answer(json.dumps(counts), 200, **link)
 
     # The routes: tasks
 
@@ -6161,46 +6173,50 @@ class Api:
     @route("POST", "/tasks/{id}/extend", body=EXTEND_TASK, required=("attempt",))
     def extend_task(self, id: int, body: dict[str, Any]) -> bottle.HTTPResponse:
         attempt, lease = body["attempt"], body.get("lease", self.config.lease_seconds)
-        return self._answer_holder(id, attempt, self.store.extend([(id, attempt, None)], lease))
+        done = self.store.extend([(id, attempt, None)], lease)
+        return self._answer_holder(self.store.read(id), attempt, done)
 
     @route("POST", "/tasks/{id}/progress", body=REPORT_PROGRESS, required=("attempt", "progress"))
     def report_progress(self, id: int, body: dict[str, Any]) -> bottle.HTTPResponse:
         attempt, progress = body["attempt"], body["progress"]
         done = self.store.extend([(id, attempt, progress)], self.config.lease_seconds)
-        return self._answer_holder(id, attempt, done)
+        return self._answer_holder(self.store.read(id), attempt, done)
 
     @route("POST", "/tasks/{id}/complete", body=COMPLETE_TASK, required=("attempt",))
     def complete_task(self, id: int, body: dict[str, Any]) -> bottle.HTTPResponse:
         attempt, result = body["attempt"], body.get("result")
-
-        def end(next_run: datetime | None) -> set[int]:
-            return self.store.complete([(id, attempt, result, next_run)])
-
-        done = self._end_attempt(id, attempt, end)
-        repeated = [("Completed", result, None), ("Failed", None, "canceled")]
-        return self._answer_holder(id, attempt, done, *repeated)
+        done = self.store.complete([(id, attempt, result)])
+        row = self.store.read(id)
+        if done:
+            self._note_run(row)
+            if row.repeat and self.store.schedule([(id, attempt, self.store.next_run(row))]):
+                row = self.store.read(id)
+        elif (row.status, row.attempt) == ("Completed", attempt) and row.result != result:
+            return self._answer_holder(row, attempt, done)      # not what was done before
+        return self._answer_holder(row, attempt, done, ("completed", None), ("canceled", "canceled"))
 
     @route("POST", "/tasks/{id}/fail", body=FAIL_TASK, required=("attempt", "error"))
     def fail_task(self, id: int, body: dict[str, Any]) -> bottle.HTTPResponse:
         attempt, error, is_final = body["attempt"], body["error"], body.get("final", False)
         row = self.store.read(id)
         delay = None if is_final else retry_delay(row, self.config, body.get("delay"))
+        if delay is None:
+            done = self.store.fail([(id, attempt, error, self.store.next_run(row))])
+        else:
+            done = self.store.retry([(id, attempt, error, delay)])
+        if done:
+            self._note_run(row)
 
-        def end(next_run: datetime | None) -> set[int]:
-            if delay is None:
-                return self.store.fail([(id, attempt, error, next_run)])
-            return self.store.retry([(id, attempt, error, delay)])
-
-        done = self._end_attempt(id, attempt, end)
-        repeated = [("Failed", row.result, error), ("Failed", row.result, "canceled")]
+        ends = [("failed", error[-MAX_PAST_ERROR:]), ("canceled", "canceled")]
         if not is_final:
-            repeated.append(("New", row.result, error))
-        return self._answer_holder(id, attempt, done, *repeated)
+            ends.append(("retried", error[-MAX_PAST_ERROR:]))
+        return self._answer_holder(self.store.read(id), attempt, done, *ends)
 
     @route("POST", "/tasks/{id}/release", body=RELEASE_TASK, required=("attempt",))
     def release_task(self, id: int, body: dict[str, Any]) -> bottle.HTTPResponse:
         attempt = body["attempt"]
-        return self._answer_holder(id, attempt, self.store.release([(id, attempt)]))
+        done = self.store.release([(id, attempt)])
+        return self._answer_holder(self.store.read(id), attempt, done)
 
     @route("GET", "/finished", query=FINISHED_TASKS)
     def count_finished(self, query: dict[str, Any]) -> bottle.HTTPResponse:

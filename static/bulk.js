@@ -48,7 +48,7 @@ export function bulkForm({look, query, changed}) {
         title: t(`${action}AllTitle`, {n: countKnown(status, list, shown)}), text: `${t("whichTasks", {tasks: describe({...list, status})})} ${t(`${action}AllText`)}`,
         no: t("goBack"), yes: t(`${action}AllYes`), dangerous: action === "delete"});
       if (!sure) return;
-      await run(action, after => query({...list, status, after}));
+      await run(action, after => query({...list, status: list.status.length ? status : [], after}));
       changed();
     });
   }
@@ -62,7 +62,7 @@ export function bulkForm({look, query, changed}) {
 
 async function run(action, query) {
   const {method, path} = ACTIONS[action];
-  let sum = 0, next = null, failure;
+  let sum = 0, refused = 0, next = null, failure;
   [running, stopped] = [true, false];
   $("bulk").hidden = false;
   text($("bulk-stop"), t("stop"));
@@ -70,7 +70,9 @@ async function run(action, query) {
     do {
       text($("bulk-text"), t(`${action}AllRuns`, {n: number(sum)}));
       const answer = await ask(method, `${path}?${query(next)}`);
-      sum += JSON.parse(answer.text).count;
+      const counts = JSON.parse(answer.text);
+      sum += counts.count;
+      refused += counts.refused ?? 0;
       next = nextOf(answer.headers);
     } while (next && !stopped);
   } catch (error) {
@@ -78,7 +80,7 @@ async function run(action, query) {
     if (refusal(error)) askToken(failure);
   }
   running = false;
-  const result = t(`${action}AllDone`, {n: number(sum)});
+  const done = t(`${action}AllDone`, {n: number(sum)}), result = refused ? `${done} ${t("bulkRefused", {n: number(refused)})}` : done;
   text($("bulk-text"), failure ? `${result} ${t("bulkFailed", {error: failure})}` : next ? `${result} ${t("bulkStopped")}` : result);
   text($("bulk-stop"), t("close"));
 }

@@ -22,12 +22,12 @@ function repetition({repeat, timezone}) {
   return Number.isNaN(Number(repeat)) ? t("everyAt", {cron: repeat, zone: timezone ?? "UTC"}) : every(Number(repeat));
 }
 
-const repeats = ({repeat}) => repeat !== undefined;
+const repeats = ({repeat, canceled}) => repeat !== undefined && !canceled;
 const isFinished = ({status}) => status === "Completed" || status === "Failed";
 
 function badge(task) {
-  const {status, canceled, run_at, progress} = task;
-  const words = canceled && status === "Failed" ? "canceled" : canceled && status === "In Progress" ? "canceling" : `one ${status}`;
+  const {status, canceled, error, run_at, progress} = task;
+  const words = canceled && status === "Failed" && error === "canceled" ? "canceled" : canceled && status === "In Progress" ? "canceling" : `one ${status}`;
   const pill = make("span", {class: "badge", "data-status": status}, icon(status), t(words));
   const more = status === "In Progress" ? progress ? [percent(progress)] : [] : run_at ? [moment(parseTime(run_at))] : [];
   if (repeats(task)) {
@@ -112,7 +112,7 @@ export const waitsToRepeat = task => isFinished(task) && repeats(task);
 
 const actions = {
   cancel: task => task.status === "New" || task.status === "In Progress" && !task.canceled || waitsToRepeat(task),
-  retry: task => task.status === "Failed" || waitsToRepeat(task),
+  retry: ({status, repeat}) => status === "Failed" || status === "Completed" && repeat !== undefined,
   delete: ({status}) => status !== "In Progress",
 };
 

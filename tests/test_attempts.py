@@ -61,7 +61,7 @@ def test_the_worker_is_shown_by_its_name(store, stored, shown):
 ENDS = {
     "completed": lambda store, held: store.complete([(*held, '"done"')]),
     "failed": lambda store, held: store.fail([(*held, "why")]),
-    "timed_out": lambda store, held: store.fail([(*held, "timed out after 2 s")]),
+    "timed_out": lambda store, held: store.fail([(*held, "no answer", None, "timed_out")]),
 }
 
 
@@ -79,7 +79,7 @@ def test_the_last_attempt_is_that_of_the_row(store, outcome):
 def test_every_attempt_has_its_line(store):
     [id] = store.create([NewTask(max_attempts=9)])
     store.retry([(*claim(store), 'a "reason" \\ of \x01 two\nlines: ключ ☃', 0)])
-    store.retry([(*claim(store), "timed out after 2 s", 0)])
+    store.retry([(*claim(store), "timed out after 2 s", 0, "timed_out")])
     store.release([claim(store)])
     claim(store)
     expire(store, id)
@@ -97,6 +97,28 @@ def test_every_attempt_has_its_line(store):
         (6, "completed", None),
     ]
     assert all(each.started_at <= each.ended_at for each in store.attempts(id))
+
+
+@pytest.mark.parametrize("error", ["timed out after 5 s, it says", "the worker died or was cut off"])
+def test_the_words_of_an_error_say_nothing_about_the_outcome(store, error):
+    [id] = store.create([NewTask(max_attempts=9)])
+    store.retry([(*claim(store, single=True), error, 0)])
+    store.release([claim(store, single=True)])
+    assert not store.read(id).alone             # no worker has died
+    store.fail([(*claim(store), error)])
+    assert ended(store, id) == [(1, "retried", error), (2, "released", None), (3, "failed", error)]
+    store.retry_by_hand(id)
+    assert ended(store, id)[2:] == [(3, "failed", error)]
+
+
+def test_what_must_run_alone_is_given_back_any_number_of_times(store):
+    [id] = store.create([NewTask(max_attempts=2)])
+    claim(store)
+    expire(store, id)
+    store.reclaim(3)
+    for _ in range(3):
+        store.release([claim(store)])
+        assert store.read(id).alone
 
 
 def test_many_that_are_retried_by_hand_keep_their_attempts(store):

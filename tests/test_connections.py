@@ -89,7 +89,7 @@ def test_settings_of_the_session_do_not_change_the_time(empty_database, monkeypa
     [row] = store.claim(10, 30)
     assert (row.id, store.reclaim(3)) == (now, 0)
     assert store.extend([(row.id, row.attempt, 0.5)], 30) == {now}
-    assert store.running(row.id, row.attempt)[0] < 20
+    assert abs(float(store.read(now).started_at) - time.time()) < 20
     assert store.oldest_ready_seconds() < 20
     assert store.retry([(row.id, row.attempt, "why", 1800)]) == {now}
     for id, delay in (now, 1800), (later, 3600):
@@ -606,6 +606,27 @@ def test_an_upgrade_replaces_a_check_of_each_time_by_one_of_all(empty_database):
                 query(url, f"insert into tasks ({name}) values ('{value}')")
 
 
+# Until schema 6 the outcome of an attempt stood in its error alone.
+OLD_ENDS = {
+    "'Failed', 'the worker died or was cut off during attempt 3 of 3'": "reclaimed",
+    "'Failed', 'timed out after 5 s'": "timed_out",
+    "'Failed', 'why'": "failed",
+    "'Completed', null": "completed",
+}
+
+
+def test_the_outcomes_of_an_older_table_are_told_as_before(empty_database):
+    url = empty_database()
+    taskmanager.open_store(url).close()
+    query(url, "alter table tasks drop column outcome, drop column earlier",
+          "comment on table tasks is 'Task Manager, schema 6'",
+          *(f"insert into tasks (status, error, attempt) values ({end}, 3)" for end in OLD_ENDS),
+          "insert into tasks (attempt, uncounted, repeat) values (7, 5, '60')")
+    with contextlib.closing(taskmanager.open_store(url)) as store:
+        assert [store.attempts(id)[0].outcome for id in range(1, 5)] == list(OLD_ENDS.values())
+        assert [row.earlier for row in store.list_tasks()] == [0] * 4 + [5]
+
+
 def test_a_view_that_does_hold_up_an_upgrade_is_named_at_the_start(empty_database):
     url = empty_database()
     query(url, "create table tasks (id serial, status text, created_at timestamp, updated_at timestamp)",
@@ -642,12 +663,16 @@ def test_a_file_of_an_older_version_is_upgraded_in_place(tmp_path):
     import sqlite3
     with contextlib.closing(sqlite3.connect(tmp_path / "old.db")) as connection:
         connection.executescript(FIRST_SQLITE)
+        for end in OLD_ENDS:
+            connection.execute(f"insert into tasks (status, error, attempt) values ({end}, 3)")
+        connection.commit()
     for _ in range(2):
         with contextlib.closing(taskmanager.open_store(f"sqlite:///{tmp_path}/old.db")) as store:
             assert [(row.id, row.payload, row.priority, row.size) for row in store.list_tasks(limit=2)] == [
                 (1, '{"n": 1}', 4, 8), (2, None, 0, 0)]
             [id] = store.create()
             assert id > 3       # whose id is not given again
+            assert [store.attempts(id)[0].outcome for id in range(4, 8)] == list(OLD_ENDS.values())
     with contextlib.closing(sqlite3.connect(tmp_path / "old.db")) as connection:
         texts = [text for text, in connection.execute("select sql from sqlite_master where sql is not null")]
         assert not any("newer" in text for text in texts)

@@ -307,16 +307,16 @@ def test_an_action_heeds_the_status_that_is_asked_for(api, store, action):
 
 def test_tasks_that_are_canceled_end_or_are_marked_and_count_once(store):
     ids = of_each_status(store)
-    assert store.cancel_all(Filters(statuses=taskmanager.STATUSES)) == (2, None)
+    assert store.cancel_all(Filters(statuses=taskmanager.STATUSES)) == (2, 0, None)
     new, running = store.read(ids["New"][0]), store.read(ids["In Progress"][0])
     assert (new.status, new.error, new.canceled) == ("Failed", "canceled", True)
     assert (running.status, running.canceled) == ("In Progress", True)
-    assert store.cancel_all(Filters(statuses=taskmanager.STATUSES)) == (0, None)
+    assert store.cancel_all(Filters(statuses=taskmanager.STATUSES)) == (0, 0, None)
     assert 'event="canceled"} 1\n' in store.metrics.text({})        # the other one when it has ended
     store.release([(running.id, 1)])
     assert 'event="canceled"} 2\n' in store.metrics.text({})
     one = create(store, delay=60)
-    assert store.cancel_all(Filters(statuses=["New"])) == (1, None)
+    assert store.cancel_all(Filters(statuses=["New"])) == (1, 0, None)
     assert store.cancel(one).run_at is None
 
 
@@ -328,7 +328,7 @@ def test_a_task_that_is_retried_is_as_one_that_is_retried_alone(store):
     woken = []
     store.listeners.append(lambda: woken.append(1))
     store.retry_by_hand(ids[0])
-    assert store.retry_all(Filters(q="CANCEL")) == (1, None)
+    assert store.retry_all(Filters(q="CANCEL")) == (1, 0, None)
     assert len(woken) == 2
     columns = "status, error, run_at, uncounted, alone, canceled, attempt, ready_at is null, lease_until"
     one, other = store._execute(f"select {columns} from tasks order by id")
@@ -337,28 +337,39 @@ def test_a_task_that_is_retried_is_as_one_that_is_retried_alone(store):
     assert [row.id for row in store.claim(2, LEASE)] == ids
 
 
-def test_what_repeats_is_meant_where_the_filters_name_its_status(store):
+def test_what_is_between_two_runs_is_canceled_with_the_others_and_retried_where_its_status_is_named(store):
     ids = of_each_status(store, 2, repeat="@daily")
     done, failed = ids["Completed"], ids["Failed"]
     everything = Filters(kinds=["default"])
-    assert store.retry_all(Filters(statuses=["Completed"], q="none")) == (0, None)
+    assert store.retry_all(Filters(statuses=["Completed"], q="none")) == (0, 0, None)
     sql(store, "update tasks set result = '1' where id = %(id)s", id=done[0])
-    assert store.retry_all(everything) == (2, None)
+    assert store.retry_all(everything) == (2, 0, None)
     assert [store.read(id).status for id in failed + done] == ["New"] * 2 + ["Completed"] * 2
-    assert store.cancel_all(everything) == (6, None)
-    assert store.read(done[0]).repeat
-    assert store.cancel_all(Filters(statuses=["Failed"])) == (0, None)       # they were canceled
-    assert store.retry_all(Filters(statuses=["Completed", "New"])) == (2, None)
+    assert store.cancel_all(everything._replace(q="none")) == (0, 0, None)
+    assert store.cancel_all(everything) == (8, 0, None)
+    assert store.cancel_all(everything) == (0, 0, None)     # they were canceled
+    assert store.retry_all(Filters(statuses=["Completed", "New"])) == (2, 0, None)
     assert (store.read(done[0]).status, store.read(done[0]).result) == ("New", None)
 
     [last] = of_each_status(store, repeat=60)["Completed"]
     plain = of_each_status(store)["Completed"]
     set_time(store, last, "run_at", 60)
-    assert store.cancel_all(Filters(statuses=["Completed"])) == (1, None)
+    assert store.cancel_all(Filters(statuses=["Completed"])) == (1, 0, None)
     row = store.read(last)
-    assert (row.status, row.repeat, row.run_at, row.canceled) == ("Completed", None, None, False)
-    assert store.retry_all(Filters(statuses=["Completed"])) == (0, None)
+    assert (row.status, row.repeat, row.run_at, row.canceled) == ("Completed", "60", None, True)
+    assert store.retry_all(Filters(statuses=["Completed"])) == (1, 0, None)
     assert store.read(plain[0]).status == "Completed"
+
+
+def test_of_what_is_between_two_runs_each_is_canceled_once_page_by_page(store):
+    ids = store.create([NewTask(), new_task({"repeat": 60})] * 10)
+    store.complete([(row.id, row.attempt, None) for row in store.claim(15, LEASE)])
+    counts, after = [], None
+    while not counts or after:
+        count, _, after = store.cancel_all(Filters(kinds=["default"]), after, 4)
+        counts.append(count)
+    assert counts == [4, 4, 4, 0]       # 5 that are New, 7 that are between two runs
+    assert {row.id for row in store.list_tasks() if row.canceled} == {*ids[1::2], *ids[15:]}
 
 
 def test_an_action_goes_on_where_it_ended(api, store):
@@ -397,6 +408,22 @@ def test_an_action_needs_a_filter(api, store, action):
     assert store.list_tasks() == before
 
 
+def test_a_task_that_another_table_refers_to_keeps_no_other_from_being_deleted(postgres_database, serve):
+    store = taskmanager.open_store(postgres_database)
+    api = serve(store)
+    ids = store.create([NewTask()] * 1100)
+    kept = [ids[0], ids[7], ids[500], ids[-1]]
+    store._execute("create table invoices (task bigint references tasks)")
+    for id in kept:
+        store._execute("insert into invoices values (%(id)s)", {"id": id})
+    first = http("DELETE", f"{api}/tasks?status=New")
+    assert first.json == {"count": 997, "refused": 3}
+    assert http("DELETE", api + next_link(first)).json == {"count": 99, "refused": 1}
+    assert [row.id for row in store.list_tasks()] == kept
+    is_problem(http("DELETE", f"{api}/tasks/{kept[0]}"), 400)
+    store.close()
+
+
 @pytest.mark.parametrize("action", ACTIONS)
 def test_if_match_does_not_apply_to_many(api, store, action):
     method, path, outcome = ACTIONS[action]
@@ -426,9 +453,9 @@ def test_an_action_neither_waits_for_a_task_that_is_locked_nor_changes_it(postgr
     other = psycopg2.connect(postgres_database)
     other.cursor().execute("select 1 from tasks where id = %s for update", [ids[1]])
     began = time.monotonic()
-    assert store.cancel_all(Filters(statuses=["New"])) == (2, None)
-    assert store.retry_all(Filters(statuses=["Failed"])) == (2, None)
-    assert store.delete_all(Filters(statuses=["New"])) == (2, None)
+    assert store.cancel_all(Filters(statuses=["New"])) == (2, 0, None)
+    assert store.retry_all(Filters(statuses=["Failed"])) == (2, 0, None)
+    assert store.delete_all(Filters(statuses=["New"])) == (2, 0, None)
     assert time.monotonic() < began + 0.9
     other.close()
     assert [row.id for row in store.list_tasks("New")] == [ids[1]]
@@ -455,7 +482,7 @@ def test_what_has_another_status_since_it_was_found_is_left_out(store, monkeypat
         sql(store, f"{change} where id = %(id)s", id=id)
         return there
     monkeypatch.setattr(store, "_search", search_and_lose)
-    assert getattr(store, f"{action}_all")(Filters(statuses=[before])) == (0, None)
+    assert getattr(store, f"{action}_all")(Filters(statuses=[before])) == (0, 0, None)
     assert "delete from" in change or not store.read(id).canceled
 
 

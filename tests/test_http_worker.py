@@ -1,12 +1,14 @@
 """Workers in any language: claim, extend, progress, complete, fail, release over HTTP, on both databases."""
 
 import json
+import re
 import urllib.error
 import urllib.request
 from datetime import datetime
 
 import pytest
 
+import taskmanager
 from helpers import at_once, eventually, expire, http, is_problem, sql
 from taskmanager import Config, NewTask, Unavailable, Worker, new_task
 
@@ -242,9 +244,10 @@ def test_a_repeating_task_is_retried_and_canceled_between_two_runs(api, store):
     tell(api, id, "complete", again["attempt"])
     answer = http("POST", f"{api}/tasks/{id}/cancel")
     assert (answer.status, answer.json["status"], "run_at" in answer.json) == (200, "Completed", False)
-    assert "repeat" not in answer.json
-    for verb, can in (("retry", "Failed can be retried"), ("cancel", "New or In Progress can be canceled")):
-        assert can in is_problem(http("POST", f"{api}/tasks/{id}/{verb}"), 409)
+    assert answer.json["canceled"] is True
+    assert http("POST", f"{api}/tasks/{id}/cancel").json == answer.json
+    answer = http("POST", f"{api}/tasks/{id}/retry")
+    assert (answer.status, answer.json["status"], "canceled" in answer.json) == (200, "New", False)
     assert http("DELETE", f"{api}/tasks/{id}").status == 204
 
 
@@ -370,13 +373,24 @@ def test_a_repeat_with_another_content_is_refused(api, store, verb, other):
     assert store.read(id) == before
 
 
-def test_a_repeat_after_the_next_attempt_has_begun_is_refused(api, store):
-    id, attempt = claimed(api, store)
-    tell(api, id, "fail", attempt, error="why", final=True)
-    http("POST", f"{api}/tasks/{id}/retry")
-    claim(api)
-    is_problem(tell(api, id, "fail", attempt, error="why", final=True), 409)
-    assert store.read(id).status == "In Progress"
+@pytest.mark.parametrize("verb, said, other", [
+    ("complete", {"result": 1}, ("fail", {"error": "why"})),
+    ("fail", {"error": "x" * 5000, "final": True}, ("fail", {"error": "another"})),
+    ("fail", {"error": "why", "delay": 0}, ("complete", {})),
+], ids=["complete", "fail for good", "fail"])
+def test_a_repeat_after_the_task_has_gone_on_is_answered_all_the_same(api, store, verb, said, other):
+    id, attempt = claimed(api, store, repeat=60)
+    tell(api, id, verb, attempt, **said)
+    sql(store, "update tasks set run_at = now() where id = %(id)s", id=id)
+    store.promote()
+    for _ in range(2):
+        before = store.read(id)
+        again = tell(api, id, verb, attempt, **said)
+        assert (again.status, again.json["status"]) == (200, before.status)
+        verb_of_other, said_of_other = other
+        is_problem(tell(api, id, verb_of_other, attempt, **said_of_other), 409)
+        assert store.read(id) == before
+        claim(api)
 
 
 @pytest.mark.parametrize("verb", ["complete", "fail"])
@@ -386,6 +400,28 @@ def test_a_repeat_of_what_ended_as_canceled_is_answered_alike(api, store, verb):
     first, again = (tell(api, id, verb, attempt) for _ in range(2))
     assert (first.status, again.status) == (200, 200)
     assert first.json == again.json
+
+
+@pytest.mark.sqlite
+def test_the_end_of_an_attempt_takes_few_statements(api, store, monkeypatch):
+    sent, transaction = [], store._transaction
+
+    def note(statements):
+        sent.extend(re.search(r"^(update|select|delete)", sql, re.MULTILINE)[0] for sql, _ in statements
+                    if sql != taskmanager.CLOCK)
+        return transaction(statements)
+    for verb, fields, statements in (
+            ("complete", {}, ["update", "select"]),
+            ("complete", {"repeat": 60}, ["update", "select", "update", "select"]),
+            ("fail", {}, ["select", "update", "select"]),
+            ("release", {}, ["update", "select"])):
+        id, attempt = claimed(api, store, **fields)
+        monkeypatch.setattr(store, "_transaction", note)
+        assert tell(api, id, verb, attempt).status == 200
+        monkeypatch.undo()
+        assert sent == statements
+        sent.clear()
+        store.delete(id)
 
 
 # Cancelling

@@ -85,6 +85,8 @@ class Task:
     progress: float | None = None
     lease_until: float | None = None
     holder: str | None = None           # the worker of the last attempt
+    died: bool = False                  # its worker, in the last attempt that was not released
+    earlier: int = 0                    # attempts before this run
     last: Attempt | None = None         # the attempt that runs, or with which the task has ended
     history: list = field(default_factory=list)     # the attempts before it
 
@@ -103,7 +105,7 @@ class Task:
 
     def still_alone(self):
         """It must still run alone, because a worker died during the attempt before."""
-        return self.alone and (self.error or "").startswith("the worker died or was cut off")
+        return self.alone and self.died
 
     def become_new(self, now, ready_at=None):
         """Put its attempt into the history, if there is one that is not in it."""
@@ -117,13 +119,14 @@ class Task:
         """Become New with all attempts before it."""
         self.become_new(now, ready_at)
         self.result = self.error = self.run_at = None
-        self.uncounted = self.attempt
+        self.uncounted = self.earlier = self.attempt
 
     def end(self, now, status, outcome, error=None, result=None):
         if self.canceled:
             status, outcome, error, result = "Failed", "canceled", "canceled", None
         if self.last:
             self.last.outcome, self.last.error = outcome, error
+            self.died = outcome == "reclaimed" or outcome == "released" and self.died
         self.status, self.updated_at, self.error, self.result = status, now, error, result
         self.progress = self.lease_until = None
 
@@ -274,19 +277,19 @@ class Model:
                 self.plan(task)
         return {task.id for task in held}
 
-    def fail(self, attempts, error, planned):
+    def fail(self, attempts, error, planned, timed_out):
         held = self.held(attempts)
         for task in held:
-            task.end(self.now, "Failed", "timed_out" if error.startswith("timed out") else "failed", error)
+            task.end(self.now, "Failed", "timed_out" if timed_out else "failed", error)
             if planned:
                 self.plan(task)
         return {task.id for task in held}
 
-    def retry(self, attempts, error, delay):
+    def retry(self, attempts, error, delay, timed_out):
         held = self.held(attempts)
         for task in held:
             task.alone = False      # its worker has survived it
-            task.end(self.now, "Failed", "timed_out" if error.startswith("timed out") else "retried", error)
+            task.end(self.now, "Failed", "timed_out" if timed_out else "retried", error)
             if not task.canceled:
                 task.become_new(self.now)
                 task.run_at = self.now + delay
@@ -348,14 +351,10 @@ class Model:
             task.canceled = True
             task.last = None
             task.end(self.now, "Failed", "canceled")
-        elif task.status == "In Progress":
-            task.canceled = True
-        else:
-            task.repeat = task.timezone = None
-        task.run_at = None
+        task.canceled, task.run_at = True, None
 
     def retry_task(self, task):
-        task.canceled = task.alone = False
+        task.canceled = task.alone = task.died = False
         task.begin_anew(self.now)
 
     def delete_task(self, task):
@@ -365,7 +364,7 @@ class Model:
     def cancel(self, id, seen):
         task = self.tasks.get(id)
         refusal = self.refusal(id, seen, self.may_be_canceled)
-        if refusal == "NotInState" and task.status == "Failed" and task.canceled:
+        if refusal == "NotInState" and task.canceled:
             return id       # it already was
         if not refusal:
             self.cancel_task(task)
@@ -396,7 +395,7 @@ class Model:
     def change_all(self, what, filters):
         """Cancel, retry or delete all; how many."""
         change, may_be, usual = {
-            "cancel": (self.cancel_task, self.may_be_canceled, ("New", "In Progress")),
+            "cancel": (self.cancel_task, self.may_be_canceled, STATUSES),
             "retry": (self.retry_task, self.may_be_retried, ("Failed",)),
             "delete": (self.delete_task, self.may_be_deleted, ("New", "Completed", "Failed")),
         }[what]
@@ -434,7 +433,7 @@ class Model:
 STATUSES = "New", "In Progress", "Completed", "Failed"
 KINDS = "default", "default", "mail"
 WORKERS = "host:1:00000001", "host:2:00000002", "@ann", None
-ERRORS = "broken", "Größe", "timed out after 5 s", "canceled"
+ERRORS = "broken", "Größe", "timed out after 5 s", "canceled", "the worker died or was cut off, it says"
 PAYLOADS = {"to": "Ann"}, "größe", [1.5, None], None, 0
 TEXTS = ["ann", "GRÖ", "Größe", "worker died", "timed%", "timed", "null", "_"]
 
@@ -506,8 +505,9 @@ OPERATIONS = {      # name: how often, and its arguments
     "find": (2, lambda r: (random_filters(r), r.choice([1, 2, 100]), r.choice(["asc", "desc"]))),
     "extend": (2, lambda r: (random_reports(r), random_span(r), r.choice([None, 0, 0.5, 1]))),
     "complete": (5, lambda r: (random_reports(r), r.choice([None, '"done"', "null"]), r.random() < 0.6)),
-    "fail": (3, lambda r: (random_reports(r), r.choice(ERRORS), r.random() < 0.6)),
-    "retry": (4, lambda r: (random_reports(r), r.choice(ERRORS), r.choice([0, random_span(r)]))),
+    "fail": (3, lambda r: (random_reports(r), r.choice(ERRORS), r.random() < 0.6, r.random() < 0.2)),
+    "retry": (4, lambda r: (
+        random_reports(r), r.choice(ERRORS), r.choice([0, random_span(r)]), r.random() < 0.2)),
     "release": (2, lambda r: (random_reports(r),)),
     "reclaim": (6, lambda r: (r.choice([1, 2, 3]), r.choice(WORKERS[:2]))),
     "sweep": (2, lambda r: (r.choice([0, 0, -1]),)),
@@ -649,15 +649,17 @@ class Run:
         got = self.store.extend([(*attempt, progress) for attempt in attempts], lease)
         return self.model.extend(attempts, lease, progress), got
 
-    def end(self, verb, reports, value, planned):
+    def end(self, verb, reports, value, planned, *timed_out):
         """What a worker does: it plans the next run, unless it does not know that there is one."""
         attempts = self.attempts(reports)
         rows = []
         for id, attempt in attempts:
             has_next = planned and id in self.model.tasks
-            rows.append((id, attempt, value, self.store.next_run(self.store.read(id)) if has_next else None))
+            next_run = self.store.next_run(self.store.read(id)) if has_next else None
+            outcome = ["timed_out"] if any(timed_out) else []
+            rows.append((id, attempt, value, next_run, *outcome))
         got = getattr(self.store, verb)(rows)
-        return getattr(self.model, verb)(attempts, value, planned), got
+        return getattr(self.model, verb)(attempts, value, planned, *timed_out), got
 
     def complete(self, *args):
         return self.end("complete", *args)
@@ -665,10 +667,11 @@ class Run:
     def fail(self, *args):
         return self.end("fail", *args)
 
-    def retry(self, reports, error, delay):
+    def retry(self, reports, error, delay, timed_out):
         attempts = self.attempts(reports)
-        got = self.store.retry([(*attempt, error, delay) for attempt in attempts])
-        return self.model.retry(attempts, error, delay), got
+        outcome = ["timed_out"] if timed_out else []
+        got = self.store.retry([(*attempt, error, delay, *outcome) for attempt in attempts])
+        return self.model.retry(attempts, error, delay, timed_out), got
 
     def release(self, reports):
         attempts = self.attempts(reports)
@@ -702,8 +705,8 @@ class Run:
         """Page by page, until there is no more."""
         count, after = 0, None
         while True:
-            many, after = getattr(self.store, f"{what}_all")(self.filters(filters), after, limit)
-            count += many
+            many, refused, after = getattr(self.store, f"{what}_all")(self.filters(filters), after, limit)
+            count += many + refused
             if after is None:
                 return self.model.change_all(what, filters), count
 
@@ -724,7 +727,7 @@ class Run:
         times = ", ".join(f"date_part('epoch', {time} - {taskmanager.NOW})" for time in TIMES.values())
         moments = {id: seconds for id, *seconds in self.store._execute(f"select id, {times} from tasks")}
         expected = {
-            id: task.shown() | {"attempt": task.attempt, "alone": task.alone}
+            id: task.shown() | {"attempt": task.attempt, "alone": task.alone, "earlier": task.earlier}
             | {name: self.seconds(task, name) for name in TIMES}
             for id, task in self.model.tasks.items()
         }
@@ -736,7 +739,7 @@ class Run:
                     del shown[column]
             if row.run_at is not None:
                 shown["run_at"] = "a time"
-            got[row.id] = shown | {"attempt": row.attempt, "alone": bool(row.alone)}
+            got[row.id] = shown | {"attempt": row.attempt, "alone": bool(row.alone), "earlier": row.earlier}
             for name, seconds in zip(TIMES, moments[row.id], strict=True):
                 got[row.id][name] = about(seconds, expected.get(row.id, {}).get(name))
         return expected, got

@@ -8,7 +8,7 @@ import pytest
 
 import taskmanager
 from helpers import LEASE, at_once, eventually, expire, set_time, sql
-from taskmanager import Config, NotInState, Worker, new_task, next_time
+from taskmanager import Config, Worker, new_task, next_time
 
 MINUTELY = {"repeat": 60}
 SECOND = timedelta(seconds=1)
@@ -279,17 +279,25 @@ def test_a_task_that_does_not_repeat_has_no_next_run(store):
 def test_cancel_between_runs_ends_the_repetition_and_keeps_how_the_last_run_went(store):
     id = repeating(store, repeat="@daily", timezone="Europe/Berlin", delay=0)
     end(store, claim(store, id), '"done"')
-    before = store.read(id)
-    assert store.cancel(id) == before._replace(repeat=None, timezone=None, run_at=None, planned_at=None)
-    assert store.unscheduled() == []
-    with pytest.raises(NotInState):
-        store.cancel(id)
-    with pytest.raises(NotInState):
-        store.retry_by_hand(id)
+    canceled = store.read(id)._replace(canceled=True, run_at=None)
+    assert store.cancel(id) == canceled
+    assert store.unscheduled() == [] and store.promote() == 0
+    assert store.cancel(id) == canceled         # again: no harm
+    assert [each.outcome for each in store.attempts(id)] == ["completed"]
+
+
+def test_what_failed_and_was_canceled_between_runs_tells_how_it_failed(store):
+    id = repeating(store)
+    end(store, claim(store, id), "why", how="fail")
+    store.cancel(id)
+    assert [(each.outcome, each.error) for each in store.attempts(id)] == [("failed", "why")]
 
 
 @pytest.mark.parametrize("how", ["complete", "fail"])
-def test_cancel_of_a_new_or_a_running_one_ends_it_for_good(store, how):
+def test_cancel_ends_it_for_good_and_retry_by_hand_lets_it_go_on(store, how):
+    waiting = repeating(store)
+    end(store, claim(store, waiting), how=how)
+    store.cancel(waiting)
     new = repeating(store)
     store.cancel(new)
     running = repeating(store)
@@ -301,9 +309,10 @@ def test_cancel_of_a_new_or_a_running_one_ends_it_for_good(store, how):
         assert store.read(id).run_at is None
         assert store.cancel(id).status == "Failed"      # again: no harm
     assert store.unscheduled() == [] and store.promote() == 0
-    store.retry_by_hand(new)            # by hand it goes on
-    end(store, claim(store, new))
-    assert store.read(new).run_at
+    for id in (waiting, new, running):
+        assert seen(store.retry_by_hand(id))[:3] == ("New", None, None)
+        end(store, claim(store, id))
+        assert store.read(id).run_at and not store.read(id).canceled
 
 
 @pytest.mark.parametrize("how", ["complete", "fail"])
@@ -392,7 +401,7 @@ def test_a_key_makes_one_repeating_task_however_often_it_is_deployed(store):
     assert store.read(id).repeat == '"*/5 * * * *"'
     store.cancel(id)                    # what was ended stays so
     assert store.create([new_task(fields, "nightly")]) == [id]
-    assert store.read(id).repeat is None
+    assert store.read(id).canceled and store.read(id).run_at is None
     store.delete(id)
     assert store.create([new_task(fields, "nightly")]) != [id]
 
@@ -442,6 +451,9 @@ def test_each_run_has_an_idempotency_key_of_its_own_and_its_attempts_share_it(st
     row = claim(store, id)
     first = key()
     assert store.retry([(id, row.attempt, "why", 0)]) == {id}
+    row = claim(store, id)
+    assert key() == first
+    assert store.release([(id, row.attempt)]) == {id}       # an attempt that does not count
     row = claim(store, id)
     assert key() == first
     end(store, row)
