@@ -3785,7 +3785,8 @@ class SQLiteStore(Store):
             worker          text check (typeof(worker) <> 'blob'),
             alone           int not null default 0 check (alone in (0, 1)),
             kind            text not null default 'default'
-                            check (length(kind) between 1 and 63 and not kind glob '*[^a-z0-9_-]*'
+                            check (length(kind) between 1 and 63 and length(kind) = length(cast(kind as blob))
+                                   and not kind glob '*[^a-z0-9_-]*'
                                    and not kind glob '[_-]*'),
             repeat          text check (repeat is null or typeof(repeat) = 'text' and json_valid(repeat)
                                         and length(cast(repeat as blob)) <= 1000),
@@ -3795,7 +3796,8 @@ class SQLiteStore(Store):
                                         and length(cast(history as blob)) <= 1048576),
             planned_at      real,
             outcome         text check (typeof(outcome) <> 'blob'),
-            earlier         int not null default 0 check (typeof(earlier) = 'integer'),
+            earlier         int not null default 0
+                            check (typeof(earlier) = 'integer' and abs(earlier) <= 2147483647),
 
             -- an id is a number that JSON holds exactly, a time is in the years 1 to 9999
             check (id between 1 and 9007199254740991),

@@ -510,7 +510,7 @@ def test_actions_that_race_with_workers_lose_no_task(store):
         def act(name, statuses, counts=counts):
             do, dice = getattr(store, f"{name}_all"), random.Random(name)
             for _ in range(25):
-                count, after = do(Filters(statuses=statuses, kinds=[dice.choice("ab")]), limit=20)
+                count, _, _ = do(Filters(statuses=statuses, kinds=[dice.choice("ab")]), limit=20)
                 counts[name] += count
                 time.sleep(0.004)
 

@@ -1204,3 +1204,69 @@ def test_text_is_kept_whatever_the_encoding_of_the_client_would_be(postgres_data
 def test_a_task_of_the_lowest_and_of_the_highest_priority_is_claimed(store):
     low, high = store.create([new_task({"priority": -32768}), new_task({"priority": 32767})])
     assert [row.id for row in store.claim(2, 30)] == [high, low]
+
+
+# What plain SQL may write
+
+FIRST_TIME = {"sqlite": "-62135596800", "postgres": "'0001-01-01'"}
+LAST_TIME = {"sqlite": "253402300799.999", "postgres": "'9999-12-31 23:59:59.999999'"}
+TOO_LATE = {"sqlite": "253402300800", "postgres": "'10000-01-01'"}
+TEXT = {     # so many bytes
+    "sqlite": lambda many: f"substr(replace(hex(zeroblob({many})), '0', 'a'), 1, {many})",
+    "postgres": lambda many: f"repeat('a', {many})",
+}
+
+
+def json_text(text):
+    return {"sqlite": f"'\"' || {text['sqlite']} || '\"'", "postgres": f"to_json({text['postgres']})"}
+
+
+def text(many):
+    return {kind: write(many) for kind, write in TEXT.items()}
+
+
+# By column: values that both tables take, and values that both refuse.
+RULES = {
+    "id": (["1", "9007199254740991"], ["0", "-1", "9007199254740992"]),
+    "status": (["'New'", "'Failed'"], ["'new'", "'Done'", "''", "null"]),
+    **dict.fromkeys(["run_at", "lease_until", "ready_at", "started_at", "planned_at"],
+                    ([FIRST_TIME, LAST_TIME, "null"], [TOO_LATE, "'soon'"])),
+    **dict.fromkeys(["created_at", "updated_at"], ([FIRST_TIME, LAST_TIME], [TOO_LATE, "'soon'", "null"])),
+    "priority": (["-32768", "32767"], ["-32769", "32768", "null", "'high'"]),
+    "attempt": (["0", "2147483647"], ["-1", "2147483648", "null"]),
+    "uncounted": (["0"], ["-1", "1", "null"]),
+    "earlier": (["0", "2147483647"], ["2147483648", "null"]),
+    "max_attempts": (["1", "2147483647", "null"], ["0", "2147483648"]),
+    "timeout": (["0.001", "9e98", "null"], ["0", "-1", "1e99", "'long'"]),
+    "progress": (["0", "1", "null"], ["-0.1", "1.1", "'half'"]),
+    **dict.fromkeys(["canceled", "alone"], (["true", "false"], ["null", "'maybe'"])),
+    "kind": (["'a'", "'0_-'", text(63)], ["''", "'-a'", "'_a'", "'A'", "'a b'", "'é'", "null", text(64), {
+        "sqlite": "cast(x'6100' as text)", "postgres": "'a' || chr(0)"}]),
+    "error": ([text(1048576)], [text(1048577)]),
+    "history": ([text(1048576)], [text(1048577)]),
+    "idempotency_key": ([text(2000)], [text(2001)]),
+    "repeat": (["'60'", json_text(text(998))], ["'{'", json_text(text(999))]),
+    "payload": (["'null'", json_text(text(33554430))], ["'{'", "''", json_text(text(33554431))]),
+    "result": (["'null'"], ["'{'", json_text(text(33554431))]),
+}
+
+
+@pytest.mark.parametrize("column", RULES)
+def test_both_tables_take_and_refuse_the_same(store, column):
+    kind = "sqlite" if isinstance(store, taskmanager.SQLiteStore) else "postgres"
+    for values, is_taken in zip(RULES[column], (True, False), strict=True):
+        for value in values:
+            value = value if isinstance(value, str) else value[kind]
+            refusal = contextlib.nullcontext() if is_taken else pytest.raises((Invalid, Unavailable))
+            with refusal:
+                sql(store, f"insert into tasks ({column}) values ({value})")
+            sql(store, "delete from tasks")
+
+
+def test_every_rule_of_the_table_has_its_values(postgres_database):
+    store = taskmanager.open_store(postgres_database)
+    checked = store._execute("""
+        select attname from pg_constraint join pg_attribute on attrelid = conrelid and attnum = any(conkey)
+        where  conrelid = to_regclass('tasks') and contype = 'c'""")
+    assert {column for column, in checked} - {"size"} <= RULES.keys()       # that of payload and result
+    store.close()
