@@ -376,7 +376,7 @@ def test_failed_tasks_have_a_retention_of_their_own(store, settings, kept):
         sql(store, f"""insert into tasks (status, updated_at)
                        values ('{status}', now() - 864000 * interval '1 second')""")
     worker = Worker(store, Config(poll_seconds=0.05, **settings), lambda task: None)
-    worker._poll()
+    worker._sweep()
     deadline = time.monotonic() + 20
     while worker._next_delete > time.monotonic() + 3600 and time.monotonic() < deadline:
         time.sleep(0.01)

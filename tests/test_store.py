@@ -1026,7 +1026,8 @@ def test_a_prepared_statement_reads_no_more_of_a_large_table_than_it_needs(postg
         store._execute("analyze tasks")
     params = {"id": 5, "limit": 8, "size": taskmanager.MAX_PAGE_BYTES, "lease": 30.0, "kind": "default",
               "max_attempts": 1, "worker": "w", "status": None, "attempt": None, "busy": 0.0, "single": False,
-              "new": True, "in_progress": False, "completed": False, "failed": False}
+              "new": True, "in_progress": False, "completed": False, "failed": False,
+              "urgency": -32767, "first": 0}
     batches = {taskmanager.CREATE: (1, *NewTask()),
                **{getattr(taskmanager, name): row for name, row in HELD.items()}}
     for statement in taskmanager.PREPARED:
@@ -1256,10 +1257,10 @@ def test_both_tables_take_and_refuse_the_same(store, column):
     kind = "sqlite" if isinstance(store, taskmanager.SQLiteStore) else "postgres"
     for values, is_taken in zip(RULES[column], (True, False), strict=True):
         for value in values:
-            value = value if isinstance(value, str) else value[kind]
+            written = value if isinstance(value, str) else value[kind]
             refusal = contextlib.nullcontext() if is_taken else pytest.raises((Invalid, Unavailable))
             with refusal:
-                sql(store, f"insert into tasks ({column}) values ({value})")
+                sql(store, f"insert into tasks ({column}) values ({written})")
             sql(store, "delete from tasks")
 
 
