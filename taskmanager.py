@@ -3234,7 +3234,8 @@ class Store:
     def cancel_all(self, filters: Filters, after: int | None = None,
                    limit: int = MAX_PAGE) -> tuple[int, int, int | None]:
         """End New tasks as Failed, ask the workers of those In Progress, and stop those that repeat."""
-        return self._change_all(CANCEL_ALL, "canceled", filters, after, limit, STATUSES, STATUSES)
+        return self._change_all(CANCEL_ALL, "canceled", filters, after, limit, STATUSES, STATUSES,
+                                between_runs=("Completed", "Failed"))
 
     def retry_all(self, filters: Filters, after: int | None = None,
                   limit: int = MAX_PAGE) -> tuple[int, int, int | None]:
@@ -3252,15 +3253,17 @@ class Store:
         return self._change_all(DELETE_ALL, "deleted", filters, after, limit, possible, possible)
 
     def _change_all(self, sql: str, verb: str, filters: Filters, after: int | None, limit: int,
-                    usual: Sequence[str], possible: Sequence[str]) -> tuple[int, int, int | None]:
+                    usual: Sequence[str], possible: Sequence[str],
+                    between_runs: Sequence[str] = ()) -> tuple[int, int, int | None]:
         """Run a statement that changes many tasks: those with a `possible` status that the filters name.
 
-        Where they name no status at all, those with a `usual` one.
+        Where they name no status at all, those with a `usual` one. Of those with a status in `between_runs`
+        only the ones that still repeat.
         """
         statuses = [status for status in possible if status in (filters.statuses or usual)]
-        ended = ("Completed", "Failed") if sql == CANCEL_ALL else ()    # of these only those that repeat
-        found, next_after = self._ids(filters, [status for status in statuses if status not in ended],
-                                      [status for status in statuses if status in ended], after, limit)
+        found, next_after = self._ids(
+            filters, [status for status in statuses if status not in between_runs],
+            [status for status in statuses if status in between_runs], after, limit)
         params = {status.lower().replace(" ", "_"): status in statuses for status in STATUSES}
         rows, refused = self._batch_in_parts(sql, found, params)
         running = [id for id, status in rows if status == "In Progress"]        # their workers will end them
@@ -3271,19 +3274,19 @@ class Store:
         self.metrics.count(verb, len(changed))
         return len(rows), refused, next_after
 
-    def _ids(self, filters: Filters, statuses: Sequence[str], repeating: Sequence[str], after: int | None,
+    def _ids(self, filters: Filters, statuses: Sequence[str], between_runs: Sequence[str], after: int | None,
              limit: int) -> tuple[list[tuple[int]], int | None]:
         """Return the ids of tasks that meet the filters, and the id after which to go on.
 
-        They have one of the statuses; or one of those in `repeating`, and are between two runs.
+        They have one of the statuses; or one of those in `between_runs`, and still repeat.
         """
         found: list[tuple[int]] = []
         next_after = None
         if statuses:
             found, next_after = self._search(
                 SEARCH_IDS, filters._replace(statuses=statuses), after, limit, MAX_ID)
-        if repeating:
-            params = self._filter_params(filters._replace(statuses=repeating))
+        if between_runs:
+            params = self._filter_params(filters._replace(statuses=between_runs))
             params |= {"after": after or 0, "last": next_after or MAX_ID, "limit": limit}
             found = sorted(found + self._execute(SEARCH_REPEATING, params))[:limit]
         return found, found[-1][0] if len(found) >= limit else next_after

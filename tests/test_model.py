@@ -23,9 +23,9 @@ import taskmanager
 from helpers import sql
 from taskmanager import Filters, TaskError, new_task, new_tasks
 
-SEQUENCES = int(os.environ.get("MODEL_SEQUENCES", "100"))
+SEQUENCES = int(os.environ.get("MODEL_SEQUENCES", "150"))
 SEED = int(os.environ.get("MODEL_SEED", "1"))       # another one tries other sequences
-LENGTH = 30         # operations of a sequence
+LENGTH = 40         # operations of a sequence
 
 # No two times that are compared are ever less than 15 seconds apart, unless one is set before the other: the
 # clock moves by whole minutes, spans that are waited for are half a minute longer, and the seconds for which
@@ -426,11 +426,19 @@ class Model:
         return len(old)
 
 
-# Random operations. A task is named by a status and a number ("waiting": it has a run_at; "repeating": it has
-# ended and will run again), and chosen from those with this status when the operation is done, or where there
-# are none from all, deleted ones included: so a sequence can be shortened.
+# Random operations. A task is named by a status (or one of SELECTED) and a number, and chosen from those with
+# this status when the operation is done, or where there are none from all, deleted ones included: so a
+# sequence can be shortened. Mostly it is the oldest of them, so that one task lives through much.
 
 STATUSES = "New", "In Progress", "Completed", "Failed"
+SELECTED = {
+    "waiting": lambda task: task.run_at is not None,
+    "between runs": lambda task: task.still_repeats,
+    "repeating": lambda task: task.status == "In Progress" and task.repeat is not None,
+    "requested": lambda task: task.status == "In Progress" and task.canceled,
+    "alone": lambda task: task.status == "In Progress" and task.alone,
+    "canceled": lambda task: task.status in ("Completed", "Failed") and task.canceled,
+}
 KINDS = "default", "default", "mail"
 WORKERS = "host:1:00000001", "host:2:00000002", "@ann", None
 ERRORS = "broken", "Größe", "timed out after 5 s", "canceled", "the worker died or was cut off, it says"
@@ -466,13 +474,13 @@ def random_fields(r):
 
 
 def random_ref(r, *statuses):
-    return r.choice(statuses or STATUSES), r.randrange(100)
+    return r.choice(statuses or STATUSES), r.choice([0, 0, r.randrange(100)])
 
 
-def random_reports(r):
+def random_reports(r, *more):
     """Attempts on which a worker reports: most are current ones; some belong to the past, or to nobody."""
-    return [(*random_ref(r, *["In Progress"] * 9, *STATUSES), r.choice([0] * 8 + [-1, 1]))
-            for _ in range(r.choice([1, 1, 2, 3]))]
+    statuses = ["In Progress"] * 6 + ["requested", "requested", "repeating", "alone", *STATUSES, *more]
+    return [(*random_ref(r, *statuses), r.choice([0] * 8 + [-1, 1])) for _ in range(r.choice([1, 1, 2, 3]))]
 
 
 def random_filters(r):
@@ -503,17 +511,18 @@ OPERATIONS = {      # name: how often, and its arguments
         r.random() < 0.2, r.choice(KINDS))),
     "look": (1, lambda r: (r.choice(WORKERS[:3]),)),
     "find": (2, lambda r: (random_filters(r), r.choice([1, 2, 100]), r.choice(["asc", "desc"]))),
-    "extend": (2, lambda r: (random_reports(r), random_span(r), r.choice([None, 0, 0.5, 1]))),
+    "extend": (3, lambda r: (random_reports(r), random_span(r), r.choice([None, 0, 0.5, 1]))),
     "complete": (5, lambda r: (random_reports(r), r.choice([None, '"done"', "null"]), r.random() < 0.6)),
     "fail": (3, lambda r: (random_reports(r), r.choice(ERRORS), r.random() < 0.6, r.random() < 0.2)),
     "retry": (4, lambda r: (
         random_reports(r), r.choice(ERRORS), r.choice([0, random_span(r)]), r.random() < 0.2)),
-    "release": (2, lambda r: (random_reports(r),)),
+    "release": (3, lambda r: (random_reports(r, *["alone", "requested"] * 5),)),
     "reclaim": (6, lambda r: (r.choice([1, 2, 3]), r.choice(WORKERS[:2]))),
     "sweep": (2, lambda r: (r.choice([0, 0, -1]),)),
-    "cancel": (4, lambda r: (random_ref(r, "repeating", *STATUSES), random_seen(r))),
+    "cancel": (4, lambda r: (
+        random_ref(r, "between runs", "repeating", "alone", "canceled", *STATUSES), random_seen(r))),
     "retry_by_hand": (3, lambda r: (
-        random_ref(r, "repeating", "Failed", "Failed", *STATUSES), random_seen(r))),
+        random_ref(r, "between runs", "canceled", "canceled", "Failed", *STATUSES), random_seen(r))),
     "delete": (1, lambda r: (random_ref(r), random_seen(r))),
     "change_all": (5, lambda r: (
         r.choice(["cancel"] * 3 + ["retry"] * 2 + ["delete"]), random_filters(r), r.choice([1, 2, 100]))),
@@ -547,10 +556,7 @@ class Run:
         sql(store, "delete from tasks")
 
     def id(self, status, number):
-        means = {
-            "waiting": lambda task: task.run_at is not None,
-            "repeating": lambda task: task.still_repeats,
-        }.get(status, lambda task: task.status == status)
+        means = SELECTED.get(status, lambda task: task.status == status)
         tasks = [task.id for task in self.model.in_order() if means(task)]
         ids = tasks or [*sorted(self.model.tasks), *self.model.deleted] or [1]
         return ids[number % len(ids)]
