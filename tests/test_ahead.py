@@ -1,6 +1,7 @@
 """Tasks that a worker has claimed before it has a slot for them: how many, and for how long."""
 
 import json
+import math
 import threading
 import time
 
@@ -15,10 +16,11 @@ class Door:
     """A handler that notes what it runs, and keeps the tasks with a payload until the door is opened."""
 
     def __init__(self):
-        self.ran, self.reasons, self.open = [], [], threading.Event()
+        self.ran, self.reasons, self.left, self.open = [], [], [], threading.Event()
 
     def __call__(self, task):
         self.ran.append(task.id)
+        self.left.append((task.deadline or math.inf) - time.monotonic())
         while task.payload and not self.open.is_set() and not task.canceled:
             time.sleep(0.005)
         self.reasons.append(task.stop_reason)
@@ -129,6 +131,7 @@ def test_what_waits_keeps_its_lease_and_has_all_its_time_when_it_begins(store, b
     door.open.set()
     rows = [finished(store, id) for id in (slow, *waiting)]
     assert {(row.status, row.attempts) for row in rows} == {("Completed", 1)}
+    assert min(door.left) > 0
 
 
 def test_a_task_that_waits_is_canceled_without_being_run(store, behind):
