@@ -147,7 +147,8 @@ MEASURES = {
     "RETRY_BY_HAND": lambda t: partial(t.store.retry_by_hand, t.failed_id()),
     "DELETE": lambda t: partial(t.store.delete, t.store.create()[0]),
     "ATTEMPTS": lambda t: partial(t.store.attempts, t.any_id()),
-    "CANCEL_ALL, of a kind without tasks": lambda t: partial(t.store.cancel_all, Filters(kinds=("sync",))),
+    "CANCEL_ALL, 100": lambda t: t.create(100)() or partial(
+        t.store.cancel_all, Filters(kinds=("default",)), after=t.made[0] - 1),
     "DELETE_OLD, 100": lambda t: t.after(OLD, partial(t.store.delete_old, "Completed", 365, 100)),
     "OLDEST_READY": lambda t: t.anew(t.store.oldest_ready_seconds),
     "FINISHED, 10 seconds": lambda t: t.anew(partial(t.store.finished_per_second, "Completed")),
