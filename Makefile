@@ -9,6 +9,7 @@
 # make soak          very many tasks, and what the processes use meanwhile; TASKS=2000000 DATABASE=sqlite RETENTION=60
 # make bench         speed, beside others and beside what the parts can do; ONLY=post,get ROUNDS=3 DURATION=2
 # make bench-scale   each statement with 10,000 rows and with ROWS=10000000, and an hour's work with CHURN=100 a second
+# make bench-memory  how soon a service on SQLite answers, and the memory that it keeps; TASKS=100000
 # make lint          ruff, mypy, judges of openapi.yaml and asyncapi.yaml, and a fuzzer; needs Node.js
 
 PYTHON ?= python3
@@ -51,7 +52,10 @@ bench: bench/.venv/stamp
 bench-scale: $(VENV)/test.stamp
 	@PYTHONPATH=.:tests:bench $(VENV)/bin/python bench/scale.py
 
-export ONLY ROUNDS DURATION ROWS CHURN REPEATS
+bench-memory: $(VENV)/test.stamp
+	@PYTHONPATH=.:tests:bench $(VENV)/bin/python bench/memory.py
+
+export ONLY ROUNDS DURATION ROWS CHURN REPEATS TASKS
 
 bench/.venv/stamp: bench/requirements.txt requirements.txt requirements-sqlite.txt
 	@$(MAKE) --no-print-directory VENV=bench/.venv bench/.venv/bin/python
@@ -85,4 +89,4 @@ $(VENV)/bin/python:
 clean:
 	rm -rf $(VENV) bench/.venv lint/node_modules lint/.venv tests/versions/node_modules tests/versions/.venv .pytest_cache tests/__pycache__ tests/browser/__pycache__ __pycache__
 
-.PHONY: run demo test mutants fuzz upgrade soak versions browser-test bench bench-scale lint clean
+.PHONY: run demo test mutants fuzz upgrade soak versions browser-test bench bench-scale bench-memory lint clean
