@@ -53,15 +53,6 @@ if __name__ == "__main__":
     else:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    import os
-    import sys
-
-    # Python keeps the syntax tree of a file that it is told to run, here 14 MB; not so that of a module.
-    if __spec__ is None and sys.orig_argv[1:] == sys.argv and os.name == "posix":
-        program = (f"import sys; sys.argv[0], sys.path[0] = {sys.argv[0]!r}, {sys.path[0]!r}; "
-                   "import taskmanager; taskmanager.run(taskmanager.main)")
-        os.execv(sys.executable, [sys.executable, "-c", program, *sys.argv[1:]])
-
     # A handler that imports taskmanager must find the module that runs it, not a second one.
     import taskmanager
 
