@@ -1799,12 +1799,16 @@ SEARCH_IDS = SEARCH.replace(COLUMNS, "id")      # without reading the rest of th
 
 # The tasks between two runs, which are few among all that have ended.
 SEARCH_REPEATING = f"""
+with found as materialized (    -- apart, or PostgreSQL might scan the whole table in the order of the ids
+    select id
+    from   tasks
+    where  repeat is not null and not canceled and status in ('Completed', 'Failed')
+           and case status when 'Completed' then %(completed)s else %(failed)s end
+           and id > %(after)s and id <= %(last)s
+           and {MEETS_FILTERS}
+)
 select id
-from   tasks
-where  repeat is not null and not canceled and status in ('Completed', 'Failed')
-       and case status when 'Completed' then %(completed)s else %(failed)s end
-       and id > %(after)s and id <= %(last)s
-       and {MEETS_FILTERS}
+from   found
 order by id
 limit  %(limit)s"""
 

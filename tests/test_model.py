@@ -23,7 +23,7 @@ import taskmanager
 from helpers import sql
 from taskmanager import Filters, TaskError, new_task, new_tasks
 
-SEQUENCES = int(os.environ.get("MODEL_SEQUENCES", "150"))
+SEQUENCES = int(os.environ.get("MODEL_SEQUENCES", "100"))
 SEED = int(os.environ.get("MODEL_SEED", "1"))       # another one tries other sequences
 LENGTH = 40         # operations of a sequence
 
@@ -418,6 +418,14 @@ class Model:
             self.plan(task)
         return {task.id for task in tasks}, {task.id for task in planned}
 
+    def schedule(self, attempts):
+        tasks = [self.tasks[id] for id, attempt in attempts
+                 if id in self.tasks and self.tasks[id].attempt == attempt]
+        planned = [task for task in tasks if task.still_repeats and task.run_at is None]
+        for task in planned:
+            self.plan(task)
+        return {task.id for task in planned}
+
     def delete_old(self, status, age):
         old = [task for task in self.tasks.values() if task.status == status
                and task.updated_at < self.now - age and not task.still_repeats]
@@ -437,6 +445,7 @@ SELECTED = {
     "repeating": lambda task: task.status == "In Progress" and task.repeat is not None,
     "requested": lambda task: task.status == "In Progress" and task.canceled,
     "alone": lambda task: task.status == "In Progress" and task.alone,
+    "suspect": lambda task: task.status == "In Progress" and task.still_alone(),
     "canceled": lambda task: task.status in ("Completed", "Failed") and task.canceled,
 }
 KINDS = "default", "default", "mail"
@@ -516,9 +525,10 @@ OPERATIONS = {      # name: how often, and its arguments
     "fail": (3, lambda r: (random_reports(r), r.choice(ERRORS), r.random() < 0.6, r.random() < 0.2)),
     "retry": (4, lambda r: (
         random_reports(r), r.choice(ERRORS), r.choice([0, random_span(r)]), r.random() < 0.2)),
-    "release": (3, lambda r: (random_reports(r, *["alone", "requested"] * 5),)),
+    "release": (3, lambda r: (random_reports(r, *["alone", "suspect", "requested"] * 4),)),
     "reclaim": (6, lambda r: (r.choice([1, 2, 3]), r.choice(WORKERS[:2]))),
     "sweep": (2, lambda r: (r.choice([0, 0, -1]),)),
+    "schedule": (1, lambda r: (random_reports(r, "between runs", "waiting", "canceled"),)),
     "cancel": (4, lambda r: (
         random_ref(r, "between runs", "repeating", "alone", "canceled", *STATUSES), random_seen(r))),
     "retry_by_hand": (3, lambda r: (
@@ -530,12 +540,39 @@ OPERATIONS = {      # name: how often, and its arguments
 }
 
 
+# What would hardly come about by operations that are independent of each other.
+def dies(r):
+    """A worker takes tasks and is never seen again."""
+    kind = r.choice(KINDS)
+    return [("claim", r.choice([1, 2]), MINUTE * 1.5, WORKERS[0], 0, r.random() < 0.2, kind),
+            ("move", MINUTE * 2), ("reclaim", r.choice([1, 1, 2]), WORKERS[1])]
+
+
+def goes_round(r):
+    """What has ended gets its next time, and that comes."""
+    return [("sweep", 0), ("arrive", "between runs", 0), ("promote",)]
+
+
+def is_asked_to_stop(r):
+    """A worker takes a task whose cancellation is requested."""
+    return [("claim", 1, MINUTE * 1.5, r.choice(WORKERS), 0, False, r.choice(KINDS)),
+            ("cancel", ("In Progress", 0), None)]
+
+
+STORIES = dies, dies, goes_round, is_asked_to_stop
+
+
 def random_sequence(seed):
     r = random.Random(seed)
     # Each sequence prefers some of the operations, so that what needs several of one kind comes about, too.
     weights = [weight * r.choice([0.3, 1, 3]) for weight, _ in OPERATIONS.values()]
     names = ["create"] * 2 + r.choices(list(OPERATIONS), weights, k=LENGTH - 2)
-    return [(name, *OPERATIONS[name][1](r)) for name in names]
+    sequence = []
+    for name in names:
+        if r.random() < 0.1:
+            sequence += r.choice(STORIES)(r)
+        sequence.append((name, *OPERATIONS[name][1](r)))
+    return sequence
 
 
 # Doing them to both
@@ -691,6 +728,13 @@ class Run:
         planned = [(row.id, row.attempt + difference, self.store.next_run(row)) for row in rows]
         got = {row.id for row in rows}, self.store.schedule(planned)
         return self.model.sweep(difference), got
+
+    def schedule(self, reports):
+        """Plan the next run of tasks, whatever state they are in."""
+        attempts = self.attempts(reports)
+        planned = [(id, attempt, self.store.next_run(self.store.read(id))) for id, attempt in attempts
+                   if id in self.model.tasks]
+        return self.model.schedule(attempts), self.store.schedule(planned)
 
     def change(self, verb, ref, seen):
         id = self.id(*ref)

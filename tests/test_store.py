@@ -981,6 +981,7 @@ PLANS = {
     **dict.fromkeys(HELD, "tasks_pkey"),
     "SCHEDULE": "tasks_(pkey|repeat)",
     "READY_KINDS": "tasks_claim_kind",
+    "SEARCH_REPEATING": "tasks_repeat",
     # both by the id
     **dict.fromkeys(("CANCEL", "DELETE", "RETRY_BY_HAND", "ATTEMPTS"), "tasks_(pkey|list_status)"),
 }
@@ -1004,7 +1005,9 @@ def test_postgresql_takes_the_index_that_was_made_for_the_statement(postgres_dat
     usual = {"id": 5, "limit": 4, "size": 1, "lease": 1, "kind": "default", "age": 86400,
              "max_attempts": 1, "worker": "",
              "status": "Failed", "busy": 0, "single": False, "kept": 0, "attempt": 1, "after": 0,
-             "urgency": -32767, "first": 0}
+             "urgency": -32767, "first": 0,
+             "last": taskmanager.MAX_ID, "completed": True, "failed": True, "kinds": None, "pattern": None,
+             "created_after": None, "created_before": None}
     for statement, index in PLANS.items():
         rows = [HELD[statement]] * 8 if statement in HELD else []
         text = getattr(taskmanager, statement)
@@ -1241,8 +1244,9 @@ RULES = {
     "timeout": (["0.001", "9e98", "null"], ["0", "-1", "1e99", "'long'"]),
     "progress": (["0", "1", "null"], ["-0.1", "1.1", "'half'"]),
     **dict.fromkeys(["canceled", "alone"], (["true", "false"], ["null", "'maybe'"])),
-    "kind": (["'a'", "'0_-'", long_text(63)], ["''", "'-a'", "'_a'", "'A'", "'a b'", "'é'", "null", long_text(64),
-                                          {"sqlite": "cast(x'6100' as text)", "postgres": "'a' || chr(0)"}]),
+    "kind": (["'a'", "'0_-'", long_text(63)],
+             ["''", "'-a'", "'_a'", "'A'", "'a b'", "'é'", "null", long_text(64),
+              {"sqlite": "cast(x'6100' as text)", "postgres": "'a' || chr(0)"}]),
     "error": ([long_text(1048576)], [long_text(1048577)]),
     "history": ([long_text(1048576)], [long_text(1048577)]),
     "idempotency_key": ([long_text(2000)], [long_text(2001)]),
