@@ -677,7 +677,7 @@ def test_a_file_of_an_older_version_is_upgraded_in_place(tmp_path):
         texts = [text for text, in connection.execute("select sql from sqlite_master where sql is not null")]
         assert not any("newer" in text for text in texts)
         assert any("references tasks (id)" in text for text in texts)
-        assert sum("INDEX" in text for text in texts) == 7
+        assert sum("INDEX" in text for text in texts) == 6
 
 
 def test_a_user_who_may_not_make_the_table_is_told_so(empty_database):
