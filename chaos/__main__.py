@@ -30,6 +30,9 @@ def play(stage: Stage, scenarios: list[Scenario], name: str, seed) -> Account:
     errors = [future.exception() for future in futures]
     recovery = accounting.wait_for_recovery(producers)
     accounting.wait_until_idle()
+    for future in futures:
+        if not future.exception() and (afterwards := future.result()):
+            afterwards()
     account = accounting.settle(recovery)
     account.wrong += ledger.wrong
     for error in filter(None, errors):

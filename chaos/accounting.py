@@ -10,6 +10,7 @@ from chaos.producers import Ledger, Offer
 from chaos.stage import Stage
 
 RECOVERY_SECONDS = 60
+SLOW_SECONDS = 5                # of recovery, after which the table tells what it waited for
 CUT_OFF = "the worker died"     # how the error of a task begins that kills every worker
 EARLY_SECONDS = 0.05            # that the clock of the log and the one of the database may differ
 
@@ -63,6 +64,7 @@ class Accounting:
     def __init__(self, stage: Stage, ledger: Ledger):
         self.stage, self.ledger = stage, ledger
         self.began = time.time()
+        self.slow = ""      # what the recovery waited for last, if it took long
         self.floor, = stage.query("select coalesce(max(id), 0) from tasks")[0]
         self.documented = stage.documented
         stage.lost_attempts, stage.documented_at_risk = 0, False
@@ -87,33 +89,37 @@ class Accounting:
         Return after how many seconds that was; None when it took too long.
         """
         healed, healed_at = time.monotonic(), time.time()
-        recovery = None
+        recovery, doors = None, {each.name for each in producers}
         while recovery is None and time.monotonic() < healed + RECOVERY_SECONDS:
             time.sleep(0.1)
             now = time.monotonic()
             try:
-                if self._has_recovered(self.rows(), healed, healed_at, {each.name for each in producers}):
-                    recovery = now - healed
-            except self.stage.database_errors:
-                pass
+                self.waits_for = self._still_to_recover(self.rows(), healed, healed_at, set(doors))
+            except self.stage.database_errors as error:
+                self.waits_for = f"the database: {error}"
+            if not self.waits_for:
+                recovery = now - healed
+            elif now > healed + SLOW_SECONDS:
+                self.slow = self.waits_for
         self.recovered_at = time.time()
         self.ledger.stopped.set()
         for producer in producers:
             producer.join(30)
         return recovery
 
-    def _has_recovered(self, rows: list[Row], healed, healed_at, doors: set[str]) -> bool:
+    def _still_to_recover(self, rows: list[Row], healed, healed_at, doors: set[str]) -> str:
+        """Return what is not as before the fault, "" when everything is."""
         status = {row.payload.get("n"): row.status for row in rows if row.has_ended}
         for offer in self.ledger.offers():
             if offer.told == "accepted":
                 has_ended = offer.token in status or offer.door == "poison"
                 if offer.at <= healed and not has_ended:
-                    return False
+                    return f"the end of {offer.token} at the door {offer.door}"
                 if offer.at > healed and has_ended:
                     doors.discard(offer.door)
         if any(not row.payload and row.has_ended and row.created > healed_at for row in rows):
             doors.discard("document")
-        return not doors
+        return ", ".join(sorted(doors))
 
     def wait_until_idle(self) -> None:
         """Wait until nothing is left to do: then what is missing is lost."""
@@ -144,6 +150,8 @@ class Accounting:
         rows, offers = self.rows(), self.ledger.offers()
         account = Account(self.ledger.name, recovery=recovery, explained_runs=self.stage.lost_attempts)
         account.notes += self.stage.notes
+        if self.slow:
+            account.notes.append(f"last of all came {self.slow}")
         account.offered = len(offers) + self.stage.documented - self.documented
         by_token = collections.defaultdict(list)
         for row in rows:

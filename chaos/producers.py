@@ -69,7 +69,7 @@ class Ledger:
                 payload["sleep"] = round(self.random.uniform(0, 0.1), 3)
             payload |= fields.pop("payload", {})
             if "kind" not in fields and self.random.random() < 0.1:
-                fields |= self.random.choice([{"priority": 5}, {"priority": -5}, {"delay": 0.5}])
+                fields |= self.random.choice([{"priority": 5}, {"delay": 0.5}])
             self._offers.append(Offer(token, door, payload, fields, at=time.monotonic()))
             return self._offers[-1]
 
@@ -100,17 +100,19 @@ class Ledger:
 class Producer(threading.Thread):
     """Offers tasks until the ledger is stopped."""
 
-    rest = 0.08     # seconds between two offers, at most
+    rest = 0.15     # seconds between two offers, at most
 
     def __init__(self, stage: Stage, ledger: Ledger, door: str):
         super().__init__(name=door, daemon=True)
         self.stage, self.ledger, self.door = stage, ledger, door
         self.random = random.Random(f"{ledger.name} {door}")
+        self.turn = self.random.randrange(10)
         self.start()
 
     def run(self):
         with contextlib.closing(self):
-            while not self.ledger.stopped.wait(self.random.uniform(0, self.rest)):
+            rest = 5 * self.rest if self.door.startswith("array") else self.rest
+            while not self.ledger.stopped.wait(self.random.uniform(0, rest)):
                 self.produce()
 
     def produce(self):
@@ -121,9 +123,10 @@ class Producer(threading.Thread):
 
 
 class HttpProducer(Producer):
-    """Sends requests to one API process or the other, over a connection that it keeps."""
+    """Sends requests to one API process, over a connection that it keeps; to another after a failure."""
 
     connection = None
+    turn = 0        # the API process that it talks to; another one when that does not answer
 
     def produce(self):
         number = ARRAY if self.door.startswith("array") else 1
@@ -133,6 +136,11 @@ class HttpProducer(Producer):
             # With a key it may be sent again; without, nobody knows whether there is a task.
             if told or not offers[0].keyed or self.ledger.stopped.wait(0.2):
                 return
+
+    def give_up(self):
+        """Turn to another API process."""
+        self.turn += 1
+        self.close()
 
     def close(self):
         if self.connection:
@@ -148,13 +156,14 @@ def post(client: HttpProducer, offers: list[Offer]) -> bool:
         headers["Idempotency-Key"] = f'"{offers[0].token}"'
     try:
         if client.connection is None:
-            address = urlsplit(client.random.choice(client.stage.urls)).netloc
+            urls = client.stage.urls
+            address = urlsplit(urls[client.turn % len(urls)]).netloc
             client.connection = http.client.HTTPConnection(address, timeout=ANSWER_SECONDS)
         client.connection.request("POST", "/tasks", json.dumps(body), headers)
         answer = client.connection.getresponse()
         status, told = answer.status, json.loads(answer.read())
     except (OSError, http.client.HTTPException, ValueError):
-        client.close()
+        client.give_up()
         return False
     if status == 201:
         ids = told if isinstance(told, list) else [told]
@@ -162,7 +171,7 @@ def post(client: HttpProducer, offers: list[Offer]) -> bool:
             offer.accept(id if isinstance(id, int) else id["id"])
         return True
     if status == 503:
-        client.close()
+        client.give_up()
         return False
     for offer in offers:
         offer.told, offer.why = "refused", f"{status} {told}"

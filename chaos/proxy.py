@@ -16,10 +16,10 @@ class Proxy:
         self.port, self.target = port, target
         self._is_silent = False
         self._cuts = 0          # a connection that was made before the last one is silent for ever
-        self._loop = asyncio.new_event_loop()
-        started = threading.Event()
-        threading.Thread(target=self._run, args=[started], name="proxy", daemon=True).start()
-        started.wait(20)
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="proxy", daemon=True)
+        self._thread.start()
+        self._started.wait(20)
 
     def go_silent(self) -> None:
         self._is_silent, self._cuts = True, self._cuts + 1
@@ -28,10 +28,20 @@ class Proxy:
         """Forward new connections; nobody ever tells the old ones."""
         self._is_silent = False
 
-    def _run(self, started):
-        self._loop.run_until_complete(asyncio.start_server(self._accept, "127.0.0.1", self.port))
-        started.set()
-        self._loop.run_forever()
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._closed.set)
+        self._thread.join(20)
+
+    async def _serve(self):
+        self._loop, self._closed = asyncio.get_running_loop(), asyncio.Event()
+        server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+        self._started.set()
+        await self._closed.wait()
+        server.close()
+        connections = asyncio.all_tasks() - {asyncio.current_task()}
+        for each in connections:
+            each.cancel()
+        await asyncio.gather(*connections, return_exceptions=True)
 
     async def _accept(self, reader, writer):
         if self._is_silent:
@@ -44,7 +54,7 @@ class Proxy:
             return
         there = self._pump(cuts, reader, other_writer)
         back = self._pump(cuts, other_reader, writer)
-        await asyncio.gather(there, back)
+        await asyncio.gather(there, back, return_exceptions=True)
 
     async def _pump(self, cuts, reader, writer):
         with contextlib.suppress(OSError):

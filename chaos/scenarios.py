@@ -1,5 +1,6 @@
 """What is broken, one thing at a time. A scenario returns when everything that it broke is put right again."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import json
@@ -25,7 +26,7 @@ from helpers import connect, reset
 class Scenario:
     name: str
     group: str
-    run: Callable[[Stage, Ledger], None]
+    run: Callable[[Stage, Ledger], Callable[[], None] | None]   # may return what is to be done afterwards
     breaks: set[str]        # no other scenario that breaks one of these runs at the same time
 
     @property
@@ -214,23 +215,26 @@ def pgbouncer_restarted(stage, ledger):
     """Everything goes through PgBouncer in transaction mode, which is stopped and killed."""
     bouncer = servers.PgBouncer(stage.postgres)
     bouncer.start()
-    with contextlib.closing(bouncer):
-        stage.pooled_url = bouncer.url_of(stage.url)
-        restart_all(stage)
-        for end in (bouncer.stop, bouncer.kill):
-            time.sleep(1)
-            end()
-            time.sleep(0.5)
-            bouncer.start()
+    stage.pooled_url = bouncer.url_of(stage.url)
+    restart_all(stage)
+    for end in (bouncer.stop, bouncer.kill):
         time.sleep(1)
+        end()
+        time.sleep(0.5)
+        bouncer.start()
+
+    def afterwards():
         stage.pooled_url = stage.url
         restart_all(stage)
+        bouncer.close()
+    return afterwards
 
 
-def restart_all(stage):
-    """Restart all programs, one after the other, as for an upgrade."""
-    for name in (*stage.apis, *stage.workers):
-        stage.restart(name)
+def restart_all(stage, environ_of=lambda name: {}):
+    """Restart all programs, one half after the other, as for an upgrade."""
+    for half in (("api1", "worker1", "worker3"), ("api2", "worker2")):
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            list(pool.map(lambda name: stage.restart(name, **environ_of(name)), half))
 
 
 # RabbitMQ
@@ -453,10 +457,11 @@ def raise_limit_of_files():
 def thousand_connections(stage, ledger):
     """Clients open a thousand connections to each API process, and send nothing or half a request."""
     raise_limit_of_files()
-    with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+    with contextlib.ExitStack() as stack:
         for url in stage.urls:
             for n in range(1000):
-                stack.enter_context(connect(url, b"POST /tasks HTTP/1.1\r\n" if n % 2 else b""))
+                with contextlib.suppress(OSError):      # the connection was closed again
+                    stack.enter_context(connect(url, b"POST /tasks HTTP/1.1\r\n" if n % 2 else b""))
         time.sleep(1)
 
 
@@ -465,13 +470,10 @@ def clocks_apart(stage, ledger):
     """The clocks of the machines differ by minutes and hours; leases and delays do not care."""
     folder = os.path.join(os.path.dirname(__file__), "clock")
     shifts = {"worker1": 300, "worker2": -300, "worker3": 3600, "api1": -7200, "api2": 600}
-    for name, shift in shifts.items():
-        stage.restart(name, PYTHONPATH=folder, CHAOS_CLOCK=shift)
+    restart_all(stage, lambda name: {"PYTHONPATH": folder, "CHAOS_CLOCK": shifts[name]})
     send(stage, ledger, 10, delay=1)
     stage.kill("worker1")               # its leases must run out at the right time
-    time.sleep(LEASE + 1)
-    for name in shifts:
-        stage.restart(name)
+    return lambda: restart_all(stage)
 
 
 # A primary and its standby
@@ -479,13 +481,13 @@ def clocks_apart(stage, ledger):
 @scenario("standby", "postgres")
 def primary_killed(stage, ledger):
     """The primary is killed and the standby promoted; it then gets a standby of its own."""
-    fail_over(stage, stage.postgres.kill)
+    return fail_over(stage, stage.postgres.kill)
 
 
 @scenario("standby", "postgres")
 def primary_frozen(stage, ledger):
     """The primary stops answering, the standby is promoted, and later the frozen one is killed."""
-    fail_over(stage, stage.postgres.freeze, seconds=LEASE)
+    return fail_over(stage, stage.postgres.freeze, seconds=LEASE)
 
 
 def fail_over(stage, fault, seconds=0.5):
@@ -494,8 +496,8 @@ def fail_over(stage, fault, seconds=0.5):
     stage.promote()
     time.sleep(seconds)
     stage.standby.kill()        # as operators do: of two primaries one must be certain to be off
-    stage.follow(stage.postgres, stage.standby)
     stage.may_lose_all()
+    return lambda: stage.follow(stage.postgres, stage.standby)
 
 
 # SQLite

@@ -166,6 +166,8 @@ class Stage:
         environ = {key: str(value) for key, value in environ.items()}
         with self.lock:
             if not self._closed.is_set():
+                if name in self.programs:
+                    self.programs[name].end()
                 self.programs[name] = Program(script, self.folder, environ, self.wrappers.get(name, ()))
                 self.kept_down.discard(name)
 
@@ -227,7 +229,6 @@ class Stage:
                         if program.process.returncode != -signal.SIGKILL:
                             self.notes.append(f"{name} ended with {program.process.returncode}")
                         self._may_lose(name)
-                        program.end()
                         self.start(name)
 
     def tracebacks(self) -> list[str]:
@@ -259,7 +260,9 @@ class Broker(servers.RabbitMQ):
 
 
 class ServerStage(Stage):
-    """On PostgreSQL and RabbitMQ. Every second program reaches PostgreSQL through a proxy."""
+    """On PostgreSQL and RabbitMQ. One program of each sort reaches PostgreSQL through a proxy."""
+
+    proxy: Proxy | None = None
 
     def start_servers(self):
         self.broker = Broker()
@@ -281,10 +284,12 @@ class ServerStage(Stage):
     def close_servers(self):
         self.broker.close()
         self.postgres.close()
+        if self.proxy:
+            self.proxy.close()
 
     def settings_of(self, name):
         url = self.pooled_url
-        if name in ("api2", "worker2") and url == self.url:
+        if self.proxy and name in ("api2", "worker2") and url == self.url:
             url = self.url.replace(f":{self.postgres.port}/", f":{self.proxy.port}/")
         queue = DOCUMENTED if name in ("api2", "worker3") else DURABLE
         return {"DATABASE_URL": url, "RABBITMQ_URL": self.broker.url, "TASK_QUEUE": queue}

@@ -3,12 +3,13 @@
 from chaos.accounting import Account
 
 HEADINGS = ("scenario", "offered", "accepted", "completed", "lost", "doubled", "more runs", "pause", "recovery")
+WIDTHS = (30, 7, 8, 9, 4, 7, 9, 5, 8)       # characters, at least
 MOST = 10       # things wrong of one sort that are printed
 
 
 def lines_of(accounts: list[Account]) -> list[str]:
     rows = [HEADINGS, *(cells(account) for account in accounts)]
-    widths = [max(len(row[n]) for row in rows) for n in range(len(HEADINGS))]
+    widths = [max(least, *(len(row[n]) for row in rows)) for n, least in enumerate(WIDTHS)]
     lines = ["  ".join(cell.ljust(width) if n == 0 else cell.rjust(width)
                        for n, (cell, width) in enumerate(zip(row, widths, strict=True))) for row in rows]
     remarks = [[], *(remarks_on(account) for account in accounts)]
