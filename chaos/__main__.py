@@ -43,10 +43,10 @@ def play(stage: Stage, scenarios: list[Scenario], name: str, seed) -> Account:
     return account
 
 
-def play_group(names: list[str], seed, report=lambda account: None) -> list[Account]:
+def play_group(names: list[str], seed, report=lambda account: None, is_short=True) -> list[Account]:
     """Run scenarios of one group, one after the other, on one stage."""
     accounts = []
-    with contextlib.closing(SCENARIOS[names[0]].stage(seed)) as stage:
+    with contextlib.closing(SCENARIOS[names[0]].stage(seed, is_short)) as stage:
         stage.open()
         for name in names:
             accounts.append(play(stage, [SCENARIOS[name]], name, seed))
@@ -60,7 +60,7 @@ def play_together(minutes: float, seed, report) -> list[Account]:
     """Run scenarios at random at the same time, for so many minutes."""
     accounts, chance = [], random.Random(f"{seed} together")
     until = time.monotonic() + 60 * minutes
-    with contextlib.closing(ServerStage(seed)) as stage:
+    with contextlib.closing(ServerStage(seed, is_short=False)) as stage:
         stage.open()
         while time.monotonic() < until:
             chosen: list[Scenario] = []
@@ -98,7 +98,7 @@ def main() -> int:
             print(line, flush=True)
 
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(play_group, names, seed, report) for names in groups]
+        futures = [pool.submit(play_group, names, seed, report, not minutes) for names in groups]
         accounts = [account for future in futures for account in future.result()]
     if minutes:
         accounts += play_together(minutes, seed, report)

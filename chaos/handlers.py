@@ -9,12 +9,16 @@ import resource
 import signal
 import time
 
+import taskmanager
 from taskmanager import Retry
 
 __all__ = ["default", "deadly", "hungry", "long"]
 
 LOG = os.open(os.environ["CHAOS_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
 BLOCK = 64 * 2**20      # bytes
+
+if "CHAOS_STATEMENT_SECONDS" in os.environ:     # so that the short form need not wait
+    taskmanager.STATEMENT_SECONDS = float(os.environ["CHAOS_STATEMENT_SECONDS"])
 
 
 def note(word, task):

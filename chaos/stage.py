@@ -33,6 +33,8 @@ SETTINGS = {
     "KINDS": "default,long,deadly",
     "HANDLER": "chaos.handlers:{kind}",
 }
+# In the short form a worker waits 7 seconds, and not 25, for a database that has gone silent.
+SHORT = {"CHAOS_STATEMENT_SECONDS": 2}
 DURABLE = "orders"              # the queue of producers that want to know; the document's is not durable
 DOCUMENTED = "task_queue"
 
@@ -93,8 +95,9 @@ class Stage:
     epoch_of_creation = "extract(epoch from created_at)"
     database_errors = psycopg2.Error
 
-    def __init__(self, seed):
+    def __init__(self, seed, is_short=True):
         self.random = random.Random(seed)
+        self.settings = SETTINGS | (SHORT if is_short else {})
         self.folder = Path(tempfile.mkdtemp(prefix="taskmanager-chaos-", dir="/tmp"))
         self.handlers_log = self.folder / "handlers.log"
         self.handlers_log.touch()
@@ -159,7 +162,7 @@ class Stage:
 
     def start(self, name: str) -> None:
         script = "taskmanager.py" if name.startswith("api") else "worker.py"
-        environ = SETTINGS | {"CHAOS_LOG": self.handlers_log} | self.settings_of(name)
+        environ = self.settings | {"CHAOS_LOG": self.handlers_log} | self.settings_of(name)
         if name in self.ports:
             environ["PORT"] = self.ports[name]
         environ |= self.environment.get(name, {})
@@ -375,8 +378,8 @@ class FileStage(Stage):
     epoch_of_creation = "created_at"
     database_errors = sqlite3.Error
 
-    def __init__(self, seed):
-        super().__init__(seed)
+    def __init__(self, seed, is_short=True):
+        super().__init__(seed, is_short)
         self.file = self.folder / "tasks.db"
         if os.getuid() == 0 and shutil.which("setpriv"):    # or else root may write a read-only file
             self.wrappers = {name: ("setpriv", "--bounding-set", "-dac_override")
