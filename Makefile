@@ -4,6 +4,7 @@
 # make browser-test  the page, in a real Chromium
 # make mutants       the tests of the tests: each of some lines, broken, makes its test fail
 # make versions      the tests that need a database on PostgreSQL 12 and 18; PYTHON=python3.13 names a Python
+# make chaos         everything that can break, broken; and an account of every task: SEED=17 SCENARIO=worker MINUTES=30
 # make fuzz          what no client should send, at both doors; MINUTES=10 SEED=1 DOOR=http,amqp CASE=17
 # make upgrade       the new version on old tables, in which an old program writes; ROWS=100000 ONLY=document
 # make soak          very many tasks, and what the processes use meanwhile; TASKS=2000000 DATABASE=sqlite RETENTION=60
@@ -30,10 +31,11 @@ mutants: $(VENV)/test.stamp
 	@$(VENV)/bin/python tests/servers.py
 	$(VENV)/bin/python tests/mutants
 
+chaos: $(VENV)/test.stamp
+	@PYTHONPATH=.:tests $(VENV)/bin/python -m chaos
+
 fuzz upgrade soak: $(VENV)/test.stamp
 	@PYTHONPATH=.:tests $(VENV)/bin/python chaos/$@.py
-
-export MINUTES SEED DOOR CASE ROWS TASKS DATABASE RETENTION PAUSE
 
 versions:
 	@tests/versions/run $(PYTHON)
@@ -55,7 +57,7 @@ bench-scale: $(VENV)/test.stamp
 bench-memory: $(VENV)/test.stamp
 	@PYTHONPATH=.:tests:bench $(VENV)/bin/python bench/memory.py
 
-export ONLY ROUNDS DURATION ROWS CHURN REPEATS TASKS
+export ONLY ROUNDS DURATION ROWS CHURN REPEATS TASKS SEED SCENARIO MINUTES JOBS DOOR CASE DATABASE RETENTION PAUSE
 
 bench/.venv/stamp: bench/requirements.txt requirements.txt requirements-sqlite.txt
 	@$(MAKE) --no-print-directory VENV=bench/.venv bench/.venv/bin/python
@@ -87,6 +89,6 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) bench/.venv lint/node_modules lint/.venv tests/versions/node_modules tests/versions/.venv .pytest_cache tests/__pycache__ tests/browser/__pycache__ __pycache__
+	rm -rf $(VENV) bench/.venv lint/node_modules lint/.venv tests/versions/node_modules tests/versions/.venv .pytest_cache tests/__pycache__ tests/browser/__pycache__ chaos/__pycache__ __pycache__
 
-.PHONY: run demo test mutants fuzz upgrade soak versions browser-test bench bench-scale bench-memory lint clean
+.PHONY: run demo test mutants chaos fuzz upgrade soak versions browser-test bench bench-scale bench-memory lint clean

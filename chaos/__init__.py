@@ -23,12 +23,14 @@ and prints a line of the table:
                             completed and a new task from each producer, too
 
 The exit status is 1 when a task was lost or doubled, when more handlers ran than the fault explains, or when
-the recovery took longer than a minute; then all that is known about these tasks is printed. Variables of make:
+the recovery took longer than a minute; then all that is known about these tasks is printed.
+
+Variables of make:
 
     SCENARIO="worker_killed standby"   scenarios or groups with one of these words in their names; all of them
     SEED=17                            makes the same choices again; it is printed
     MINUTES=30                         after each scenario alone, scenarios at random together for so long
-    JOBS=2                             stages at the same time
+    JOBS=3                             stages at the same time
 
 What it can't show: tasks of the document's own producer, whose queue is not durable, may be lost with the
 broker (they are counted apart, in the notes); a message without message_id may become two tasks; a request

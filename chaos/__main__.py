@@ -74,23 +74,24 @@ def play_together(minutes: float, seed, report) -> list[Account]:
     return accounts
 
 
-def chosen_groups(words: list[str]) -> list[list[str]]:
-    """Return the names of the scenarios that have one of these words in their name or group, by groups."""
+def chosen_groups(words: list[str]) -> dict[str, list[str]]:
+    """Return the scenarios that have one of these words in their name or group, by their groups."""
     groups: dict[str, list[str]] = {}
     for each in SCENARIOS.values():
         if not words or any(word in each.name or word in each.group for word in words):
             groups.setdefault(each.group, []).append(each.name)
-    return list(groups.values())
+    return groups
 
 
 def main() -> int:
     seed = os.environ.get("SEED") or str(random.SystemRandom().randrange(1_000_000))
     words = os.environ.get("SCENARIO", "").replace(",", " ").split()
     minutes = float(os.environ.get("MINUTES") or 0)
-    jobs = int(os.environ.get("JOBS") or 2)
+    jobs = int(os.environ.get("JOBS") or 3)
     groups = chosen_groups(words)
     if not groups:
         sys.exit(f"SCENARIO={' '.join(words)}: expected words in {' '.join(SCENARIOS)}")
+    servers.install()
     print(f"SEED={seed}", flush=True)
 
     def report(account: Account):
@@ -98,14 +99,15 @@ def main() -> int:
             print(line, flush=True)
 
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(play_group, names, seed, report, not minutes) for names in groups]
+        futures = [pool.submit(play_group, names, seed, report, not minutes) for names in groups.values()]
         accounts = [account for future in futures for account in future.result()]
     if minutes:
         accounts += play_together(minutes, seed, report)
     print()
     print("\n".join(table.lines_of([*accounts, table.sum_of(accounts)])))
     for account in accounts:
-        print("\n".join(table.details_of(account)), end="")
+        for line in table.details_of(account):
+            print(line)
     return not all(account.is_good for account in accounts)
 
 

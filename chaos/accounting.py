@@ -147,6 +147,7 @@ class Accounting:
     # The account
 
     def settle(self, recovery: float | None) -> Account:
+        self.stage.note_load()
         rows, offers = self.rows(), self.ledger.offers()
         account = Account(self.ledger.name, recovery=recovery, explained_runs=self.stage.lost_attempts)
         account.notes += self.stage.notes

@@ -1,4 +1,4 @@
-"""What is broken, one thing at a time. A scenario returns when everything that it broke is put right again."""
+"""What is broken, one thing at a time. A scenario returns when all that it broke is put right again."""
 
 import concurrent.futures
 import contextlib
@@ -65,7 +65,7 @@ def send(stage: Stage, ledger: Ledger, number: int, **fields) -> None:
 
 # Workers
 
-@scenario("workers", "worker")
+@scenario("programs", "worker")
 def worker_killed(stage, ledger):
     """Workers are killed, one after the other."""
     for _ in range(3):
@@ -73,17 +73,18 @@ def worker_killed(stage, ledger):
         stage.kill(stage.random.choice(stage.workers))
 
 
-@scenario("workers", "worker")
+@scenario("programs", "worker")
 def worker_frozen(stage, ledger):
     """A worker sleeps past its lease, and wakes: what it then reports is refused."""
-    send(stage, ledger, 12, kind="long", payload={"sleep": 1})
+    # When it wakes, others run these tasks.
+    send(stage, ledger, 12, kind="long", payload={"sleep": 2.5})
     name = stage.random.choice(stage.workers)
     stage.freeze(name)
     time.sleep(LEASE + 1.5)
     stage.thaw(name)
 
 
-@scenario("workers", "worker")
+@scenario("programs", "worker")
 def worker_stopped(stage, ledger):
     """Workers are told to stop while they run tasks that take longer than their grace period."""
     send(stage, ledger, 12, kind="long", payload={"sleep": 3})
@@ -94,7 +95,7 @@ def worker_stopped(stage, ledger):
         stage.start(name)
 
 
-@scenario("workers", "worker4")
+@scenario("programs", "worker4")
 def out_of_memory(stage, ledger):
     """Handlers take all the memory that their worker may have."""
     stage.wrappers["worker4"] = ("sh", "-c", 'ulimit -v 1500000; exec "$@"', "sh")
@@ -106,7 +107,7 @@ def out_of_memory(stage, ledger):
     stage.remove("worker4")
 
 
-@scenario("workers", "worker")
+@scenario("programs", "worker")
 def deadly_handler(stage, ledger):
     """Two tasks kill every worker that runs them; those beside them are completed all the same."""
     send(stage, ledger, 2, kind="deadly", max_attempts=2)
@@ -174,7 +175,8 @@ def connections_exhausted(stage, ledger):
                 while True:
                     others.enter_context(contextlib.closing(psycopg2.connect(stage.url)))
             administrator.cursor().execute(
-                "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'taskmanager'")
+                "select pg_terminate_backend(pid) from pg_stat_activity "
+                "where application_name = 'taskmanager'")
     stage.may_lose_all()
 
 
@@ -384,20 +386,14 @@ def rejected_queue_full(stage, ledger):
 
 
 def replace_rejected(stage, queue, arguments):
-    stage.collect_rejected()
-    with stage.channel() as channel:
-        while True:
-            for _ in range(100):        # those that came in since then
-                method, _, body = channel.basic_get(queue, auto_ack=True)
-                if not method:
-                    break
-                stage.found_rejected(body)
-            try:
-                channel.queue_delete(queue, if_empty=True)
-                break
-            except pika.exceptions.ChannelClosedByBroker:
-                channel = channel.connection.channel()
-        channel.queue_declare(queue, durable=True, arguments=arguments)
+    """Make the queue of rejected messages anew, with other arguments, and keep what was in it."""
+    is_deleted = False
+    while not is_deleted:
+        stage.collect_rejected()
+        with stage.channel() as channel, contextlib.suppress(pika.exceptions.ChannelClosedByBroker):
+            channel.queue_delete(queue, if_empty=True)      # or another one has come in
+            channel.queue_declare(queue, durable=True, arguments=arguments)
+            is_deleted = True
 
 
 @scenario("broker", "postgres")
@@ -411,7 +407,7 @@ def database_away_for_long(stage, ledger):
 
 # Clients
 
-@scenario("clients", "client")
+@scenario("programs", "client")
 def api_killed(stage, ledger):
     """API processes are killed with requests in flight."""
     for _ in range(4):
@@ -428,7 +424,7 @@ def request(ledger, length=None) -> bytes:
     return head.encode() + body
 
 
-@scenario("clients", "client")
+@scenario("programs", "client")
 def clients_vanish(stage, ledger):
     """Clients hang up in the midst of a request, or before its answer, politely or with a reset."""
     for n in range(200):
@@ -439,7 +435,7 @@ def clients_vanish(stage, ledger):
             reset(connection) if n % 3 else connection.close()
 
 
-@scenario("clients", "client")
+@scenario("programs", "client")
 def slow_clients(stage, ledger):
     """Clients send a byte a second."""
     with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
@@ -456,7 +452,7 @@ def raise_limit_of_files():
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 
 
-@scenario("clients", "client")
+@scenario("programs", "client")
 def thousand_connections(stage, ledger):
     """Clients open a thousand connections to each API process, and send nothing or half a request."""
     raise_limit_of_files()
@@ -468,7 +464,7 @@ def thousand_connections(stage, ledger):
         time.sleep(1)
 
 
-@scenario("clients", "worker client")
+@scenario("programs", "worker client")
 def clocks_apart(stage, ledger):
     """The clocks of the machines differ by minutes and hours; leases and delays do not care."""
     folder = os.path.join(os.path.dirname(__file__), "clock")

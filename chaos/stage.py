@@ -23,6 +23,7 @@ from helpers import Program
 
 SLOTS = 8               # of a worker
 LEASE = 3               # seconds
+OVERLOAD = 3            # processes that wait for a core; above, a program may not get its turn for a lease
 SETTINGS = {
     "CONCURRENCY": SLOTS,
     "LEASE_SECONDS": LEASE,
@@ -219,6 +220,13 @@ class Stage:
         for name in self.workers:
             self._may_lose(name)
 
+    def note_load(self) -> None:
+        """Say so where the machine has so much else to do that leases run out without any fault."""
+        load = os.getloadavg()[0] / (os.cpu_count() or 1)
+        if load > OVERLOAD:
+            self.may_lose_all()
+            self.notes.append(f"the machine is overloaded ({load:.0f} processes for each core)")
+
     def _may_lose(self, name):
         if name not in self.ports or self.settings_of(name).get("WORKER") == "on":
             self.lost_attempts += SLOTS
@@ -242,8 +250,9 @@ class Stage:
 
     def runs(self) -> list[tuple[str, int, int, int, float]]:
         """Return its lines: begin or end, task, attempt, process, time."""
-        lines = (line.split() for line in self.handlers_log.read_text().splitlines())
-        return [(word, int(task), int(attempt), int(pid), float(at)) for word, task, attempt, pid, at in lines]
+        lines = [line.split() for line in self.handlers_log.read_text().splitlines()]
+        return [(word, int(task), int(attempt), int(pid), float(at))
+                for word, task, attempt, pid, at in lines]
 
 
 class Broker(servers.RabbitMQ):
@@ -382,8 +391,8 @@ class FileStage(Stage):
         super().__init__(seed, is_short)
         self.file = self.folder / "tasks.db"
         if os.getuid() == 0 and shutil.which("setpriv"):    # or else root may write a read-only file
-            self.wrappers = {name: ("setpriv", "--bounding-set", "-dac_override")
-                             for name in (*self.apis, *self.workers)}
+            wrapper = ("setpriv", "--bounding-set", "-dac_override")
+            self.wrappers = dict.fromkeys((*self.apis, *self.workers), wrapper)
 
     def settings_of(self, name):
         return {"DATABASE_URL": f"sqlite:///{self.file}", "WORKER": "on"}
@@ -397,7 +406,8 @@ class FileStage(Stage):
             return connection.execute(sql, params).fetchall()
 
     def files(self) -> list[Path]:
-        return [path for path in self.folder.glob("tasks.db*")]
+        """Return the database and SQLite's files beside it."""
+        return list(self.folder.glob("tasks.db*"))
 
     def limit_files(self, name: str, size: int = resource.RLIM_INFINITY) -> None:
         """Let no file of a program grow beyond so many bytes."""

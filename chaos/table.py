@@ -2,7 +2,8 @@
 
 from chaos.accounting import Account
 
-HEADINGS = ("scenario", "offered", "accepted", "completed", "lost", "doubled", "more runs", "pause", "recovery")
+HEADINGS = ("scenario", "offered", "accepted", "completed", "lost", "doubled", "more runs", "pause",
+            "recovery")
 WIDTHS = (30, 7, 8, 9, 4, 7, 9, 5, 8)       # characters, at least
 MOST = 10       # things wrong of one sort that are printed
 

@@ -9,7 +9,7 @@ import datetime
 import os
 import time
 
-SHIFT = float(os.environ.get("CHAOS_CLOCK", 0))
+SHIFT = float(os.environ.get("CHAOS_CLOCK", "0"))
 real_time, real_datetime = time.time, datetime.datetime
 
 
