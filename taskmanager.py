@@ -1429,6 +1429,32 @@ COLUMNS = ", ".join(READ_AS.get(kind, "{}").format(EXPRESSIONS[name])
 SHOWN = [(f'"{name}": ', SHOWN_AS.get(kind, json.dumps))
          for name, kind in field_types(TaskFields).items()][4:TaskFields._fields.index("attempt")]
 
+# A list is written as JSON by the database: so 100 tasks take half of the CPU time, 0.36 ms of both instead
+# of 0.73. For each type, when a value is shown, and how it is written; {} is the column as it is read.
+LISTED_AS: dict[Any, tuple[str, str]] = {
+    Time: ("{} <> ''", """'"' || {} || '"'"""),
+    str: ("{} <> ''", "cast(to_json({}) as text)"),
+    Json: ("{} <> ''", "{}"),
+    bool: ("{}", "'true'"),
+    int: ("{} <> 0", "{}"),
+    float: ("{} <> 0", "cast(to_json({}) as text)"),
+}
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the SQL expression of what Row.to_json() returns, which shows the first four names always."""
+    types, always, others = field_types(TaskFields), [], []
+    for name in names:
+        column = READ_AS.get(types[name], "{}").format(f"({EXPRESSIONS[name]})")
+        condition, written = (each.format(column) for each in LISTED_AS[types[name]])
+        always.append(f"""'"{name}": ' || {written}""")
+        others.append(f"""case when {condition} then ', "{name}": ' || {written} else '' end""")
+    return (f"""'{{' || {" || ', ' || ".join(always[:4])}
+       || coalesce(nullif({" || ".join(others[4:])}, ', "attempts": 1'), '') || '}}'""")
+
+
+LISTED = "id, size, " + listed(TaskFields._fields[:TaskFields._fields.index("attempt")])
+
 # Of CREATE: the values that it is given, the arrays that they come in, and those that it stores as they are.
 GIVEN_COLUMNS = ", ".join(NewTask._fields)
 GIVEN_ARRAYS = ", ".join(f"%({name})s::{WRITTEN_AS[kind]}[]" for name, kind in field_types(NewTask).items())
@@ -1456,6 +1482,14 @@ class Row(TaskFields):
         first = (f'{{"id": {self.id}, "status": {json.dumps(self.status)}, '
                  f'"created_at": "{self.created_at}", "updated_at": "{self.updated_at}"')
         return ", ".join([first, *others]) + "}"
+
+
+class Listed(NamedTuple):
+    """A task of a list."""
+
+    id: int
+    size: int                   # bytes of payload and result
+    text: str                   # what Row.to_json() returns
 
 
 class Unscheduled(NamedTuple):
@@ -1496,7 +1530,7 @@ def read_attempt(line: str) -> Attempt | None:
     return attempt._replace(worker=worker)
 
 
-def may_have_more(rows: Sequence[Row], limit: int) -> bool:
+def may_have_more(rows: Sequence[Row] | Sequence[Listed], limit: int) -> bool:
     """Tell whether there may be more tasks: these are as many as were asked for, or they are large."""
     return len(rows) >= limit or sum(row.size for row in rows) >= MAX_PAGE_BYTES
 
@@ -1639,7 +1673,7 @@ page (id, size_before) as materialized (
     select id, sum(size) over (order by id) - size
     from   found
 )
-select {COLUMNS}
+select {LISTED}
 from   page
 join   tasks using (id)
 where  size_before < %(size)s           -- at least one task; the values of others are not even unpacked
@@ -1691,7 +1725,7 @@ page (id, size_before) as materialized (
     select id, sum(size) over (order by id) - size
     from   found
 )
-select {COLUMNS}
+select {LISTED}
 from   page
 join   tasks using (id)
 where  size_before < %(size)s           -- as in LIST
@@ -1789,13 +1823,13 @@ search (there, seen, lowest, highest) as (
     select (select count(*) from ahead), count(*), min(id), max(id)
     from   looked_at
 )
-select there, seen, lowest, highest, {COLUMNS}
+select there, seen, lowest, highest, {LISTED}
 from   search
 left join page on size_before < %(size)s        -- as in LIST
 left join tasks using (id)
 order by id"""
 
-SEARCH_IDS = SEARCH.replace(COLUMNS, "id")      # without reading the rest of the tasks
+SEARCH_IDS = SEARCH.replace(LISTED, "id")      # without reading the rest of the tasks
 
 # The tasks between two runs, which are few among all that have ended.
 SEARCH_REPEATING = f"""
@@ -2928,7 +2962,12 @@ class Store:
         Where statuses are given, only tasks with one of them. Fewer, but at least one, when they are large:
         see MAX_PAGE_BYTES.
         """
-        sql = LIST_STATUS if statuses else LIST
+        rows = self._list(statuses, after, limit, order, COLUMNS)
+        return [Row(*row) for row in rows]
+
+    def _list(self, statuses: Sequence[str], after: int | None, limit: int, order: str,
+              columns: str = LISTED) -> list[tuple]:
+        sql = (LIST_STATUS if statuses else LIST).replace(LISTED, columns)
         params: Params = {status.lower().replace(" ", "_"): status in statuses for status in STATUSES}
         if order == "desc":
             sql = backwards(sql)
@@ -2936,10 +2975,10 @@ class Store:
             after = MAX_ID if order == "desc" else 0
 
         params.update(after=after, limit=limit, size=MAX_PAGE_BYTES)
-        return [Row(*row) for row in self._execute(sql, params)]
+        return self._execute(sql, params)
 
     def find_tasks(self, filters: Filters, after: int | None = None, limit: int = MAX_PAGE,
-                   order: str = "asc") -> tuple[list[Row], int | None]:
+                   order: str = "asc") -> tuple[list[Listed], int | None]:
         """Return a page of the tasks that meet the filters, and the id after which the next page begins.
 
         The arguments are those of list_tasks(); the id is None when there is no further page. A page looks at
@@ -2947,11 +2986,10 @@ class Store:
         next one.
         """
         if filters == Filters(filters.statuses):
-            rows, next_after = self.list_tasks(*filters.statuses, after=after, limit=limit + 1,
-                                               order=order), None
+            found, next_after = self._list(filters.statuses, after, limit + 1, order), None
         else:
             found, next_after = self._search(SEARCH, filters, after, limit + 1, MAX_PAGE_BYTES, order)
-            rows = [Row(*row) for row in found]
+        rows = [Listed(*row) for row in found]
         if may_have_more(rows, limit + 1):
             del rows[limit:]
             next_after = rows[-1].id
@@ -3878,6 +3916,7 @@ class SQLiteStore(Store):
         # SQLite stores as text whatever bytes it is given.
         connection.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
         connection.create_function("to_char", 2, self._to_char, deterministic=True)
+        connection.create_function("to_json", 1, json.dumps, deterministic=True)
         connection.create_function("regexp", 2, self._regexp, deterministic=True)
         connection.create_function("match", 2, self._match, deterministic=True)
         return connection
@@ -6125,7 +6164,7 @@ class Api:
         links = [self._link("first", "tasks", said)]
         if next_after is not None:
             links.append(self._link("next", "tasks", [*said, ("after", next_after)]))
-        tasks = ", ".join(row.to_json() for row in rows)
+        tasks = ", ".join(row.text for row in rows)
         return answer_with_etag(f"[{tasks}]", Link=", ".join(links))
 
     @route("DELETE", "/tasks", query=CHANGE_TASKS)

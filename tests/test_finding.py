@@ -46,6 +46,34 @@ def of_each_status(store, many=1, **fields):
     return parts
 
 
+def test_a_list_shows_a_task_as_it_is_shown_alone(store, api):
+    """The one is written by the database, and the other is not."""
+    several = [{}, {"payload": None}, {"payload": {"a": [1, "ж\\\"\n\u2028 😀"]}},
+               {"kind": "mail", "priority": -3}, {"max_attempts": 2, "timeout": 0.001}, {"timeout": 30},
+               {"delay": 3600}, {"repeat": 1.5}, {"repeat": "0 3 * * mon", "timezone": "UTC"}]
+    ids = store.create([new_task(fields) for fields in several])
+    ids += store.create([new_task({}, 'a "key" ж')])
+    claimed = store.claim(9, LEASE) + store.claim(9, LEASE, kind="mail")
+    ends = [
+        lambda *attempt: store.complete([(*attempt, None)]),
+        lambda *attempt: store.complete([(*attempt, '{"a": "\\u0416 \\""}')]),
+        lambda *attempt: store.fail([(*attempt, "why: 'ж' \\ \"\t\x7f\x1b")]),
+        lambda *attempt: store.extend([(*attempt, 1 / 3)], LEASE),
+        lambda *attempt: store.cancel(attempt[0]),
+        lambda *attempt: store.release([attempt]),
+    ]
+    for row, end in zip(claimed, ends, strict=False):
+        end(row.id, row.attempt)
+
+    alone = [json.loads(store.read(id).to_json()) for id in ids]
+    assert len({name for task in alone for name in task}) == 18, "not every field is tried"
+    every = urlencode([("status", status) for status in taskmanager.STATUSES])
+    for query in ("", every, "created_after=2020-01-01T00:00:00Z"):
+        found = http("GET", f"{api}/tasks?{query}").json
+        assert found == alone
+        assert [list(task) for task in found] == [list(task) for task in alone]
+
+
 # Filters
 
 def test_a_list_has_the_tasks_that_meet_every_filter(store):

@@ -500,17 +500,17 @@ def test_what_threads_create_at_the_same_moment_is_one_statement(store, together
 
 
 def test_who_may_wait_for_another_or_is_large_keeps_nobody_waiting(store, together):
-    together.create("first")
+    [first] = together.create("first")
     store.create_one(new_task({}, "a key"))
     store.create_one(new_task({"payload": "x" * 9000}))
-    assert together.sizes == [1, 1, 1]
+    assert together.sizes == [1, 1, 1] and not first.done()
 
 
 def test_a_distant_database_gets_several_statements_at_a_time(store, together):
-    together.create("first")
+    [first] = together.create("first")
     store._state.creating._seconds = 0.1
     store.create_one(NewTask())
-    assert together.sizes == [1, 1]
+    assert together.sizes == [1, 1] and not first.done()
 
 
 def test_what_is_refused_among_others_is_refused_alone(postgres_database, monkeypatch):
