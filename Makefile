@@ -18,7 +18,7 @@ VENV   ?= .venv
 PIP     = $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 
 run: $(VENV)/run.stamp
-	@$(VENV)/bin/python taskmanager.py
+	@$(VENV)/bin/python -m taskmanager
 
 demo: $(VENV)/run.stamp
 	@$(VENV)/bin/python examples/demo.py

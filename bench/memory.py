@@ -1,6 +1,6 @@
 """make bench-memory: how soon a small service answers, and how much memory it keeps.
 
-That is the API on SQLite with a worker inside, as `python taskmanager.py` starts it. Variables of make:
+That is the API on SQLite with a worker inside, as `make run` starts it. Variables of make:
 
     TASKS=100000    to be created, run and read while its memory is looked at ten times
 """
@@ -25,7 +25,7 @@ def main() -> None:
         machine.folder = Path(folder)
         port = servers.free_port()
         began = time.monotonic()
-        with machine.running(sys.executable, "taskmanager.py", PORT=str(port), LOG_LEVEL="WARNING",
+        with machine.running(sys.executable, "-m", "taskmanager", PORT=str(port), LOG_LEVEL="WARNING",
                              DATABASE_URL=f"sqlite:///{folder}/tasks.db") as process:
             wait_until(lambda: answers(port), every=0.002)
             used = cpu(process.pid)
