@@ -34,6 +34,7 @@ def play(stage: Stage, scenarios: list[Scenario], name: str, seed) -> Account:
         if not future.exception() and (afterwards := future.result()):
             afterwards()
     account = accounting.settle(recovery)
+    accounting.check_once_more(account)
     account.wrong += ledger.wrong
     for error in filter(None, errors):
         if isinstance(error, servers.Missing):
@@ -56,7 +57,7 @@ def play_group(names: list[str], seed, report=lambda account: None, is_short=Tru
     return accounts
 
 
-def play_together(minutes: float, seed, report) -> list[Account]:
+def play_together(candidates: list[Scenario], minutes: float, seed, report) -> list[Account]:
     """Run scenarios at random at the same time, for so many minutes."""
     accounts, chance = [], random.Random(f"{seed} together")
     until = time.monotonic() + 60 * minutes
@@ -64,7 +65,6 @@ def play_together(minutes: float, seed, report) -> list[Account]:
         stage.open()
         while time.monotonic() < until:
             chosen: list[Scenario] = []
-            candidates = [each for each in SCENARIOS.values() if each.stage is ServerStage]
             for each in chance.sample(candidates, len(candidates)):
                 if len(chosen) < TOGETHER and not any(each.breaks & other.breaks for other in chosen):
                     chosen.append(each)
@@ -101,8 +101,10 @@ def main() -> int:
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(play_group, names, seed, report, not minutes) for names in groups.values()]
         accounts = [account for future in futures for account in future.result()]
-    if minutes:
-        accounts += play_together(minutes, seed, report)
+    together = [SCENARIOS[name] for names in groups.values() for name in names]
+    together = [each for each in together if each.stage is ServerStage]
+    if minutes and together:
+        accounts += play_together(together, minutes, seed, report)
     print()
     print("\n".join(table.lines_of([*accounts, table.sum_of(accounts)])))
     for account in accounts:

@@ -147,7 +147,6 @@ class Accounting:
     # The account
 
     def settle(self, recovery: float | None) -> Account:
-        self.stage.note_load()
         rows, offers = self.rows(), self.ledger.offers()
         account = Account(self.ledger.name, recovery=recovery, explained_runs=self.stage.lost_attempts)
         account.notes += self.stage.notes
@@ -161,6 +160,7 @@ class Accounting:
         self._check_documented(account, by_token[None])
         self._check_table(account, rows)
         self._check_runs(account, {offer.token: offer for offer in offers}, rows)
+        self.stage.kept.update(row.id for row in rows if row.has_ended)
         account.pause = self._longest_pause(account)
         return account
 
@@ -249,6 +249,9 @@ class Accounting:
                 account.doubled.append(f"attempt {attempt} of task {task} also began in process {pid}")
             first.setdefault(task, at)
         account.more_runs = len(begun) - len(first)
+        if account.more_runs > account.explained_runs and (load := self.stage.overload()):
+            account.explained_runs = account.more_runs
+            account.notes.append(f"leases ran out: the machine has {load:.0f} processes for each core")
         for row in rows:
             if row.status == "Completed" and (row.id, row.attempt) not in ended:
                 account.wrong.append(f"completed without an end of its handler: {row}")
@@ -256,6 +259,12 @@ class Accounting:
             delay = offer.fields.get("delay", 0) if offer else 0
             if delay and row.id in first and first[row.id] < row.created + delay - EARLY_SECONDS:
                 account.wrong.append(f"began {first[row.id] - row.created} s after its creation: {offer}")
+
+    def check_once_more(self, account: Account) -> None:
+        """See that what earlier scenarios have left is still as it was."""
+        ended = {id for id, in self.stage.query(
+            "select id from tasks where status in ('Completed', 'Failed')")}
+        account.lost += [f"was ended, and is no more: task {id}" for id in self.stage.kept - ended]
 
     def _longest_pause(self, account) -> float:
         ends = [at for at, in self.stage.query(

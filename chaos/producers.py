@@ -63,7 +63,7 @@ class Ledger:
 
     def offer(self, door: str, **fields) -> Offer:
         with self._lock:
-            token = f"{self.name}.{len(self._offers)}"
+            token = f"{self.name.partition(':')[0]}.{len(self._offers)}"
             payload = {"n": token}
             if self.random.random() < 0.3:
                 payload["sleep"] = round(self.random.uniform(0, 0.1), 3)

@@ -16,6 +16,7 @@ class Proxy:
         self.port, self.target = port, target
         self._is_silent = False
         self._cuts = 0          # a connection that was made before the last one is silent for ever
+        self._connections = set()       # or else those that are silent would be collected, and closed
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="proxy", daemon=True)
         self._thread.start()
@@ -38,12 +39,18 @@ class Proxy:
         self._started.set()
         await self._closed.wait()
         server.close()
-        connections = asyncio.all_tasks() - {asyncio.current_task()}
+        connections = list(self._connections)
         for each in connections:
             each.cancel()
         await asyncio.gather(*connections, return_exceptions=True)
 
     async def _accept(self, reader, writer):
+        self._connections.add(asyncio.current_task())
+        with contextlib.suppress(asyncio.CancelledError):       # by close()
+            await self._forward(reader, writer)
+        self._connections.discard(asyncio.current_task())
+
+    async def _forward(self, reader, writer):
         if self._is_silent:
             await self._stay_silent()
         cuts = self._cuts
@@ -54,7 +61,7 @@ class Proxy:
             return
         there = self._pump(cuts, reader, other_writer)
         back = self._pump(cuts, other_reader, writer)
-        await asyncio.gather(there, back, return_exceptions=True)
+        await asyncio.gather(there, back)
 
     async def _pump(self, cuts, reader, writer):
         with contextlib.suppress(OSError):

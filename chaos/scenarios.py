@@ -347,19 +347,19 @@ def publish_poison(stage, ledger, number, size=0):
             offer.accept()
 
 
-@scenario("broker", "rejected")
+@scenario("broker", "broker")
 def poison_messages(stage, ledger):
     """A thousand messages that are no tasks come among the good ones; all are rejected."""
     publish_poison(stage, ledger, 1000)
 
 
-@scenario("broker", "rejected")
+@scenario("broker", "broker")
 def large_messages(stage, ledger):
     """Messages of 16 MB come among the others; all are rejected."""
     publish_poison(stage, ledger, 4, 16 * 2**20)
 
 
-@scenario("broker", "rejected")
+@scenario("broker", "broker")
 def undecodable_messages(stage, ledger):
     """Messages whose headers or ids can't be decoded come among the good ones."""
     channel = publisher(stage, DURABLE)
@@ -374,7 +374,7 @@ def undecodable_messages(stage, ledger):
             offer.accept()
 
 
-@scenario("broker", "rejected")
+@scenario("broker", "broker")
 def rejected_queue_full(stage, ledger):
     """The queue of rejected messages takes no more, for longer than the broker waits for acknowledgements."""
     queue = f"{DURABLE}.rejected"
@@ -430,7 +430,7 @@ def clients_vanish(stage, ledger):
     for n in range(200):
         with contextlib.suppress(OSError):
             whole = request(ledger)
-            part = whole if n % 2 else whole[:ledger.random.randrange(len(whole))]
+            part = whole if n % 2 else whole[:stage.random.randrange(len(whole))]
             connection = connect(stage.random.choice(stage.urls), part)
             reset(connection) if n % 3 else connection.close()
 

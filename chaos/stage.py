@@ -110,6 +110,7 @@ class Stage:
         self.lock = threading.RLock()
         self.kept_down: set[str] = set()            # programs that the supervisor does not start again
         self.lost_attempts = 0                      # at most, since the scenario began
+        self.kept: set[int] = set()                 # tasks that had ended when a scenario was over
         self.rejected: dict[str, int] = {}          # tokens of messages that were found rejected
         self.documented = 0                         # messages that the document's producer has sent
         self.documented_at_risk = False             # the queue of the document's producer was lost
@@ -220,12 +221,11 @@ class Stage:
         for name in self.workers:
             self._may_lose(name)
 
-    def note_load(self) -> None:
-        """Say so where the machine has so much else to do that leases run out without any fault."""
+    @staticmethod
+    def overload() -> float:
+        """Return the load of each core where that is so much that leases run out without any fault."""
         load = os.getloadavg()[0] / (os.cpu_count() or 1)
-        if load > OVERLOAD:
-            self.may_lose_all()
-            self.notes.append(f"the machine is overloaded ({load:.0f} processes for each core)")
+        return load if load > OVERLOAD else 0
 
     def _may_lose(self, name):
         if name not in self.ports or self.settings_of(name).get("WORKER") == "on":
@@ -329,7 +329,7 @@ class ServerStage(Stage):
 
     def found_rejected(self, body: bytes) -> None:
         """Note a rejected message: its body begins with its token."""
-        token = body[:60].partition(b" ")[0].decode(errors="replace")
+        token = body[:100].partition(b" ")[0].decode(errors="replace")
         self.rejected[token] = self.rejected.get(token, 0) + 1
 
 
