@@ -170,4 +170,4 @@ create index        if not exists tasks_finished    on tasks (status, updated_at
 create unique index if not exists tasks_create      on tasks (idempotency_key)
     where idempotency_key is not null;
 
-comment on table tasks is 'Task Manager, schema 9';
+comment on table tasks is 'Task Manager, schema 7';
