@@ -295,7 +295,7 @@ def test_what_the_server_itself_refuses_is_a_problem_in_json_too(api, request_, 
 
 
 def test_an_error_in_the_program_says_nothing_of_its_inside(store, serve, monkeypatch, caplog):
-    monkeypatch.setattr(store, "list_tasks", raising(ZeroDivisionError("secret")))
+    monkeypatch.setattr(store, "find_tasks", raising(ZeroDivisionError("secret")))
     assert "secret" not in is_problem(http("GET", f"{serve(store)}/tasks"), 500)
     assert "ZeroDivisionError" in caplog.text
 

@@ -276,7 +276,7 @@ def test_the_start_warns_of_an_api_that_is_open_to_all(start, sqlite_database, s
 # What every answer has
 
 def fail_inside(monkeypatch, store):
-    monkeypatch.setattr(store, "list_tasks", raising(ZeroDivisionError("secret")))
+    monkeypatch.setattr(store, "find_tasks", raising(ZeroDivisionError("secret")))
 
 
 LARGE = b"Content-Length: 99999999999\r\n"
