@@ -312,7 +312,7 @@ def test_the_time_that_tasks_ran_is_measured_over_http(api, store):
     store.create([NewTask()] * 3)
     http("POST", f"{api}/tasks/claim", {"limit": 3})
     for id in (1, 2, 3):
-        set_time(store, id, "updated_at", -100)
+        set_time(store, id, "started_at", -100)
     for verb, said in (("extend", {}), ("progress", {"progress": 0.5})):
         http("POST", f"{api}/tasks/1/{verb}", {"attempt": 1, **said})
     assert scrape(api).of("taskmanager_run_seconds_count") == 0     # they still run
