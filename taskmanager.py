@@ -3896,7 +3896,7 @@ class SQLiteStore(Store):
         "greatest(": "max(",
         "least(": "min(",
         "json_build_object(": "json_object(",
-        "to_json(": "json_quote(",
+        "to_json((": "json_quote((",     # of a text; a number has more digits in Python
         "right(": "substr(",
         ", +": ", -",       # so many characters from the end
         "floor(": "(",
@@ -3918,6 +3918,7 @@ class SQLiteStore(Store):
         # SQLite stores as text whatever bytes it is given.
         connection.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
         connection.create_function("to_char", 2, self._to_char, deterministic=True)
+        connection.create_function("to_json", 1, json.dumps, deterministic=True)
         connection.create_function("regexp", 2, self._regexp, deterministic=True)
         connection.create_function("match", 2, self._match, deterministic=True)
         return connection
