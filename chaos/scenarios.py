@@ -77,11 +77,21 @@ def worker_killed(stage, ledger):
 def worker_frozen(stage, ledger):
     """A worker sleeps past its lease, and wakes: what it then reports is refused."""
     # When it wakes, others run these tasks.
-    send(stage, ledger, 12, kind="long", payload={"sleep": 2.5})
-    name = stage.random.choice(stage.workers)
+    send(stage, ledger, 12, kind="long", payload={"sleep": 3.5})
+    name = holder_of_most(stage, "long") or stage.random.choice(stage.workers)
     stage.freeze(name)
     time.sleep(LEASE + 1.5)
     stage.thaw(name)
+
+
+def holder_of_most(stage, kind):
+    """Return the name of the worker that runs most tasks of a kind; None when none does."""
+    with contextlib.suppress(stage.database_errors):
+        for worker, _ in stage.query("select worker, count(*) from tasks where status = 'In Progress' "
+                                     f"and kind = '{kind}' group by worker order by 2 desc limit 1"):
+            pid = int(worker.split(":")[-2])
+            return next((name for name, each in stage.programs.items() if each.process.pid == pid), None)
+    return None
 
 
 @scenario("programs", "worker")
