@@ -22,6 +22,7 @@ from chaos.proxy import Proxy
 from helpers import Program
 
 SLOTS = 8               # of a worker
+HELD = 100              # tasks that a worker may hold at once: it claims short ones ahead
 LEASE = 3               # seconds
 OVERLOAD = 3            # processes that wait for a core; above, a program may not get its turn for a lease
 SETTINGS = {
@@ -229,7 +230,7 @@ class Stage:
 
     def _may_lose(self, name):
         if name not in self.ports or self.settings_of(name).get("WORKER") == "on":
-            self.lost_attempts += SLOTS
+            self.lost_attempts += HELD
 
     def _supervise(self):
         """Start again what has died, as Docker and systemd do."""
