@@ -84,6 +84,7 @@ do $$ begin
                outcome = case
                          when error like 'the worker died or was cut off%' then 'reclaimed'
                          when error like 'timed out after %' then 'timed_out'
+                         when status = 'Failed' and not canceled then 'failed'
                          end
         where  status in ('New', 'In Progress', 'Completed', 'Failed')
                and (repeat is not null or error ~ '^(the worker died or was cut off|timed out after )');

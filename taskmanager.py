@@ -167,7 +167,6 @@ RETURN_SECONDS = 10                 # seconds after an outage before other worke
 HTTP_SECONDS = 300                  # seconds of silence from an http(s) handler, for a task without a timeout
 CLAIM_AHEAD_SECONDS = 0.1           # seconds that a claimed task may wait for a slot
 CONNECT_SECONDS = 10                # seconds to connect to the database or to an http(s) handler
-
 RELEASE_SECONDS = 10                # seconds between returning free memory to the system
 
 # The database
@@ -2321,9 +2320,9 @@ from   span
 left join placed on true
 group by since, status, bin"""
 
-# For how long the oldest ready task has been ready. It looks at the first ones of each kind and priority, in
-# the order in which they are claimed: all of 300,000 took 220 ms, these take one. It is not always the first
-# of them, because one that was tried before became ready later.
+# For how long the oldest ready task has been ready, of the first 10,000 of each kind and priority in the
+# order in which they are claimed: all of 300,000 took 220 ms. The oldest is not always the first, because a
+# task that was delayed or tried before became ready later than its id tells.
 OLDEST_READY = f"""
 with recursive first (id) as (
     select (select id
@@ -2355,7 +2354,7 @@ select coalesce(max((
                    where  status = 'New' and run_at is null
                           and kind = head.kind and (0 - priority) = 0 - head.priority
                    order by id
-                   limit 100) as longest)), 0)
+                   limit 10000) as longest)), 0)
 from   first
 join   tasks as head on head.id = first.id"""
 
@@ -2474,10 +2473,9 @@ class Metrics:
 
         To be called before anything is counted.
         """
-        if file.exists():
+        with contextlib.suppress(OSError, ValueError):      # it is the first one, or the disk was full
             self._samples = json.loads(file.read_text())
         self._file = file
-        self.save()
 
     def save(self) -> None:
         """Write the file, if any."""
@@ -2627,7 +2625,7 @@ class GroupMember:
     def __init__(self, wanted: Any):
         self.wanted = wanted
         self.result: Any = None
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.is_done = False
         self.turn = threading.Lock()        # taken until it is done, or until this thread is to lead
         self.turn.acquire()
@@ -2667,7 +2665,7 @@ class GroupCommit:
             self._lead(member)
 
         if member.error:
-            raise member.error
+            raise member.error.with_traceback(None)     # another thread may have raised it, too
         return member.result
 
     def _lead(self, member: GroupMember) -> None:
@@ -2699,7 +2697,7 @@ class GroupCommit:
             else:       # one of them is wrong, and nothing was done: only that one gets the error
                 for each in group:
                     self._do_all([each])
-        except Exception as e:
+        except BaseException as e:
             for each in group:
                 each.error = e
 
@@ -2865,9 +2863,12 @@ class Store:
         self._last_write = time.monotonic()
 
     def notify(self) -> None:
-        """Tell the listeners that there is work."""
+        """Tell the listeners that there is work. Their errors are logged: what there is to do was stored."""
         for listener in self.listeners:
-            listener()
+            try:
+                listener()
+            except Exception:
+                log.exception("could not notify")
 
     # A task's life.
 
@@ -3406,7 +3407,7 @@ class Store:
         return len(rows)
 
     # Figures. Each is None when it is not known: measuring it takes too long, or is just being done for the
-    # first time. They are exact, but not always of this moment.
+    # first time. They are exact (but see OLDEST_READY), though not always of this moment.
 
     def count(self, status: str) -> int | None:
         """Return how many tasks have this status."""
@@ -4058,6 +4059,7 @@ class SQLiteStore(Store):
                            outcome = case
                                      when error like 'the worker died or was cut off%' then 'reclaimed'
                                      when error like 'timed out after %' then 'timed_out'
+                                     when status = 'Failed' and not canceled then 'failed'
                                      end
                     where  repeat is not null or error is not null""")
             # No id is given again, not even that of a task that was deleted.
@@ -6009,9 +6011,10 @@ class Api:
 
     def _wake_claims(self) -> None:
         """Let claims that wait look again: one of those for the same kinds."""
-        for wakeups in list(self._wakeups.values()):
-            with contextlib.suppress(queue.Full):
-                wakeups.put_nowait(None)
+        for reference in self._wakeups.valuerefs():     # a list of its own: claims come and go meanwhile
+            if wakeups := reference():
+                with contextlib.suppress(queue.Full):
+                    wakeups.put_nowait(None)
 
     def _wait_for(self, read: Callable[[], Any], is_done: Callable[[Any], bool],
                   pause: Callable[[float], Any], longest: float, share: float = 1.0
@@ -6116,8 +6119,9 @@ class Api:
     def _note_run(self, row: Row) -> None:
         """Note for the metrics how long an attempt ran that has just ended."""
         if row.started_at is not None:
-            ran = self.store.now() - datetime(1970, 1, 1) - timedelta(seconds=float(row.started_at))
-            self.store.metrics.observe("run", [max(ran.total_seconds(), 0.0)])
+            with contextlib.suppress(Unavailable):      # what the request asked for is done
+                ran = self.store.now() - datetime(1970, 1, 1) - timedelta(seconds=float(row.started_at))
+                self.store.metrics.observe("run", [max(ran.total_seconds(), 0.0)])
 
     def _link(self, relation: str, path: str, query: list[tuple[str, Any]]) -> str:
         """Return the value of a header Link."""
@@ -6201,7 +6205,8 @@ class Api:
         if is_client_gone():
             self.store.release([(row.id, row.attempt) for row in rows])
         elif rows:
-            self._wake_claims()     # there may be more tasks, for another claim that waits
+            with contextlib.suppress(queue.Full):       # there may be more, for another claim that waits
+                wakeups.put_nowait(None)
         tasks = ", ".join(row.to_json(claimed=True) for row in rows)
         return answer(f"[{tasks}]", 200, **applied)
 
@@ -6251,8 +6256,9 @@ class Api:
         row = self.store.read(id)
         if done:
             self._note_run(row)
-            if row.repeat and self.store.schedule([(id, attempt, self.store.next_run(row))]):
-                row = self.store.read(id)
+            if row.repeat:
+                self.store.schedule([(id, attempt, self.store.next_run(row))])
+                row = self.store.read(id)       # a worker may have planned the next run, too
         elif (row.status, row.attempt) == ("Completed", attempt) and row.result != result:
             return self._answer_holder(row, attempt, done)      # not what was done before
         return self._answer_holder(row, attempt, done, ("completed", None), ("canceled", "canceled"))
@@ -7213,7 +7219,7 @@ def announce(text: str) -> None:
         os.write(sys.stdout.fileno(), text.encode(sys.stdout.encoding, "replace"))
 
 
-class Member:
+class ChildProcess:
     """What ties one of several processes to the others: saves its counters, stops it without its parent."""
 
     def __init__(self, metrics: Metrics, parent: int):
@@ -7368,7 +7374,7 @@ def main() -> None:
 
 """)
 
-    def serve_api(listener: socket.socket, member: Member | None = None) -> None:
+    def serve_api(listener: socket.socket, member: ChildProcess | None = None) -> None:
         notifier = make_notifier(store, config)
         is_connected = (lambda: notifier.connected) if notifier and config.rabbitmq_url else None
         app = create_app(store, config, own_names(config), is_connected)
@@ -7393,7 +7399,7 @@ def main() -> None:
         def serve_one(number: int) -> None:
             store.metrics.share(folder / f"{number}.json")
             try:
-                serve_api(listeners[number - 1], Member(store.metrics, parent))
+                serve_api(listeners[number - 1], ChildProcess(store.metrics, parent))
             finally:
                 if os.getppid() != parent:
                     shutil.rmtree(folder, ignore_errors=True)
