@@ -2476,6 +2476,8 @@ class Metrics:
         with contextlib.suppress(OSError, ValueError):      # it is the first one, or the disk was full
             self._samples = json.loads(file.read_text())
         self._file = file
+        with contextlib.suppress(OSError):
+            self.save()
 
     def save(self) -> None:
         """Write the file, if any."""
