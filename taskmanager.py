@@ -5146,7 +5146,8 @@ class Worker:
             return BATCH_ROWS if slots.number else 0        # a whole batch is completed at once
         most = max(slots.free(), self._ahead[kind])
         room = most - len(slots.waiting)
-        return room if 2 * room >= most else 0      # so that batches are not small
+        has_idle_slot = len(slots.waiting) < slots.free()
+        return room if has_idle_slot or 2 * room >= most else 0     # so that batches are not small
 
     def _claim_kind(self, kind: str, limit: int, busy: float) -> list[Row]:
         """Claim tasks of a kind and have them run; return them."""

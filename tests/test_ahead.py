@@ -9,7 +9,7 @@ import pytest
 
 import taskmanager
 from helpers import create, eventually, finished, sql
-from taskmanager import NewTask, StopReason
+from taskmanager import Config, NewTask, StopReason, Worker
 
 
 class Door:
@@ -76,6 +76,16 @@ def test_quick_tasks_are_claimed_by_the_hundred(store, work, monkeypatch):
     for id in ids[::100] + ids[-1:]:
         assert finished(store, id).status == "Completed"
     assert max(asked) > 100 and len(asked) < 300
+
+
+def test_no_slot_stays_free_while_a_few_tasks_begin(store):
+    """What comes during a claim wakes the worker before the threads have taken what was claimed."""
+    worker = Worker(store, Config(concurrency=8, poll_seconds=3600), lambda task: None)
+    for number in (5, 3):
+        store.create([NewTask()] * number)
+        worker.wake()
+        worker._claim()
+    assert len(store.list_tasks("In Progress")) == 8
 
 
 def test_slow_tasks_are_claimed_one_a_slot(store, work, monkeypatch):
