@@ -4960,8 +4960,9 @@ class Worker:
     def _sweep(self) -> None:
         """Do for all tasks what is due: promote and reclaim, plan the next runs, delete old tasks.
 
-        Nothing of this keeps the rest, or a claim, from going on: what fails is tried again at the next poll,
-        what is slow takes 2% of the time.
+        Nothing of this keeps the rest, or a claim, from going on: what fails is tried again, and what has
+        slowly found nothing pauses, so that it takes 5% of the time. But nobody waits for long because of
+        that, however slow it is.
         """
         if self._stop_at is not None:
             return
@@ -4981,9 +4982,11 @@ class Worker:
             with self._going_on(name):
                 number = sweep()
             ended = time.monotonic()
-            self._next_sweeps[name] = ended + min(10.0, 50 * (ended - began))
+            is_timely = name in ("promote", "repeat")
+            longest = self.config.poll_seconds if is_timely else self.config.lease_seconds / 3
+            self._next_sweeps[name] = 0.0 if number else ended + min(longest, 20 * (ended - began))
             if number >= BATCH_ROWS:
-                self._next_sweeps[name] = self._next_poll = 0.0     # there is more
+                self._next_poll = 0.0       # there is more
             if number and name != "schedule":
                 self.store.notify()
         self._start_retention()

@@ -189,6 +189,34 @@ def test_a_scheduled_task_runs_when_it_is_due(store, work):
     assert finished(store, id).status == "Completed"
 
 
+@pytest.mark.parametrize("sweep, takes, finds, pause", [
+    ("promote_new", 0.08, 400, 0), ("reclaim", 5, 1, 0),                # useful work is no slowness
+    ("promote_new", 0.03, 0, 0.6), ("unscheduled", 0.03, 0, 0.6),       # 5% of the time
+    ("promote_repeating", 0.1, 0, 1), ("reclaim", 2, 0, 10),            # POLL_SECONDS, LEASE_SECONDS / 3
+])
+def test_a_sweep_pauses_only_when_it_has_slowly_found_nothing_and_not_for_long(
+        sqlite_database, monkeypatch, sweep, takes, finds, pause):
+    clock = SimpleNamespace(now=1000.0, time=time.time, sleep=time.sleep)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr(taskmanager, "time", clock)
+    store, made = taskmanager.open_store(sqlite_database), []
+    worker = Worker(store, Config(poll_seconds=1, lease_seconds=30), lambda task: None)
+
+    def slow(*args):
+        made.append(clock.now)
+        clock.now += takes
+        return finds if sweep != "unscheduled" else []
+
+    monkeypatch.setattr(store, sweep, slow)
+    worker._sweep()
+    first = clock.now
+    while len(made) < 2:
+        worker._sweep()
+        clock.now += 0.01
+    assert made[1] - first == pytest.approx(pause, abs=0.015)
+    store.close()
+
+
 def test_progress_is_seen_while_it_runs(store, work):
     work()
     id = order(store, progress=0.75)
