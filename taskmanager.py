@@ -174,7 +174,8 @@ BATCH_ROWS = 500                    # rows that one statement changes, where not
 STATEMENT_SECONDS = 20              # seconds for one statement
 LOCK_SECONDS = 1                    # seconds that a statement waits for a lock of another transaction
 PLAN_SECONDS = 1                    # seconds after which a session plans its prepared statements anew
-SLOW_CLAIM = 0.005                  # seconds that a claim may take, or else not each one looks from the front
+SLOW_CLAIM = 0.005                  # seconds that a claim from the front of the queue may take longer
+COMPARE_SECONDS = 10                # seconds after which it is compared again
 IDLE_SECONDS = 60                   # seconds after which an unused connection to the database is closed
 RATE_SECONDS = 10                   # seconds over which the number of finished tasks per second is measured
 
@@ -2704,34 +2705,44 @@ class GroupCommit:
                 each.error = e
 
 
-class Front:
-    """Where the claims of a kind begin.
+class ClaimStart:
+    """Where the claims of a kind begin: at the front of the queue, or where the last one has ended.
 
     A transaction that somebody keeps open (a backup, a report) keeps in PostgreSQL's index all that was
     claimed since. After 400,000 tasks a claim from the front walks over them for 28 ms, where others take
-    0.8. While that is so, claims begin where the last one has ended, and those from the front take 5% of the
-    time.
+    0.8. While the front is slow in comparison, claims begin where the last one has ended, and those from the
+    front take 5% of the time. Where every claim takes long, because the database is far away, or because of
+    large batches, all begin at the front, but for one in COMPARE_SECONDS, for comparison.
     """
 
-    START = -32767, 0       # before every other place: (0 - priority, id)
+    FRONT = -32767, 0       # before every task: (0 - priority, id)
 
     def __init__(self) -> None:
-        self.last = self.START
-        self._took = collections.deque([0.0] * 3, 3)    # seconds of the last claims from the front
-        self._next = 0.0                                # when one is made again, if all of these were slow
+        self.last = self.FRONT      # the last task that was claimed
+        self._from_front = collections.deque([0.0] * 3, 3)      # seconds that the last three took from there
+        self._from_last = 0.0       # seconds that the last one from the last task took
+        self._compare_at = 0.0      # until when that counts
+        self._return_at = 0.0       # when a claim begins at the front again, if that is slow
 
     @property
     def is_slow(self) -> bool:
-        return min(self._took) > SLOW_CLAIM
+        """Whether the front is slow; also where nothing was compared with it for long."""
+        from_last = self._from_last if time.monotonic() < self._compare_at else 0.0
+        return min(self._from_front) > from_last + SLOW_CLAIM
 
-    def place(self) -> tuple[int, int]:
+    def start(self) -> tuple[int, int]:
         """Return where the next claim begins."""
-        return self.last if self.is_slow and time.monotonic() < self._next else self.START
+        return self.last if self.is_slow and time.monotonic() < self._return_at else self.FRONT
 
-    def looked(self, seconds: float) -> None:
-        """Note that a look at the front took so long."""
-        self._took.append(seconds)
-        self._next = time.monotonic() + min(1.0, 20 * seconds)
+    def measured(self, start: tuple[int, int], seconds: float) -> None:
+        """Note how long a claim took that began there."""
+        now = time.monotonic()
+        if start == self.FRONT:
+            self._from_front.append(seconds)
+            self._return_at = now + min(1.0, 20 * seconds)
+        else:
+            self._from_last = seconds
+            self._compare_at = now + COMPARE_SECONDS
 
 
 class ProcessState:
@@ -2747,7 +2758,7 @@ class ProcessState:
         self.metrics = Metrics()
         self.figures: dict[Any, tuple[float, Any]] = {}     # when each is measured again, and its value
         self.clock = -math.inf, datetime.min                # when the database was asked its time; its answer
-        self.fronts: dict[str, Front] = {}                  # by kind
+        self.claim_starts: dict[str, ClaimStart] = {}       # by kind
         self.swept = 0                                      # the id after which unscheduled() goes on
         self.measuring = threading.Lock()                   # held while a figure is measured
         self.unconfirmed: set[tuple[int, int]] = set()      # attempts whose end was sent, but not answered
@@ -3089,51 +3100,50 @@ class Store:
         """
         params = {"limit": limit, "lease": lease, "size": MAX_PAGE_BYTES,
                   "worker": worker, "busy": busy, "single": single, "kind": kind}
-        front = self._front(kind)
-        for place in dict.fromkeys((front.place(), front.START)):
-            urgency, first = place
+        claim_start = self._claim_start(kind)
+        for start in dict.fromkeys((claim_start.start(), ClaimStart.FRONT)):
+            urgency, first = start
             began = time.monotonic()
             # Not sent again: when the answer is lost, the worker gives back what it does not know, or the
             # lease ends.
             found = self._execute(CLAIM, params | {"urgency": urgency, "first": first}, repeat=False)
-            if place == front.START:
-                front.looked(time.monotonic() - began)
+            claim_start.measured(start, time.monotonic() - began)
             if found:
                 break
 
         rows = sorted((Row(*row) for *row, _ in found), key=lambda row: (-row.priority, row.id))
         log.lines(logging.INFO, "claimed task=%s attempt=%s", ((row.id, row.attempt) for row in rows))
         if rows:
-            front.last = -rows[-1].priority, rows[-1].id
+            claim_start.last = -rows[-1].priority, rows[-1].id
         self.metrics.count("claimed", len(rows))
         self.metrics.observe("wait", [ready_seconds for *_, ready_seconds in found])
         return rows
 
-    def _front(self, kind: str) -> Front:
-        fronts = self._state.fronts
-        if len(fronts) >= MAX_FIGURES and kind not in fronts:       # claims over HTTP may name any kind
-            fronts.clear()
-        return fronts.setdefault(kind, Front())
+    def _claim_start(self, kind: str) -> ClaimStart:
+        starts = self._state.claim_starts
+        if len(starts) >= MAX_FIGURES and kind not in starts:       # claims over HTTP may name any kind
+            starts.clear()
+        return starts.setdefault(kind, ClaimStart())
 
     def ready_kinds(self, kinds: Iterable[str]) -> dict[str, tuple[bool, float]]:
         """Return those of some kinds that have ready tasks.
 
         Of each: whether its first task must run alone, and for how many seconds that has been ready.
         """
-        fronts = {kind: self._front(kind) for kind in kinds}
-        asked = [(kind, *front.place()) for kind, front in fronts.items()]
+        claim_starts = {kind: self._claim_start(kind) for kind in kinds}
+        starts = {kind: each.start() for kind, each in claim_starts.items()}
+        from_front = {kind for kind, start in starts.items() if start == ClaimStart.FRONT}
         began = time.monotonic()
-        rows = self._batch(READY_KINDS, asked)
-        for kind, *place in asked:      # the claims after this need not look at the front again
-            if fronts[kind].is_slow and tuple(place) == Front.START:
-                fronts[kind].looked(time.monotonic() - began)
+        rows = self._batch(READY_KINDS, [(kind, *start) for kind, start in starts.items()])
+        for kind in from_front:     # the claims after this need not look at the front again
+            if claim_starts[kind].is_slow:
+                claim_starts[kind].measured(ClaimStart.FRONT, time.monotonic() - began)
         for kind, urgency, id, *_ in rows:
-            fronts[kind].last = urgency, id
+            claim_starts[kind].last = urgency, id
 
         found = {kind: (bool(alone), seconds) for kind, _, _, alone, seconds in rows}
         # Where nobody has looked at the front, a claim finds out.
-        passed = {kind: (False, 0.0) for kind, *place in asked if tuple(place) != Front.START}
-        return found or passed
+        return found or {kind: (False, 0.0) for kind in starts if kind not in from_front}
 
     def held_by(self, worker: str) -> set[tuple[int, int]]:
         """Return id and attempt of the tasks that this worker holds according to the table."""
@@ -4010,8 +4020,8 @@ class SQLiteStore(Store):
         self._outage.back()
         return rows
 
-    def _front(self, kind: str) -> Front:
-        return Front()      # here an index holds nothing that was claimed: each claim begins there
+    def _claim_start(self, kind: str) -> ClaimStart:
+        return ClaimStart()     # here an index holds nothing that was claimed: each claim begins there
 
     def _try_to_write(self) -> None:
         # Into a table that is always there and holds no task. SQLite writes only what changes, so a row is

@@ -668,7 +668,7 @@ class Run:
         return self.model.promote(), self.store.promote()
 
     def claim(self, *args):
-        self.store._state.fronts.clear()        # on a slow machine it would not begin at the front
+        self.store._state.claim_starts.clear()        # on a slow machine it would not begin at the front
         return self.model.claim(*args), [(row.id, row.attempt) for row in self.store.claim(*args)]
 
     def look(self, worker):

@@ -1126,10 +1126,35 @@ def test_a_claim_that_does_not_look_at_the_front_misses_nothing_for_long(on_post
     later()
     assert taken(store, 2) == ids[:2]
     [urgent] = store.create([NewTask(priority=1)])
-    store._front("default")._next = 2.0     # as if that claim had taken long
+    store._claim_start("default")._return_at = 2.0     # as if that claim had taken long
     assert taken(store, 2) == ids[2:4]
     later()
     assert taken(store, 1) == [urgent]
+
+
+@pytest.mark.parametrize("at_the_front, elsewhere, begun_elsewhere", [
+    (0.03, 0.001, 17),      # entries of what was claimed lie before the queue
+    (0.03, 0.028, 1),       # the database is far away
+])
+def test_claims_pass_over_the_front_only_when_it_is_slower_than_another_place(
+        on_postgres, monkeypatch, at_the_front, elsewhere, begun_elsewhere):
+    clock = SimpleNamespace(time=time.time, sleep=time.sleep, now=1000.0)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr(taskmanager, "time", clock)
+    store, begun = on_postgres, []
+    execute = store._execute
+
+    def slow(sql, params=(), *args, **options):
+        if sql == taskmanager.CLAIM:
+            begun.append(params["first"] > 0)
+            clock.now += elsewhere if begun[-1] else at_the_front
+        return execute(sql, params, *args, **options)
+
+    monkeypatch.setattr(store, "_execute", slow)
+    store.create([NewTask()] * 20)
+    for _ in range(20):
+        assert len(taken(store, 1)) == 1
+    assert begun[:4] == [False, False, False, True] and sum(begun) == begun_elsewhere
 
 
 def test_no_claim_is_answered_with_nothing_while_there_is_a_task(on_postgres, later):
@@ -1137,11 +1162,11 @@ def test_no_claim_is_answered_with_nothing_while_there_is_a_task(on_postgres, la
     ids = store.create([NewTask()] * 3)
     later()
     assert taken(store, 3) == ids
-    store._front("default")._next = 2.0
+    store._claim_start("default")._return_at = 2.0
     store.release([(ids[0], 1)])
     assert taken(store, 8) == [ids[0]]
     store.release([(ids[1], 1)])
-    store._front("default")._next = 2.0
+    store._claim_start("default")._return_at = 2.0
     assert store.ready_kinds(["default", "other"]).keys() == {"default"}
 
 
@@ -1152,7 +1177,8 @@ def test_the_look_for_ready_kinds_tells_the_claims_where_to_begin(on_postgres, l
     assert taken(store, 2) == ids[:2]
     store.release([(ids[0], 1)])
     later()
-    monkeypatch.setattr(taskmanager.Front, "looked", lambda front, seconds: setattr(front, "_next", 99.0))
+    monkeypatch.setattr(taskmanager.ClaimStart, "measured",
+                        lambda start, place, seconds: setattr(start, "_return_at", 99.0))
     assert store.ready_kinds(["default"]).keys() == {"default"}
     assert taken(store, 2) == [ids[0], ids[2]]
 
@@ -1175,7 +1201,7 @@ def test_under_a_transaction_that_is_kept_open_a_claim_does_not_walk_over_all_th
             plan = store._execute("explain (analyze, buffers)" + taskmanager.CLAIM, params)
             text = " ".join(line for line, in plan)
             return int(re.findall(r"using tasks_claim_kind.*?shared hit=(\d+)", text)[0])
-        from_last, from_front = pages(store._front("default").last), pages(taskmanager.Front.START)
+        from_last, from_front = pages(store._claim_start("default").last), pages(taskmanager.ClaimStart.FRONT)
     assert from_front > 60 and from_last < 15
     store.close()
 
