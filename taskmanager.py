@@ -5144,11 +5144,12 @@ class Worker:
                 busy = busy or 0.001
 
     def _look(self) -> None:
-        """Find out which kinds have ready tasks; a single one is simply claimed."""
+        """Find out which kinds have ready tasks; a single one is simply claimed, or all if that fails."""
         self._should_look = False
         found = dict.fromkeys(self.handlers, (False, 0.0))
         if len(found) > 1:
-            found = self.store.ready_kinds(found)
+            with self._going_on("find the kinds with ready tasks"):
+                found = self.store.ready_kinds(found)
         now = time.monotonic()
         self._ready = {kind: (alone, now - seconds) for kind, (alone, seconds) in found.items()}
 

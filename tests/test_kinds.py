@@ -429,6 +429,15 @@ def test_a_kind_that_can_not_be_claimed_keeps_no_other_waiting(store, work, monk
         assert finished(store, create(store, kind=kind)).status == "Completed"
 
 
+def test_when_the_kinds_with_ready_tasks_can_not_be_found_all_are_claimed_and_the_sweeps_go_on(
+        store, work, monkeypatch, caplog):
+    monkeypatch.setattr(store, "ready_kinds", raising(taskmanager.invalid("refused", "too strange")))
+    work(lambda task: None, kinds="a,b")
+    for kind in ("a", "b", "a"):
+        assert finished(store, create(store, kind=kind, delay=0.01)).status == "Completed"
+    assert caplog.text.count("could not find the kinds with ready tasks") == 1
+
+
 # Tasks that are to run alone
 
 def alone(store, id):
