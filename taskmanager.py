@@ -4756,9 +4756,9 @@ class Worker:
         self._next_poll = self._next_heartbeat = self._next_delete = 0.0
         self._next_sweeps: dict[str, float] = {}        # when each sweep is made again
         self._failing: set[str] = set()                 # sweeps, and kinds whose claims, have just failed
-        # The end of the last whole poll. A store that had to wait for the database counts as not polled for
-        # long, so that the first poll gives other workers time to come back; any other as polled just now.
-        self._polled_at = -math.inf if store.waited else math.inf
+        # When the last sweeps ended. A store that had to wait for the database counts as not swept for long, so
+        # that the first ones give other workers time to come back; any other as swept just now.
+        self._swept_at = -math.inf if store.waited else math.inf
         self._turns = list(self.handlers)       # kinds, the one that was claimed last at the end
         # The kinds that may have ready tasks; of each whether the first one must run alone, and since when it
         # has been ready.
@@ -4976,7 +4976,7 @@ class Worker:
         """
         if self._stop_at is not None:
             return
-        if time.monotonic() > self._polled_at + self.config.lease_seconds:
+        if time.monotonic() > self._swept_at + self.config.lease_seconds:
             # The database was away, maybe for all workers: let them come back, and keep their tasks.
             self._next_sweeps["reclaim"] = time.monotonic() + RETURN_SECONDS
         sweeps: dict[str, Callable[[], int]] = {
@@ -5000,7 +5000,7 @@ class Worker:
             if number and name != "schedule":
                 self.store.notify()
         self._start_retention()
-        self._polled_at = time.monotonic()
+        self._swept_at = time.monotonic()
 
     @contextlib.contextmanager
     def _going_on(self, what: str) -> Iterator[None]:
@@ -5124,7 +5124,7 @@ class Worker:
         if self._should_look:
             self._look()
 
-        taken = dict.fromkeys(self._all_slots, 0)
+        taken: dict[Slots, float] = dict.fromkeys(self._all_slots, 0)
         for kind in self._turns[:]:
             if kind not in self._ready:
                 continue
@@ -5134,9 +5134,9 @@ class Worker:
             slots = self._slots_of[kind]
             left = room[kind] - taken[slots]
             if left <= 0:
-                taken[slots] = BATCH_ROWS       # it is the turn of this kind
+                taken[slots] = math.inf     # it is the turn of this kind
                 continue
-            rows = self._claim_kind(kind, left, busy)
+            rows = self._claim_kind(kind, int(left), busy)
             if any(row.alone for row in rows):
                 break
             if rows and self.runs:
@@ -5225,7 +5225,7 @@ class Worker:
         self.store.metrics.observe("run", [time.monotonic() - task.started_at])
         return _outcome_of_stop(task, self.config, task.stop_reason) if task.stop_reason else outcome
 
-    # On a thread of its own, started by _poll()
+    # On a thread of its own, started by _start_retention()
 
     def _delete_old(self, ages: dict[str, float]) -> None:
         """Delete finished tasks; `ages`: by their status, the days after which."""
