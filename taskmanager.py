@@ -4182,6 +4182,7 @@ class Task:
         # For the worker:
         self.row = row
         self.claimed_at = self.started_at = time.monotonic()
+        self.leased_until = math.inf                    # by time.monotonic(), maybe longer by the table
         self.unsaved_progress: float | None = None      # reported, but not yet in the table
         self.stopped_at = 0.0                           # the time.monotonic() of the last stop()
         self.was_forced = False                         # a further stop() could do no more
@@ -4756,8 +4757,8 @@ class Worker:
         self._next_poll = self._next_heartbeat = self._next_delete = 0.0
         self._next_sweeps: dict[str, float] = {}        # when each sweep is made again
         self._failing: set[str] = set()                 # sweeps, and kinds whose claims, have just failed
-        # When the last sweeps ended. A store that had to wait for the database counts as not swept for long, so
-        # that the first ones give other workers time to come back; any other as swept just now.
+        # When the last sweeps ended. A store that had to wait for the database counts as not swept for long,
+        # so that the first ones give other workers time to come back; any other as swept just now.
         self._swept_at = -math.inf if store.waited else math.inf
         self._turns = list(self.handlers)       # kinds, the one that was claimed last at the end
         # The kinds that may have ready tasks; of each whether the first one must run alone, and since when it
@@ -5055,7 +5056,9 @@ class Worker:
             for task in extending:
                 if task.unsaved_progress == progress.get(task):
                     task.unsaved_progress = None
-                if not task.stop_reason and (task.id not in extended or newest[task.id] != task.attempt):
+                if task.id in extended and newest[task.id] == task.attempt:
+                    self._renew(task, now)
+                elif not task.stop_reason:
                     log.warning("lost task=%s attempt=%s: another attempt has begun, or it was ended",
                                 task.id, task.attempt)
                     self._stop_task(task, StopReason.LEASE_LOST)
@@ -5066,6 +5069,15 @@ class Worker:
                 if unknown := self.store.held_by(self.name) - known:
                     self.store.release(sorted(unknown))
             self._next_heartbeat = now + self.config.lease_seconds / 3
+
+    def _renew(self, task: Task, asked: float) -> None:
+        """Note that a lease was extended. A task that has not begun because it was over begins now."""
+        slots = self._slots_of[task.kind]
+        with self._lock:
+            was_over = time.monotonic() >= task.leased_until
+            task.leased_until = asked + self.config.lease_seconds
+            if was_over and (task.id, task.attempt) in slots.waiting:
+                slots.queue.put(task)
 
     def _extend(self, held: list[tuple[int, int, float | None]]) -> set[int]:
         """Extend leases; return the ids of tasks that are still ours, or whose rows can't be written now."""
@@ -5170,6 +5182,7 @@ class Worker:
         del self._ready[kind]
         single = self.runs and self.slots == limit == 1     # then it runs alone
         rows: list[Row] = []
+        asked = time.monotonic()
         with self._going_on(f"claim kind={kind}"):
             try:
                 rows = self.store.claim(limit, self.config.lease_seconds, self.name, busy, single, kind)
@@ -5180,6 +5193,8 @@ class Worker:
                 raise
 
         tasks = [Task(row, self.config.task_timeout) for row in rows] if self.runs else []
+        for task in tasks:
+            task.leased_until = asked + self.config.lease_seconds
         slots = self._slots_of[kind]
         with self._lock:
             slots.waiting.update(((task.id, task.attempt), task) for task in tasks)
@@ -5201,8 +5216,11 @@ class Worker:
         while task := slots.queue.get():
             key = task.id, task.attempt
             with self._lock:
-                if not slots.waiting.pop(key, None):
+                if key not in slots.waiting:
                     continue        # it was given back, or has ended
+                if time.monotonic() >= task.leased_until:
+                    continue        # after a freeze: others may run it, as the next heartbeat finds out
+                del slots.waiting[key]
                 task.begin()
                 slots.running[key] = task
             if not self._record(task, self._run(task)):

@@ -8,7 +8,7 @@ import time
 import pytest
 
 import taskmanager
-from helpers import create, eventually, finished, sql
+from helpers import create, eventually, finished, set_time, sql
 from taskmanager import Config, NewTask, StopReason, Worker
 
 
@@ -51,6 +51,11 @@ def behind(store, work, monkeypatch):
 
 def status(store, *ids):
     return {store.read(id).status for id in ids}
+
+
+def take_over(store, id):
+    sql(store, "update tasks set attempt = attempt + 1, worker = 'another' where id = %(id)s", id=id)
+    set_time(store, id, "lease_until", 3600)
 
 
 def outcomes(store, id):
@@ -156,13 +161,43 @@ def test_a_task_that_waits_is_canceled_without_being_run(store, behind):
 
 def test_a_task_that_waits_and_is_taken_over_is_not_run_here(store, behind, caplog):
     worker, door, slow, waiting = behind(60)
-    sql(store, "update tasks set attempt = attempt + 1, worker = 'another' where id = %(id)s", id=waiting[3])
+    take_over(store, waiting[3])
     worker._next_heartbeat = 0.0
     eventually(lambda: f"lost task={waiting[3]} attempt=1" in caplog.text)
     door.open.set()
     finished(store, waiting[-1])
     assert waiting[3] not in door.ran and status(store, waiting[3]) == {"In Progress"}
     assert StopReason.LEASE_LOST not in door.reasons
+
+
+def test_after_a_freeze_what_waits_begins_only_when_it_was_found_to_be_still_ours(store, behind):
+    worker, door, slow, waiting = behind(60)
+    for task in worker._held_tasks():
+        task.leased_until = time.monotonic()
+    take_over(store, waiting[3])
+    door.open.set()
+    finished(store, slow)
+    worker._next_heartbeat = 0.0
+    ours = [id for id in waiting if id != waiting[3]]
+    assert [(finished(store, id).status, store.read(id).attempts) for id in ours] == [("Completed", 1)] * 19
+    assert door.ran == [slow, *ours]
+
+
+def test_after_a_freeze_during_a_claim_nothing_begins_that_others_have(store, work, monkeypatch):
+    claim, door = store.claim, Door()
+
+    def freeze(*args):
+        rows = claim(*args)
+        monkeypatch.setattr(store, "claim", claim)
+        time.sleep(1.1)
+        take_over(store, rows[0].id)
+        return rows
+
+    lost, *others = store.create([NewTask()] * 4)
+    monkeypatch.setattr(store, "claim", freeze)
+    work(door, lease_seconds=1)
+    assert {finished(store, id).attempts for id in others} == {1}
+    assert lost not in door.ran
 
 
 def test_what_waits_in_a_worker_with_one_slot_does_not_count_as_alone(store, behind):
