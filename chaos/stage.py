@@ -202,7 +202,7 @@ class Stage:
     def freeze(self, name: str) -> None:
         with self.lock:
             self.kept_down.add(name)
-            self._may_lose(name)
+            self._may_lose(name, SLOTS)     # what it has claimed ahead does not begin when it wakes
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.programs[name].process.pid, signal.SIGSTOP)
 
@@ -228,9 +228,9 @@ class Stage:
         load = os.getloadavg()[0] / (os.cpu_count() or 1)
         return load if load > OVERLOAD else 0
 
-    def _may_lose(self, name):
+    def _may_lose(self, name, attempts=HELD):
         if name not in self.ports or self.settings_of(name).get("WORKER") == "on":
-            self.lost_attempts += HELD
+            self.lost_attempts += attempts
 
     def _supervise(self):
         """Start again what has died, as Docker and systemd do."""
