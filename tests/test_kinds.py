@@ -509,7 +509,7 @@ def test_a_backlog_that_is_to_run_alone_takes_turns_with_the_others(store, work)
 
 
 def test_when_another_worker_took_the_task_that_is_to_run_alone_the_others_go_on(store, monkeypatch):
-    worker = Worker(store, Config(kinds="a,b", poll_seconds=3600, lease_seconds=86400), lambda task: None)
+    worker = Worker(store, Config(kinds="b,a", poll_seconds=3600, lease_seconds=86400), lambda task: None)
     monkeypatch.setattr(store, "ready_kinds", lambda kinds: {"b": (True, 1.0), "a": (False, 1.0)})
     id = create(store, kind="a")
     worker.start()
