@@ -2321,7 +2321,7 @@ from   span
 left join placed on true
 group by since, status, bin"""
 
-# For how long the oldest ready task has been ready, of the first 10,000 of each kind and priority in the
+# For how long the oldest ready task has been ready, of the first 1,000 of each kind and priority in the
 # order in which they are claimed: all of 300,000 took 220 ms. The oldest is not always the first, because a
 # task that was delayed or tried before became ready later than its id tells.
 OLDEST_READY = f"""
@@ -2355,7 +2355,7 @@ select coalesce(max((
                    where  status = 'New' and run_at is null
                           and kind = head.kind and (0 - priority) = 0 - head.priority
                    order by id
-                   limit 10000) as longest)), 0)
+                   limit 1000) as longest)), 0)
 from   first
 join   tasks as head on head.id = first.id"""
 
@@ -6820,7 +6820,8 @@ class Channel(HTTPChannel):
     def flush(self) -> None:
         """Send what there is of the answer; the server's thread sends what the client does not take now."""
         with self.outbuf_lock:
-            self._flush_exception(self._flush_some, do_close=False)
+            if self.connected:
+                self._flush_exception(self._flush_some, do_close=False)
 
     def _flush_some(self, do_close=True):
         """Send what the client takes. A byte now and then is no activity, and what was read is dropped."""

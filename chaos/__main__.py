@@ -7,6 +7,7 @@ import random
 import sys
 import time
 
+import chaos
 import servers
 from chaos import table
 from chaos.accounting import Account, Accounting
@@ -84,6 +85,8 @@ def chosen_groups(words: list[str]) -> dict[str, list[str]]:
 
 
 def main() -> int:
+    if len(sys.argv) > 1:
+        sys.exit(chaos.__doc__)
     seed = os.environ.get("SEED") or str(random.SystemRandom().randrange(1_000_000))
     words = os.environ.get("SCENARIO", "").replace(",", " ").split()
     minutes = float(os.environ.get("MINUTES") or 0)

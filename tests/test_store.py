@@ -912,7 +912,7 @@ def test_postgres_does_not_read_all_that_is_ready_for_the_oldest(postgres_databa
     store._execute("insert into tasks (kind) select 'k' || n % 5 from generate_series(1, 50000) n")
     plan = plan_of(store, taskmanager.OLDEST_READY, {})
     assert "Seq Scan" not in plan and "Sort" not in plan and max(
-        int(rows) for rows in re.findall(r"actual .*?rows=(\d+)", plan)) == 100
+        int(rows) for rows in re.findall(r"actual .*?rows=(\d+)", plan)) == 1000
     store.close()
 
 
