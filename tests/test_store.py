@@ -906,6 +906,13 @@ def test_the_oldest_ready_task_is_found_whatever_its_kind_and_priority(store):
         assert round(store.oldest_ready_seconds()) == 3600 * hours
 
 
+def test_a_listener_that_fails_is_logged_and_harms_nothing(store, caplog):
+    told = []
+    store.listeners[:] = [raising(ValueError("broken")), lambda: told.append(1)]
+    assert store.create() == [1] and told == [1]
+    assert "could not notify" in caplog.text and "broken" in caplog.text
+
+
 def test_postgres_does_not_read_all_that_is_ready_for_the_oldest(postgres_database):
     store = taskmanager.open_store(postgres_database)
     store._execute("alter table tasks set (autovacuum_enabled = off)")
