@@ -286,8 +286,18 @@ def consumer_cancelled(stage, ledger):
             # A quorum queue (RabbitMQ 3.10) that is made anew at once does not tell its consumers, and never
             # delivers to them.
             time.sleep(0.1)
-            declare_durable(channel)
+            make_durable(stage)
         time.sleep(0.3)
+
+
+def make_durable(stage):
+    """Declare the queue. A worker that has missed it may have made it, as one that is not durable."""
+    while True:
+        with stage.channel() as channel, contextlib.suppress(pika.exceptions.ChannelClosedByBroker):
+            declare_durable(channel)
+            return
+        with stage.channel() as channel:
+            channel.queue_delete(DURABLE)
 
 
 def declare_durable(channel):
