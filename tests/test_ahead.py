@@ -218,8 +218,7 @@ def test_one_task_at_a_time_in_a_worker_with_one_slot_counts_as_alone(store, wor
 
 def test_a_task_that_is_to_run_alone_is_not_claimed_beside_what_waits(store, behind):
     _, door, slow, waiting = behind(60)
-    alone = create(store)
-    sql(store, "update tasks set alone = true where id = %(id)s", id=alone)
+    [(alone,)] = sql(store, "insert into tasks (alone) values (true)")
     time.sleep(0.2)
     assert status(store, alone) == {"New"}
     door.open.set()
