@@ -14,6 +14,10 @@ async def never(task):
     """Handlers are plain functions."""
 
 
+def cores(task):
+    return len(os.sched_getaffinity(0))
+
+
 def obey(task):
     """Do what the payload says."""
     order = task.payload or {}
