@@ -7253,6 +7253,7 @@ def set_up(description: str) -> Config:
     """
     restore_signals_in_forks()
     handle_signals(early_signal)
+    use_one_heap()
     parse_arguments(description)
     config = Config.from_env()
     if config.rabbitmq_url:
@@ -7263,14 +7264,28 @@ def set_up(description: str) -> Config:
     return config
 
 
-def release_memory() -> None:
-    """Have the C library return free memory to the system, which glibc does only at the end of its heap.
-
-    After ten arrays of 10,000 tasks it kept 15 MB for itself.
-    """
+def call_glibc(function: str, *arguments: int) -> None:
+    """Call a function of the C library, where it is glibc."""
     with contextlib.suppress(ImportError, OSError, TypeError, AttributeError):      # another library
         import ctypes
-        ctypes.CDLL(None).malloc_trim(0)
+        ctypes.CDLL(None)[function](*arguments)
+
+
+def use_one_heap() -> None:
+    """Have all threads allocate memory from one heap, where glibc gives each of them its own.
+
+    So what one has freed, all can use: after ten arrays of 10,000 tasks a service on SQLite keeps 11 MB more
+    than after its start, instead of 26.
+    """
+    call_glibc("mallopt", -8, 1)        # M_ARENA_MAX
+
+
+def release_memory() -> None:
+    """Return free memory to the system, which glibc itself does only at the end of its heap.
+
+    After ten arrays of 10,000 tasks it kept 15 MB.
+    """
+    call_glibc("malloc_trim", 0)
 
 
 def serve(*parts: Any) -> None:

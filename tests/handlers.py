@@ -1,5 +1,6 @@
 """Handlers that the tests' workers run: HANDLER=tests.handlers:…"""
 
+import ctypes
 import os
 import time
 
@@ -16,6 +17,13 @@ async def never(task):
 
 def cores(task):
     return len(os.sched_getaffinity(0))
+
+
+def heaps(task):
+    """Have glibc print its heaps."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_stats"):
+        libc.malloc_stats()
 
 
 def obey(task):

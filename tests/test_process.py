@@ -491,6 +491,13 @@ work = lambda task: resource.getrlimit(resource.RLIMIT_NOFILE)
     assert program.stop() == 0
 
 
+@pytest.mark.sqlite
+def test_all_threads_of_a_program_allocate_from_one_heap(start, sqlite_database):
+    service = start("taskmanager.py", DATABASE_URL=sqlite_database, HANDLER="tests.handlers:heaps")
+    assert http("POST", f"{service.url}/tasks", Prefer="wait=20").json["status"] == "Completed"
+    assert re.findall("Arena ([0-9]+)", service.log()) in (["0"], [])      # none where it is not glibc
+
+
 def test_without_waitress_no_server_can_be_made():
     code = """
 import sys
