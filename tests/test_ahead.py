@@ -251,15 +251,15 @@ def test_a_slow_kind_gets_slots_beside_a_quick_one(store, work):
 
 
 def test_nothing_is_claimed_ahead_while_another_kind_has_its_turn(store):
-    worker = Worker(store, Config(kinds="b,a", concurrency=1, poll_seconds=3600), lambda task: None)
-    first = create(store, kind="a")
+    worker = Worker(store, Config(kinds="b,a", concurrency=2, poll_seconds=3600), lambda task: None)
+    first = store.create([NewTask(kind="a")] * 2)
     worker.wake()
     worker._claim()
     worker._ahead["a"] = 100
     store.create([NewTask(kind="a")] * 5 + [NewTask(kind="b")])
     worker.wake()
     worker._claim()     # there is room for an "a", but none for the "b"
-    assert [row.id for row in store.list_tasks("In Progress")] == [first]
+    assert [row.id for row in store.list_tasks("In Progress")] == first
 
 
 @pytest.mark.parametrize("broken", ["promote_new", "promote_repeating", "reclaim", "unscheduled"])
