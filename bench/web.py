@@ -31,10 +31,14 @@ create table tasks (
 
 # Peers
 
-def ours(machine: Machine, port: int, url: str):
+def ours(machine: Machine, port: int, url: str, processes: int = 1):
     taskmanager.open_store(url)
     return machine.running(sys.executable, "taskmanager.py", port=port, DATABASE_URL=url,
-                           RABBITMQ_URL=machine.rabbitmq.url)
+                           RABBITMQ_URL=machine.rabbitmq.url, PROCESSES=str(processes))
+
+
+def ours_twice(machine: Machine, port: int, url: str):
+    return ours(machine, port, url, processes=2)
 
 
 def document(machine: Machine, port: int, url: str, **environment):
@@ -46,29 +50,43 @@ def document_with_rabbitmq(machine: Machine, port: int, url: str):
     return document(machine, port, url, RABBITMQ_URL=machine.rabbitmq.url)
 
 
-def fastapi(machine: Machine, port: int, url: str):
+def fastapi(machine: Machine, port: int, url: str, processes: int = 1):
     query(url, DOCUMENTED)
     return machine.running(SCRIPTS / "uvicorn", "fast:app", "--port", port, "--loop=uvloop",
-                           "--http=httptools", "--no-access-log", port=port, DATABASE_URL=url)
+                           "--http=httptools", "--no-access-log", f"--workers={processes}",
+                           port=port, DATABASE_URL=url)
 
 
-def empty(machine: Machine, port: int, url: str):
-    return machine.running(sys.executable, APPS / "empty.py", port=port)
+def fastapi_twice(machine: Machine, port: int, url: str):
+    return fastapi(machine, port, url, processes=2)
+
+
+def empty(machine: Machine, port: int, url: str, **environment):
+    return machine.running(sys.executable, APPS / "empty.py", port=port, **environment)
+
+
+def empty_on_one_core(machine: Machine, port: int, url: str):
+    return empty(machine, port, url, ONE_CORE="yes")
 
 
 NAMES = {
     ours: "Task Manager",
+    ours_twice: "Task Manager, PROCESSES=2",
     document: "Flask, a connection a request",
     document_with_rabbitmq: "the same, and one to RabbitMQ",
     fastapi: "FastAPI + asyncpg",
+    fastapi_twice: "FastAPI + asyncpg, two processes",
     empty: "ceiling: empty Bottle app",
+    empty_on_one_core: "ceiling: empty Bottle app on one core",
 }
 
 
 # Measures: each yields what one turn of each peer gives per second
 
 def post(seconds: int):
-    yield from turns("POST", "/tasks", seconds, [ours, document, document_with_rabbitmq, fastapi, empty],
+    yield from turns("POST", "/tasks", seconds,
+                     [ours, ours_twice, document, document_with_rabbitmq, fastapi, fastapi_twice, empty,
+                      empty_on_one_core],
                      check=lambda answer: answer["id"] > 0)
     yield "ceiling: pgbench, the same statement", functools.partial(
         pgbench, statement=(taskmanager.CREATE, dict.fromkeys(taskmanager.NewTask._fields, "{}") | {
@@ -77,7 +95,8 @@ def post(seconds: int):
 
 
 def get(seconds: int):
-    yield from turns("GET", "/tasks/500", seconds, [ours, document, fastapi, empty],
+    yield from turns("GET", "/tasks/500", seconds,
+                     [ours, ours_twice, document, fastapi, fastapi_twice, empty, empty_on_one_core],
                      check=lambda task: task["id"] == 500 and len(task) == 4)
     yield "ceiling: pgbench, the same statement", functools.partial(
         pgbench, statement=(taskmanager.READ, {"id": 500}), seconds=seconds)
@@ -107,7 +126,7 @@ def turn(peer, method: str, path: str, tasks: int, check, seconds: int, machine:
     port, url = servers.free_port(), machine.new_database()
     address = f"http://127.0.0.1:{port}{path}"
     with peer(machine, port, url):
-        if method == "GET" and peer is not empty:
+        if method == "GET" and peer not in (empty, empty_on_one_core):
             fill(url)
         first = send(method, address, tasks)
         if not check(first):
@@ -116,7 +135,7 @@ def turn(peer, method: str, path: str, tasks: int, check, seconds: int, machine:
         warm, _ = wrk(method, address, tasks, 1)
         requests, rate = wrk(method, address, tasks, seconds)
 
-    if method == "POST" and peer is not empty:
+    if method == "POST" and peer not in (empty, empty_on_one_core):
         [(rows,)] = query(url, "select count(*) from tasks")
         expected = (1 + warm + requests) * (tasks or 1)
         unanswered = 2 * CONNECTIONS * (tasks or 1)         # when wrk ended

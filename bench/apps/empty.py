@@ -22,4 +22,6 @@ def read(id):
             ' "updated_at": "2024-12-17T10:00:00"}')
 
 
+if "ONE_CORE" in os.environ:
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 waitress.serve(app, host="127.0.0.1", port=int(os.environ["PORT"]), threads=8)
