@@ -50,8 +50,7 @@ from   (select n,
 # What is changed before something is measured
 DUE = f"""
 update tasks set run_at = {NOW} - interval '1 s'
-where  id in (select id from tasks where status = 'New' and run_at is not null
-              order by run_at desc limit 100)"""
+where  id in (select id from tasks where status = 'New' order by id desc limit 100)"""
 EXPIRED = f"""
 update tasks set lease_until = {NOW} - interval '1 s'
 where  id in (select id from tasks where status = 'In Progress' order by id limit 8)"""
@@ -98,6 +97,12 @@ class Table:
             self.made = self.store.create([NewTask()] * tasks)
         return run
 
+    def all_of_new(self, change, status: str):
+        """Return what changes a hundred tasks at once, which have this status and were just created."""
+        self.create(100)()
+        query(self.url, "update tasks set status = %s where id = any(%s)", [status, self.made])
+        return partial(change, Filters(statuses=(status,)), after=self.made[0] - 1)
+
     def after(self, sql: str, call):
         query(self.url, sql)
         return call
@@ -133,7 +138,7 @@ MEASURES = {
     "UNSCHEDULED": lambda t: t.store.unscheduled,
     "CLAIM, 8": lambda t: t.held,
     "CLAIM, of a kind without tasks": lambda t: partial(t.store.claim, 8, 30, kind="sync"),
-    "RUNNING": lambda t: partial(t.store.running, t.rows, 1),
+    "READY_KINDS": lambda t: partial(t.store.ready_kinds, ["default", "mail", "report", "sync"]),
     "HELD_BY": lambda t: partial(t.store.held_by, "w1"),
     "EXTEND, 8": lambda t: ended(t, lambda held: t.store.extend([(*each, None) for each in held], 3600)),
     "COMPLETE, 8": lambda t: ended(t, lambda held: t.store.complete([(*each, None) for each in held])),
@@ -142,13 +147,14 @@ MEASURES = {
     "RELEASE, 8": lambda t: ended(t, t.store.release),
     "RECLAIM, nothing": lambda t: partial(t.store.reclaim, 3),
     "RECLAIM, 8": lambda t: t.after(EXPIRED, partial(t.store.reclaim, 3)),
-    "CANCEL_REQUESTED": lambda t: t.store.cancel_requests,
+    "CANCEL_REQUESTED, 8": lambda t: ended(t, t.store.cancel_requests),
     "CANCEL": lambda t: partial(t.store.cancel, t.store.create()[0]),
     "RETRY_BY_HAND": lambda t: partial(t.store.retry_by_hand, t.failed_id()),
     "DELETE": lambda t: partial(t.store.delete, t.store.create()[0]),
     "ATTEMPTS": lambda t: partial(t.store.attempts, t.any_id()),
-    "CANCEL_ALL, 100": lambda t: t.create(100)() or partial(
-        t.store.cancel_all, Filters(kinds=("default",)), after=t.made[0] - 1),
+    "CANCEL_ALL, 100": lambda t: t.all_of_new(t.store.cancel_all, "New"),
+    "RETRY_ALL, 100": lambda t: t.all_of_new(t.store.retry_all, "Failed"),
+    "DELETE_ALL, 100": lambda t: t.all_of_new(t.store.delete_all, "Failed"),
     "DELETE_OLD, 100": lambda t: t.after(OLD, partial(t.store.delete_old, "Completed", 365, 100)),
     "OLDEST_READY": lambda t: t.anew(t.store.oldest_ready_seconds),
     "FINISHED, 10 seconds": lambda t: t.anew(partial(t.store.finished_per_second, "Completed")),
