@@ -174,8 +174,16 @@ def test_a_session_that_a_pooler_shares_keeps_its_settings(pgbouncer, empty_data
     url = pgbouncer.url_of(empty_database())
     store = taskmanager.open_store(url)
     store.create()
-    limits = query(url, "select current_setting('statement_timeout'), current_setting('lock_timeout')")
-    assert limits == [("0", "0")]
+    limits = query(url, "select current_setting('statement_timeout'), current_setting('lock_timeout'), "
+                        "current_setting('jit')")
+    assert limits == [("0", "0", "on")]
+    store.close()
+
+
+def test_a_session_of_our_own_compiles_no_statement(empty_database):
+    """PostgreSQL takes ten times as long to compile what looks dear in a large table as to run it."""
+    store = taskmanager.open_store(empty_database())
+    assert store._execute("select current_setting('jit')") == [("off",)]
     store.close()
 
 
