@@ -148,12 +148,18 @@ def plan_of(store, statement, params):
 # Programs
 
 class Program:
-    """taskmanager.py or worker.py, running; `wrapper` is a command that gets the program's as arguments."""
+    """taskmanager.py or worker.py, running; `wrapper` is a command that gets the program's as arguments.
+
+    Both are started as modules, as in a container: so Python need not compile them at each start.
+    """
 
     def __init__(self, script, folder, environ, wrapper=()):
         self.log_file = folder / f"{Path(script).name}-{next(numbers)}.log"
-        clean = {name: value for name, value in os.environ.items() if name not in SETTINGS}
-        command = [*wrapper, sys.executable, str(ROOT / script)]
+        unwanted = SETTINGS | {"PYTHONDONTWRITEBYTECODE"}
+        clean = {name: value for name, value in os.environ.items() if name not in unwanted}
+        is_module = script in ("taskmanager.py", "worker.py")
+        arguments = ["-m", script.removesuffix(".py")] if is_module else [str(ROOT / script)]
+        command = [*wrapper, sys.executable, *arguments]
         with self.log_file.open("wb") as output:
             self.process = subprocess.Popen(
                 command,
