@@ -15,7 +15,7 @@ from chaos.producers import Ledger, start_producers
 from chaos.scenarios import SCENARIOS, Scenario
 from chaos.stage import ServerStage, Stage
 
-BEFORE = 0.7        # seconds of ordinary work before a fault
+BEFORE = 0.8        # seconds of ordinary work before a fault; in the short form half of it
 TOGETHER = 3        # scenarios at the same time, at most, in the long form
 
 
@@ -25,7 +25,7 @@ def play(stage: Stage, scenarios: list[Scenario], name: str, seed) -> Account:
     stage.random.seed(f"{seed} {name}")
     accounting = Accounting(stage, ledger)
     producers = start_producers(stage, ledger)
-    time.sleep(BEFORE)
+    stage.rest(BEFORE)
     with concurrent.futures.ThreadPoolExecutor(len(scenarios)) as pool:
         futures = [pool.submit(each.run, stage, ledger) for each in scenarios]
     errors = [future.exception() for future in futures]

@@ -136,7 +136,7 @@ class Accounting:
                 return
             if self.stage.documented_at_risk and is_there and all(row.has_ended for row in rows):
                 deadline = min(deadline, time.monotonic() + 2)
-            time.sleep(0.2)
+            time.sleep(0.1)
 
     def _poison_is_there(self) -> bool:
         poison = [offer for offer in self.ledger.offers() if offer.door == "poison"]

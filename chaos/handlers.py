@@ -17,8 +17,12 @@ __all__ = ["default", "deadly", "hungry", "long"]
 LOG = os.open(os.environ["CHAOS_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
 BLOCK = 64 * 2**20      # bytes
 
-if "CHAOS_STATEMENT_SECONDS" in os.environ:     # so that the short form need not wait
+# So that the short form need not wait.
+if "CHAOS_STATEMENT_SECONDS" in os.environ:
     taskmanager.STATEMENT_SECONDS = float(os.environ["CHAOS_STATEMENT_SECONDS"])
+if "CHAOS_BACKOFF_SECONDS" in os.environ:
+    usual_backoff, limit = taskmanager.backoff, float(os.environ["CHAOS_BACKOFF_SECONDS"])
+    taskmanager.backoff = lambda tries, first, longest: usual_backoff(tries, first, min(longest, limit))
 
 
 def note(word, task):

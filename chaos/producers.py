@@ -17,7 +17,7 @@ from chaos.stage import DOCUMENTED, DURABLE, Stage
 from helpers import PRODUCER
 
 ANSWER_SECONDS = 5      # that a client waits for an answer
-ARRAY = 10              # tasks in an array
+ARRAY = 5               # tasks in an array
 DOORS = ("http", "http with key", "array", "array with key", "message", "message with message_id")
 
 
@@ -69,7 +69,7 @@ class Ledger:
                 payload["sleep"] = round(self.random.uniform(0, 0.1), 3)
             payload |= fields.pop("payload", {})
             if "kind" not in fields and self.random.random() < 0.1:
-                fields |= self.random.choice([{"priority": 5}, {"delay": 0.5}])
+                fields |= self.random.choice([{"priority": 5}, {"delay": 0.3}])
             self._offers.append(Offer(token, door, payload, fields, at=time.monotonic()))
             return self._offers[-1]
 
@@ -111,7 +111,7 @@ class Producer(threading.Thread):
 
     def run(self):
         with contextlib.closing(self):
-            rest = 5 * self.rest if self.door.startswith("array") else self.rest
+            rest = 3 * self.rest if self.door.startswith("array") else self.rest
             while not self.ledger.stopped.wait(self.random.uniform(0, rest)):
                 self.produce()
 
@@ -228,7 +228,7 @@ class MessageProducer(Producer):
 class DocumentProducer(Producer):
     """Runs the document's own program, with another host for 'rabbitmq'."""
 
-    rest = 0.5
+    rest = 0.3
 
     def produce(self):
         parameters = pika.URLParameters(self.stage.broker.url)

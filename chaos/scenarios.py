@@ -18,7 +18,7 @@ import psycopg2
 
 import servers
 from chaos.producers import HttpProducer, Ledger, post, publisher
-from chaos.stage import DURABLE, LEASE, FileStage, ServerStage, Stage, StandbyStage, wait_until
+from chaos.stage import DURABLE, FileStage, ServerStage, Stage, StandbyStage, wait_until
 from helpers import connect, reset
 
 
@@ -77,10 +77,10 @@ def worker_killed(stage, ledger):
 def worker_frozen(stage, ledger):
     """A worker sleeps past its lease, and wakes: what it then reports is refused."""
     # When it wakes, others run these tasks.
-    send(stage, ledger, 12, kind="long", payload={"sleep": 3.5})
+    send(stage, ledger, 12, kind="long", payload={"sleep": stage.lease})
     name = holder_of_most(stage, "long") or stage.random.choice(stage.workers)
     stage.freeze(name)
-    time.sleep(LEASE + 1.5)
+    time.sleep(stage.lease + 1.5)
     stage.thaw(name)
 
 
@@ -96,13 +96,16 @@ def holder_of_most(stage, kind):
 
 @scenario("programs", "worker")
 def worker_stopped(stage, ledger):
-    """Workers are told to stop while they run tasks that take longer than their grace period."""
-    send(stage, ledger, 12, kind="long", payload={"sleep": 3})
+    """All workers are told to stop while they run tasks that take longer than their grace period."""
+    send(stage, ledger, 12, kind="long", payload={"sleep": 2})
     time.sleep(0.3)
-    for name in stage.workers:
+
+    def restart(name):
         if status := stage.stop(name):
             ledger.wrong.append(f"{name} ended with {status} at SIGTERM")
         stage.start(name)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        list(pool.map(restart, stage.workers))
 
 
 @scenario("programs", "worker4")
@@ -179,7 +182,7 @@ def connections_exhausted(stage, ledger):
     with contextlib.ExitStack() as others:
         administrator = others.enter_context(contextlib.closing(psycopg2.connect(stage.url)))
         administrator.autocommit = True
-        until = time.monotonic() + 2.5
+        until = time.monotonic() + (1.5 if stage.is_short else 3)
         while time.monotonic() < until:
             with contextlib.suppress(psycopg2.OperationalError):
                 while True:
@@ -195,7 +198,7 @@ def table_locked(stage, ledger):
     """Somebody locks the whole table for longer than a lease."""
     with contextlib.closing(psycopg2.connect(stage.url)) as connection:
         connection.cursor().execute("lock table tasks in access exclusive mode")
-        time.sleep(LEASE + 1)
+        time.sleep(stage.lease + 1)
     stage.may_lose_all()
 
 
@@ -209,17 +212,8 @@ def disk_full(stage, ledger):
         end $$;
         create trigger chaos_full before insert or update or delete on tasks
             for each statement execute function chaos_full()""")
-    time.sleep(2.5)
+    stage.rest(3)
     stage.query("drop function chaos_full cascade")
-
-
-@scenario("database", "postgres")
-def connection_cut(stage, ledger):
-    """An API process and a worker hear nothing any more from the database, and no reset tells them."""
-    stage.proxy.go_silent()
-    time.sleep(LEASE + 1)
-    stage.proxy.recover()
-    stage.may_lose_all()
 
 
 @scenario("database", "postgres worker client")
@@ -230,7 +224,7 @@ def pgbouncer_restarted(stage, ledger):
     stage.pooled_url = bouncer.url_of(stage.url)
     restart_all(stage)
     for end in (bouncer.stop, bouncer.kill):
-        time.sleep(1)
+        stage.rest(1)
         end()
         time.sleep(0.5)
         bouncer.start()
@@ -247,6 +241,15 @@ def restart_all(stage, environ_of=lambda name: {}):
     for half in (("api1", "worker1", "worker3"), ("api2", "worker2")):
         with concurrent.futures.ThreadPoolExecutor() as pool:
             list(pool.map(lambda name: stage.restart(name, **environ_of(name)), half))
+
+
+@scenario("database", "postgres")
+def connection_cut(stage, ledger):
+    """An API process and a worker hear nothing any more from the database, and no reset tells them."""
+    stage.proxy.go_silent()
+    time.sleep(stage.lease + 1)
+    stage.proxy.recover()
+    stage.may_lose_all()
 
 
 # RabbitMQ
@@ -325,14 +328,10 @@ def without_messages(stage, ledger):
 @scenario("broker", "broker")
 def memory_alarm(stage, ledger):
     """The broker has no memory left: it takes nothing from those who publish."""
-    stage.documented_at_risk = True
-    stage.broker.stop()
-    stage.broker.configure("{vm_memory_high_watermark, {absolute, 1000000}}")
-    stage.broker.start()
-    time.sleep(3)
-    stage.broker.configure(stage.broker.limits)
-    stage.broker.stop()
-    stage.broker.start()
+    stage.broker.limit_memory(10**6)
+    wait_until(lambda: "resource limit alarm set" in stage.broker.log.read_text(errors="replace"), 20, "the alarm")
+    stage.rest(4)
+    stage.broker.limit_memory(10**9)
 
 
 BAD_BODIES = (b"\xff\xfe", b"{", b"NaN", b'"no object"', b'{"status": "Failed"}', b'{"priority": "high"}',
@@ -369,8 +368,8 @@ def publish_poison(stage, ledger, number, size=0):
 
 @scenario("broker", "broker")
 def poison_messages(stage, ledger):
-    """A thousand messages that are no tasks come among the good ones; all are rejected."""
-    publish_poison(stage, ledger, 1000)
+    """A thousand messages that are no tasks, or 300, come among the good ones; all are rejected."""
+    publish_poison(stage, ledger, 300 if stage.is_short else 1000)
 
 
 @scenario("broker", "broker")
@@ -400,8 +399,8 @@ def rejected_queue_full(stage, ledger):
     queue = f"{DURABLE}.rejected"
     full = {"x-max-length": 5, "x-overflow": "reject-publish"}
     replace_rejected(stage, queue, full)
-    publish_poison(stage, ledger, 300)
-    time.sleep(4)
+    publish_poison(stage, ledger, 100 if stage.is_short else 300)
+    time.sleep(stage.patience_of_broker + 1)
     replace_rejected(stage, queue, {})
 
 
@@ -420,7 +419,7 @@ def replace_rejected(stage, queue, arguments):
 def database_away_for_long(stage, ledger):
     """The database is away for longer than the broker waits for acknowledgements."""
     stage.postgres.stop()
-    time.sleep(5)
+    time.sleep(stage.patience_of_broker + 1.5)
     stage.postgres.start()
     stage.may_lose_all()
 
@@ -460,7 +459,7 @@ def slow_clients(stage, ledger):
     """Clients send a byte a second."""
     with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
         clients = [stack.enter_context(connect(stage.random.choice(stage.urls), b"P")) for _ in range(100)]
-        for byte in b"OST ":
+        for byte in b"OS" if stage.is_short else b"OST ":
             time.sleep(1)
             for client in clients:
                 client.sendall(bytes([byte]))
@@ -506,7 +505,7 @@ def primary_killed(stage, ledger):
 @scenario("standby", "postgres")
 def primary_frozen(stage, ledger):
     """The primary stops answering, the standby is promoted, and later the frozen one is killed."""
-    return fail_over(stage, stage.postgres.freeze, seconds=LEASE)
+    return fail_over(stage, stage.postgres.freeze, seconds=stage.lease)
 
 
 def fail_over(stage, fault, seconds=0.5):
@@ -524,10 +523,9 @@ def fail_over(stage, fault, seconds=0.5):
 @scenario("sqlite", "file")
 def two_processes_on_a_file(stage, ledger):
     """Three processes write to the file, and a fourth one holds its lock for seconds."""
-    time.sleep(1)
     with contextlib.closing(sqlite3.connect(stage.file, timeout=20, isolation_level=None)) as connection:
         connection.execute("begin immediate")
-        time.sleep(3)
+        time.sleep(stage.lease)
         connection.execute("rollback")
     stage.may_lose_all()
 
@@ -546,11 +544,11 @@ def file_system_full(stage, ledger):
     with contextlib.closing(sqlite3.connect(stage.file, isolation_level=None)) as reader:
         reader.execute("begin")
         reader.execute("select count(*) from tasks").fetchall()     # so that SQLite's log can't begin anew
-        time.sleep(0.3)
+        stage.rest(0.5)
         size = max(file.stat().st_size for file in stage.files())
         for name in stage.programs:
             stage.limit_files(name, size)
-        time.sleep(2.5)
+        stage.rest(3)
     for name in stage.programs:
         stage.limit_files(name)
     stage.may_lose_all()
@@ -566,7 +564,7 @@ def file_read_only(stage, ledger):
         file.chmod(0o400)
     for name in stage.programs:
         stage.kill(name)
-    time.sleep(3)
+    stage.rest(3)
     for file, mode in modes.items():
         file.chmod(mode)
 

@@ -23,11 +23,9 @@ from helpers import Program
 
 SLOTS = 8               # of a worker
 HELD = 100              # tasks that a worker may hold at once: it claims short ones ahead
-LEASE = 3               # seconds
 OVERLOAD = 3            # processes that wait for a core; above, a program may not get its turn for a lease
 SETTINGS = {
     "CONCURRENCY": SLOTS,
-    "LEASE_SECONDS": LEASE,
     "POLL_SECONDS": 0.2,
     "RETRY_SECONDS": 0.1,
     "GRACE_SECONDS": 1,
@@ -35,8 +33,9 @@ SETTINGS = {
     "KINDS": "default,long,deadly",
     "HANDLER": "chaos.handlers:{kind}",
 }
-# In the short form a worker waits 7 seconds, and not 25, for a database that has gone silent.
-SHORT = {"CHAOS_STATEMENT_SECONDS": 2}
+# In the short form a worker waits 7 seconds, and not 25, for a database that has gone silent, and tries at
+# least once a second to reach a server that was away.
+SHORT = {"CHAOS_STATEMENT_SECONDS": 2, "CHAOS_BACKOFF_SECONDS": 1}
 DURABLE = "orders"              # the queue of producers that want to know; the document's is not durable
 DOCUMENTED = "task_queue"
 
@@ -99,7 +98,10 @@ class Stage:
 
     def __init__(self, seed, is_short=True):
         self.random = random.Random(seed)
-        self.settings = SETTINGS | (SHORT if is_short else {})
+        self.is_short = is_short
+        self.lease = 2 if is_short else 3                       # seconds
+        self.patience_of_broker = 1.5 if is_short else 3        # seconds that it waits for acknowledgements
+        self.settings = SETTINGS | {"LEASE_SECONDS": self.lease} | (SHORT if is_short else {})
         self.folder = Path(tempfile.mkdtemp(prefix="taskmanager-chaos-", dir="/tmp"))
         self.handlers_log = self.folder / "handlers.log"
         self.handlers_log.touch()
@@ -146,6 +148,10 @@ class Stage:
 
     def start_servers(self):
         pass
+
+    def rest(self, seconds: float) -> None:
+        """Sleep, in the short form half as long."""
+        time.sleep(seconds / 2 if self.is_short else seconds)
 
     def create_witness(self):
         raise NotImplementedError
@@ -257,19 +263,17 @@ class Stage:
 
 
 class Broker(servers.RabbitMQ):
-    """With a consumer_timeout that a database which is away for seconds exceeds."""
+    """It waits so few seconds for acknowledgements that a database which is away for longer exceeds them."""
 
-    limits = "{disk_free_limit, 1000000}, {vm_memory_high_watermark, {absolute, 1000000000}}"
-
-    def __init__(self):
+    def __init__(self, patience: float):
         super().__init__()
-        self.configure(self.limits)
+        file = self.folder / "rabbitmq.config"
+        patient = f"{{consumer_timeout, {patience * 1000:.0f}}}, {{channel_tick_interval, 250}}"
+        file.write_text(file.read_text().replace("{disk_free_limit", f"{patient}, {{disk_free_limit"))
 
-    def configure(self, limits: str) -> None:
-        """Set the limits of memory and disk, for the next start."""
-        (self.folder / "rabbitmq.config").write_text(
-            f'[{{rabbit, [{{tcp_listeners, [{{"127.0.0.1", {self.port}}}]}}, {limits},'
-            " {consumer_timeout, 3000}, {channel_tick_interval, 500}]}].")
+    def limit_memory(self, bytes: int) -> None:
+        """Set the number of bytes above which the broker has no memory left."""
+        self.evaluate(f"vm_memory_monitor:set_vm_memory_high_watermark({{absolute, {bytes}}})")
 
 
 class ServerStage(Stage):
@@ -278,7 +282,7 @@ class ServerStage(Stage):
     proxy: Proxy | None = None
 
     def start_servers(self):
-        self.broker = Broker()
+        self.broker = Broker(self.patience_of_broker)
         broker = threading.Thread(target=self.broker.start)
         broker.start()
         self.start_postgres()
@@ -286,7 +290,12 @@ class ServerStage(Stage):
         with self.channel() as channel:
             channel.queue_declare(DURABLE, durable=True, arguments={"x-queue-type": "quorum"})
             channel.queue_declare(f"{DURABLE}.rejected", durable=True)
-        time.sleep(1)       # a quorum queue whose broker is killed sooner may never find a leader
+        self.declared = time.monotonic()
+
+    def open(self):
+        super().open()
+        # A quorum queue whose broker is killed sooner may never find a leader.
+        time.sleep(max(0, self.declared + 1 - time.monotonic()))
 
     def start_postgres(self):
         self.postgres = servers.Postgres()

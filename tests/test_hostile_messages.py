@@ -402,6 +402,19 @@ def test_a_notification_makes_its_exchange_again(channel, broker):
 
 
 @contextlib.contextmanager
+def alarm(rabbitmq, **settings):
+    """Let the broker find its disk full, and give it these settings; they last until its next start."""
+    for name, value in settings.items():
+        rabbitmq.evaluate(f"application:set_env(rabbit, {name}, {value})")
+    rabbitmq.evaluate("rabbit_disk_monitor:set_disk_free_limit(1000000000000000)")
+    try:
+        eventually(lambda: "disk resource limit alarm set" in rabbitmq.log.read_text(errors="replace"))
+        yield
+    finally:
+        rabbitmq.evaluate("rabbit_disk_monitor:set_disk_free_limit(1000000)")
+
+
+@contextlib.contextmanager
 def restarted(rabbitmq, *settings):
     """Restart the broker with these settings, and put its configuration back, for the next start."""
     file = rabbitmq.folder / "rabbitmq.config"
@@ -439,8 +452,7 @@ def test_under_an_alarm_and_beyond_the_consumer_timeout_nothing_is_lost_or_doubl
         return create(tasks, via)
     monkeypatch.setattr(store, "create", away_for_too_long)
 
-    full = "{disk_free_limit, 1000000000000000}"
-    with restarted(rabbitmq, full, "{consumer_timeout, 1000}", "{channel_tick_interval, 200}"):
+    with alarm(rabbitmq, consumer_timeout=1000, channel_tick_interval=200):
         it = Intake(store, Config(rabbitmq_url=rabbitmq.url), lambda: None)
         notifier = RabbitNotifier(Config(rabbitmq_url=rabbitmq.url))
         notifier.start()
