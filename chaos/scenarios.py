@@ -329,7 +329,10 @@ def without_messages(stage, ledger):
 def memory_alarm(stage, ledger):
     """The broker has no memory left: it takes nothing from those who publish."""
     stage.broker.limit_memory(10**6)
-    wait_until(lambda: "resource limit alarm set" in stage.broker.log.read_text(errors="replace"), 20, "the alarm")
+
+    def is_alarmed():
+        return "memory resource limit alarm set" in stage.broker.log.read_text(errors="replace")
+    wait_until(is_alarmed, 20, "the alarm")
     stage.rest(4)
     stage.broker.limit_memory(10**9)
 

@@ -9,6 +9,7 @@ import contextlib
 import http.server
 import logging
 import os
+import signal
 import threading
 import time
 
@@ -25,6 +26,11 @@ logging.getLogger("pika").setLevel(logging.CRITICAL)
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "sqlite: the test, or the module, needs no other database than SQLite")
+    # A shell ignores some of them for what it starts in the background, and nohup one; what we start would
+    # inherit that. A signal that is handled, though by doing nothing, does there what it usually does.
+    for number in taskmanager.SIGNALS:
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -373,7 +373,7 @@ class RabbitMQ(Server):
         return f"(fun(F)->spawn(fun()->F(F)end)end)(fun(F)->timer:sleep(50),{look},F(F)end)."
 
     def evaluate(self, expression: str) -> None:
-        """Let the server evaluate an Erlang expression. rabbitmqctl could not: the node is not distributed."""
+        """Let the server evaluate an Erlang expression; rabbitmqctl can't reach a node without a listener."""
         file = self.folder / "evaluate"
         written = self.folder / "written"
         written.write_text(expression + ".")
