@@ -385,15 +385,16 @@ def test_a_row_that_another_transaction_keeps_locked_holds_up_no_other(postgres_
 
 
 @pytest.mark.parametrize("lock_at", ["while they run", "when they end"])
-def test_many_locked_rows_let_no_lease_of_another_task_end(postgres_database, lock_at):
-    """A statement waits a second for a lock: if it did so for each of them, heartbeats would come late."""
+def test_many_locked_rows_let_no_lease_of_another_task_end(postgres_database, monkeypatch, lock_at):
+    """A statement waits some time for a lock: if it did so for each of them, heartbeats would come late."""
+    monkeypatch.setattr(taskmanager, "LOCK_SECONDS", 0.6)       # seven times that is longer than the lease
     store = taskmanager.open_store(postgres_database)
     ids = store.create([NewTask()] * 8)
     their_end, its_end = threading.Event(), threading.Event()
 
     def handler(task):
         (its_end if task.id == ids[-1] else their_end).wait(20)
-    worker = Worker(store, Config(poll_seconds=0.1, lease_seconds=4, concurrency=8), handler)
+    worker = Worker(store, Config(poll_seconds=0.1, lease_seconds=3, concurrency=8), handler)
     worker.start()
     with contextlib.closing(psycopg2.connect(postgres_database)) as connection:
         eventually(lambda: len(store.list_tasks("In Progress")) == 8)
@@ -401,7 +402,7 @@ def test_many_locked_rows_let_no_lease_of_another_task_end(postgres_database, lo
         if lock_at == "when they end":
             their_end.set()
         left = "select cast(date_part('epoch', lease_until - now()) as float) from tasks where id = 8"
-        deadline = time.monotonic() + 9
+        deadline = time.monotonic() + 6
         while time.monotonic() < deadline:
             assert store._execute(left.replace("now()", taskmanager.NOW))[0][0] > 0
             time.sleep(0.2)

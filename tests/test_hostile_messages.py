@@ -403,7 +403,7 @@ def test_a_notification_makes_its_exchange_again(channel, broker):
 
 @contextlib.contextmanager
 def alarm(rabbitmq, **settings):
-    """Let the broker find its disk full, and give it these settings; they last until its next start."""
+    """Let the broker find its disk full, and give it these settings; in the end it is killed."""
     for name, value in settings.items():
         rabbitmq.evaluate(f"application:set_env(rabbit, {name}, {value})")
     rabbitmq.evaluate("rabbit_disk_monitor:set_disk_free_limit(1000000000000000)")
@@ -411,7 +411,7 @@ def alarm(rabbitmq, **settings):
         eventually(lambda: "disk resource limit alarm set" in rabbitmq.log.read_text(errors="replace"))
         yield
     finally:
-        rabbitmq.evaluate("rabbit_disk_monitor:set_disk_free_limit(1000000)")
+        rabbitmq.kill()     # with what it has not read from those that it blocks
 
 
 @contextlib.contextmanager
