@@ -6755,6 +6755,7 @@ class Channel(HTTPChannel):
 
     task_class, error_task_class, parser_class = Answer, Refusal, Request
     request: Request | None
+    requests: Any = ()      # until __init__() has come to its end
     outbufs: list[Any]
     sent_continue: bool
     answer = 0      # bytes of an answer that is not yet read to its end
@@ -6809,6 +6810,12 @@ class Channel(HTTPChannel):
         self.answer += len(data)
         return super().write_soon(data)
 
+    def _flush_outbufs_below_high_watermark(self):
+        """Wait while too much of an answer waits to be sent. The server's thread sends it meanwhile."""
+        if self.total_outbufs_len > self.adj.outbuf_high_watermark:
+            self.server.sockets.watch(self)
+        super()._flush_outbufs_below_high_watermark()
+
     def flush(self) -> None:
         """Send what there is of the answer; the server's thread sends what the client does not take now."""
         with self.outbuf_lock:
@@ -6859,24 +6866,31 @@ class Sockets(dict[int, Any]):
         self.epoll = select.epoll()
 
     def __setitem__(self, number, dispatcher):
-        super().__setitem__(number, dispatcher)
         self.epoll.register(number, select.EPOLLIN | select.EPOLLPRI | select.EPOLLONESHOT)
+        super().__setitem__(number, dispatcher)
 
     def __delitem__(self, number):
         super().__delitem__(number)
         self.epoll.unregister(number)
 
     def watch(self, dispatcher: Any) -> None:
-        """Have one event of a connection handled, of those that it waits for now. From any thread."""
-        events = select.EPOLLONESHOT
-        if dispatcher.readable():
-            events |= select.EPOLLIN | select.EPOLLPRI
-        if dispatcher.writable():
-            events |= select.EPOLLOUT
-        number = dispatcher._fileno
-        if events != select.EPOLLONESHOT and number is not None:
-            with contextlib.suppress(OSError):      # another thread has just closed it
-                self.epoll.modify(number, events)
+        """Have one event of a connection handled, of those that it waits for now. From any thread.
+
+        Another thread may do the same, having seen something older or newer; or it may have closed the
+        connection, whose number is then the next one's. So each looks again at what it has set.
+        """
+        number, watched = dispatcher._fileno, 0
+        while there := self.get(number):
+            events = 0
+            if there.readable():
+                events |= select.EPOLLIN | select.EPOLLPRI
+            if there.writable():
+                events |= select.EPOLLOUT
+            if events in (0, watched):
+                break
+            with contextlib.suppress(OSError):      # it has just been closed
+                self.epoll.modify(number, events | select.EPOLLONESHOT)
+            watched = events
 
     def handle_events(self, server: Server, seconds: float) -> None:
         """Handle what has happened, or happens within so many seconds."""
@@ -6928,6 +6942,12 @@ class OneCore:
         self._choose_at = now + (CORE_SECONDS if self._is_free else 0.1)
         self._is_free = not self._is_free
 
+    def end(self) -> None:
+        """Let the calling thread, the first of them, use all cores again: it may be the program's own."""
+        with contextlib.suppress(OSError):
+            if len(self.cores) > 1:
+                os.sched_setaffinity(0, self.cores)
+
 
 class Server(TcpWSGIServer):
     """All connections to an application.
@@ -6939,7 +6959,8 @@ class Server(TcpWSGIServer):
 
     def __init__(self, app: Callable, config: Config, listener: socket.socket):
         self.thread: EssentialThread | None = None
-        self.stopped = False
+        self.stopped = self._lacks_files = False
+        self._accept_at = 0.0       # by time.monotonic()
         self.queued = 0     # bytes of bodies that have come whole; their clients are not cut off
         self.count_refused = getattr(app, "refused", lambda method, status: None)
         self.cors: Callable[[dict[str, str]], dict[str, str]] = getattr(app, "cors", lambda environ: {})
@@ -6961,14 +6982,20 @@ class Server(TcpWSGIServer):
         self.thread.start()
 
     def run(self) -> None:
-        """Serve until begin_stop() or close(); finish the requests under way, for up to 5 seconds."""
+        """Serve until begin_stop() or close(); finish the requests under way, for up to 5 seconds.
+
+        Then close the connections: otherwise they would last, and their clients wait, as long as the process.
+        """
         one_core = OneCore([threading.current_thread(), *self.task_dispatcher.all_threads()])
         try:
             while self.sockets and not self.stopped:
                 self.sockets.handle_events(self, 1)
                 one_core.keep(time.monotonic())
         finally:
+            one_core.end()
             self.task_dispatcher.shutdown()
+            for channel in list(self.active_channels.values()):
+                channel.handle_close()
 
     def pull_trigger(self) -> None:
         """Do nothing: a connection itself tells self.sockets what it waits for."""
@@ -6993,6 +7020,28 @@ class Server(TcpWSGIServer):
         """Log an error with a new connection; waitress would stop listening."""
         log.exception("failed to accept a connection")
 
+    def readable(self):
+        return super().readable() and time.monotonic() >= self._accept_at
+
+    def accept(self):
+        """Accept a connection. Where the process has no more files, cut off idle clients for the next ones.
+
+        Waitress would try again at once, for as long as there is none, and log each time.
+        """
+        try:
+            return super().accept()
+        except OSError as e:
+            if e.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            if not self._lacks_files:
+                log.warning("accepted no connection error=%r: idle clients are cut off from now on; expected "
+                            "a limit of %s open files (ulimit -n)", e.strerror, MAX_OPEN_FILES)
+            self._lacks_files = True
+            self.maintenance(time.time(), is_full=True)
+            if not any(channel.will_close for channel in self.active_channels.values()):
+                self._accept_at = time.monotonic() + 0.1
+            return None
+
     def handle_accept(self):
         """Let in all clients that wait; waitress lets in one a round, and a large round takes long."""
         for _ in range(MAX_CONNECTIONS // 10):
@@ -7003,18 +7052,20 @@ class Server(TcpWSGIServer):
         if len(self.active_channels) > MAX_CONNECTIONS - MAX_CONNECTIONS // 50:
             self.maintenance(time.time())
 
-    def maintenance(self, now):
+    def maintenance(self, now, is_full=False):
         """Cut off clients that have been idle or slow for too long.
 
-        Where connections or space run short, cut off those that have been so for the longest time.
+        Where connections or space run short, cut off those that have been so for the longest time. With
+        `is_full` there can't be more connections than now.
         """
         there = [channel for channel in self.active_channels.values() if not channel.will_close]
-        spare, kept = MAX_CONNECTIONS - len(there), sum(channel.kept for channel in there)
+        most = len(there) if is_full else MAX_CONNECTIONS
+        spare, kept = most - len(there), sum(channel.kept for channel in there)
         there.sort(key=lambda channel: (channel.kept > 0, channel.last_activity))   # the idle ones go first
         self.queued = sum(channel.kept for channel in there if channel.requests)
         for channel in there:
             is_late = channel.last_activity < now - self.adj.channel_timeout
-            is_in_the_way = spare < MAX_CONNECTIONS // 50 or kept > MAX_BUFFERED and channel.kept
+            is_in_the_way = spare < max(1, most // 50) or kept > MAX_BUFFERED and channel.kept
             if not channel.requests and (is_late or is_in_the_way):
                 spare, kept = spare + 1, kept - channel.kept
                 channel.cut_off()

@@ -1,13 +1,20 @@
 """The threads of the HTTP server: which connections the first one looks at, and the core that all share."""
 
+import errno
 import os
+import resource
+import select
+import socket
 import threading
+import time
+import types
 
 import pytest
+from waitress import wasyncore
 
 import taskmanager
 from helpers import connect, eventually, http
-from taskmanager import Channel
+from taskmanager import Channel, Sockets
 
 pytestmark = pytest.mark.sqlite
 
@@ -68,6 +75,21 @@ def test_where_the_cores_were_taken_away_the_server_goes_on(threads, monkeypatch
     assert {http("GET", f"{server.url}/livez").status for _ in range(3)} == {200}
 
 
+def test_the_thread_that_ran_a_server_may_use_all_cores_afterwards(server):
+    cores, found, ended = [], server(lambda environ, start_response: []), threading.Event()
+
+    def run():
+        second = taskmanager.make_server(found.application, taskmanager.Config(port=0))
+        threading.Timer(0.5, second.begin_stop).start()
+        second.run()
+        cores.append(os.sched_getaffinity(0))
+        second.close()
+        ended.set()
+    threading.Thread(target=run, daemon=True).start()
+    assert ended.wait(20)
+    assert cores == [CORES]
+
+
 # Connections
 
 def test_an_idle_connection_is_not_looked_at_when_another_one_is_served(api, monkeypatch):
@@ -112,3 +134,125 @@ def test_the_next_request_is_not_read_before_the_answer_is_there(server):
         answers = b""
         while answers.count(b" 200 ") < 2:
             answers += connection.recv(1000)
+
+
+def test_what_a_thread_has_seen_before_does_not_replace_what_another_one_sees_now():
+    """Or an answer would never be sent to its end: the connection would wait for its next request."""
+    sockets, seen, answered = Sockets(), threading.Event(), threading.Event()
+    ours, clients = socket.socketpair()
+    has_answer = False
+
+    def writable():
+        found = has_answer
+        if not found:
+            seen.set()
+            answered.wait(0.5)      # a thread may be held up here
+        return found
+
+    connection = types.SimpleNamespace(_fileno=ours.fileno(), readable=lambda: not has_answer,
+                                       writable=writable)
+    sockets[ours.fileno()] = connection
+    with ours, clients:
+        first = threading.Thread(target=sockets.watch, args=[connection])
+        first.start()
+        assert seen.wait(20)
+        has_answer = True
+        sockets.watch(connection)
+        answered.set()
+        first.join(20)
+        assert [events for _, events in sockets.epoll.poll(5)] == [select.EPOLLOUT]
+
+
+def test_the_next_connection_with_the_number_of_a_closed_one_is_watched_for_what_it_waits_for():
+    """Even when a thread still watches the closed one."""
+    sockets = Sockets()
+    ours, clients = socket.socketpair()
+    new = types.SimpleNamespace(_fileno=ours.fileno(), readable=lambda: True, writable=lambda: False)
+
+    def replace():
+        if sockets[ours.fileno()] is old:
+            del sockets[ours.fileno()]
+            sockets[ours.fileno()] = new
+        return True
+
+    old = types.SimpleNamespace(_fileno=ours.fileno(), readable=lambda: False, writable=replace)
+    with ours, clients:
+        sockets[ours.fileno()] = old
+        sockets.watch(old)
+        assert not sockets.epoll.poll(0)
+        clients.sendall(b"x")
+        assert [events for _, events in sockets.epoll.poll(5)] == [select.EPOLLIN]
+
+
+def test_a_socket_that_can_not_be_watched_is_not_kept():
+    sockets = Sockets()
+    with pytest.raises(OSError):
+        sockets[10**6] = types.SimpleNamespace()
+    assert not sockets
+
+
+def test_a_long_answer_of_many_pieces_is_sent_to_a_client_that_reads_slowly(server):
+    pieces = [bytes(100_000)] * 50
+
+    def app(environ, start_response):
+        start_response("200 OK", [("Content-Length", str(len(pieces) * len(pieces[0])))])
+        return iter(pieces)
+
+    found, length = server(app), 0
+    found.adj.outbuf_high_watermark = 1_000_000
+    with connect(found.url, GET, buffer=65536) as connection:
+        [channel] = eventually(lambda: list(found.active_channels.values()))
+        eventually(lambda: channel.total_outbufs_len > 1_000_000)       # now the thread waits
+        while length < len(pieces) * len(pieces[0]):
+            data = connection.recv(1 << 20)
+            assert data
+            length += len(data)
+
+
+def test_a_server_that_has_stopped_keeps_no_connection(server):
+    found = server(lambda environ, start_response: [start_response("204 No Content", []) and b""])
+    with connect(found.url) as connection:
+        eventually(lambda: found.active_channels)
+        found.begin_stop()
+        assert connection.recv(1000) == b""
+        assert not found.active_channels
+
+
+def test_where_the_files_run_out_idle_clients_make_room_and_the_log_says_so_once(start, sqlite_database):
+    service = start("taskmanager.py", DATABASE_URL=sqlite_database)
+    resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE, (60, 60))
+    crowd = [connect(service.url) for _ in range(100)]
+    for _ in range(3):
+        assert http("GET", f"{service.url}/tasks").status == 200
+    assert service.log().count("accepted no connection") == 1
+    assert "Traceback" not in service.log()
+    for each in crowd:
+        each.close()
+
+
+def test_where_the_files_run_out_and_all_are_busy_the_server_pauses_between_tries(server, monkeypatch):
+    tries, entered, open_door = [], threading.Event(), threading.Event()
+
+    def app(environ, start_response):
+        entered.set()
+        open_door.wait(20)
+        start_response("200 OK", [("Content-Length", "0")])
+        return []
+
+    def refuse(dispatcher):
+        tries.append(dispatcher)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    found = server(app)
+    with connect(found.url, GET.replace(b"livez", b"a")) as busy:
+        assert entered.wait(20)
+        with monkeypatch.context() as context:
+            context.setattr(wasyncore.dispatcher, "accept", refuse)
+            waiting = connect(found.url, GET)
+            eventually(lambda: tries)
+            time.sleep(0.5)
+            assert len(tries) < 20
+        open_door.set()
+        assert b" 200 " in busy.recv(1000)
+        assert b" 200 " in waiting.recv(1000)
+        waiting.close()
