@@ -7281,24 +7281,6 @@ def raise_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
-def set_up(description: str) -> Config:
-    """Prepare the process, and return its configuration. Raise BadSetting.
-
-    From now on, until serve(), a signal breaks off what the program is doing.
-    """
-    restore_signals_in_forks()
-    handle_signals(early_signal)
-    use_one_heap()
-    parse_arguments(description)
-    config = Config.from_env()
-    if config.rabbitmq_url:
-        amqp_parameters(config.rabbitmq_url, "")    # raises now, and not after a long wait for the database
-    set_up_logging(config)
-    sys.path.insert(0, os.getcwd())                 # where HANDLER's module may be
-    raise_file_limit()
-    return config
-
-
 def call_glibc(function: str, *arguments: int) -> None:
     """Call a function of the C library, where it is glibc."""
     with contextlib.suppress(ImportError, OSError, TypeError, AttributeError):      # another library
@@ -7321,6 +7303,24 @@ def release_memory() -> None:
     After ten arrays of 10,000 tasks it kept 15 MB.
     """
     call_glibc("malloc_trim", 0)
+
+
+def set_up(description: str) -> Config:
+    """Prepare the process, and return its configuration. Raise BadSetting.
+
+    From now on, until serve(), a signal breaks off what the program is doing.
+    """
+    restore_signals_in_forks()
+    handle_signals(early_signal)
+    use_one_heap()
+    parse_arguments(description)
+    config = Config.from_env()
+    if config.rabbitmq_url:
+        amqp_parameters(config.rabbitmq_url, "")    # raises now, and not after a long wait for the database
+    set_up_logging(config)
+    sys.path.insert(0, os.getcwd())                 # where HANDLER's module may be
+    raise_file_limit()
+    return config
 
 
 def serve(*parts: Any) -> None:

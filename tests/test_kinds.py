@@ -198,7 +198,7 @@ def test_the_programs_end_with_a_line_that_says_why(start, sqlite_database, scri
     assert program.process.wait(20) == 1
     assert program.log().splitlines()[-1] == (
         f"{script}: KINDS='echo,nothing' can't be used: HANDLER has nothing for nothing; "
-        "expected kinds among echo, obey")
+        "expected kinds among echo, cores, heaps, obey")
 
 
 def test_a_start_says_which_kinds_it_takes_and_with_how_many_slots(start, sqlite_database):

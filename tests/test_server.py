@@ -22,28 +22,31 @@ GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 CORES = os.sched_getaffinity(0)
 
 
-def cores_of(server):
-    """The cores on which each thread of a server may run."""
-    threads = {thread.name: thread for thread in threading.enumerate()}
-    return [os.sched_getaffinity(threads[name].native_id) for name in threads
-            if name.startswith("http-") or name == "first"]
-
-
 @pytest.fixture
-def threads(server, store):
-    """A server whose first thread has a name; the names of the others begin with http-."""
+def threads(server, store, monkeypatch):
+    """A server, and its threads."""
+    found = []
+
+    class Noted(taskmanager.OneCore):
+        def __init__(self, threads):
+            super().__init__(threads)
+            found.extend(threads)
+
     def start():
-        found = server(store)
-        next(each for each in threading.enumerate() if "run" in each.name).name = "first"
-        return found
+        monkeypatch.setattr(taskmanager, "OneCore", Noted)
+        return server(store), found
     return start
 
 
 def test_the_threads_of_a_server_stay_on_one_core(threads):
-    server = threads()
+    server, found = threads()
     http("GET", f"{server.url}/livez")
-    eventually(lambda: len(cores_of(server)) > 8 and all(len(cores) == 1 for cores in cores_of(server)))
-    assert len(set.union(*cores_of(server))) == 1
+
+    def are_together():
+        cores = {frozenset(os.sched_getaffinity(thread.native_id)) for thread in found}
+        return len(cores) == 1 and len(*cores) == 1
+    eventually(are_together)
+    assert len(found) > 8
 
 
 def test_now_and_then_the_system_may_choose_another_core(threads, monkeypatch):
@@ -51,7 +54,7 @@ def test_now_and_then_the_system_may_choose_another_core(threads, monkeypatch):
     monkeypatch.setattr(taskmanager, "CORE_SECONDS", 0.1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda thread: {*CORES, 1000})
     monkeypatch.setattr(os, "sched_setaffinity", lambda thread, cores: calls.append((thread, len(cores))))
-    server = threads()
+    server, _ = threads()
     for _ in range(2):
         eventually(lambda: http("GET", f"{server.url}/livez").status == 200 and (0, len(CORES) + 1) in calls)
         calls.clear()       # and again
@@ -71,7 +74,7 @@ def test_where_the_cores_were_taken_away_the_server_goes_on(threads, monkeypatch
         raise OSError(22, "Invalid argument")
     monkeypatch.setattr(os, "sched_getaffinity", lambda thread: {1000, 1001})
     monkeypatch.setattr(os, "sched_setaffinity", refuse)
-    server = threads()
+    server, _ = threads()
     assert {http("GET", f"{server.url}/livez").status for _ in range(3)} == {200}
 
 
