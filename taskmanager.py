@@ -183,6 +183,7 @@ RATE_SECONDS = 10                   # seconds over which the number of finished 
 MAX_CONNECTIONS = 1000 if hasattr(select, "poll") else 400  # clients at once; select() takes 512 sockets
 CLIENT_SECONDS = 30                 # seconds for a client to send a request, to read an answer, or to be idle
 CORE_SECONDS = 10                   # seconds after which the system may choose another core: see OneCore
+CORE_CALLS = 100                    # turns of the server's thread before that, so that it is busy
 MAX_HEADER_BYTES = 32 * 1024        # bytes of a request before its body
 MAX_LINE = 8 * 1024                 # bytes of the first line of a request or a chunk, and of a trailer
 MAX_HEADER_FIELDS = 100             # header fields of a request
@@ -510,7 +511,7 @@ class Config:
         "RabbitMQ: `amqp://USER:PASSWORD@HOST:PORT/VHOST`; not set: RabbitMQ is not used")
     host: str = _setting("127.0.0.1", _match(r".*", "an address"), "address that the API listens on")
     port: int = _setting(5000, _number(0, 65535, int), "port that the API listens on; 0: any free port")
-    threads: int = _setting(8, _number(1, 1000, int), "HTTP requests that are processed at the same time")
+    threads: int = _setting(16, _number(1, 1000, int), "HTTP requests that are processed at the same time")
     waiters: int = _setting(
         32, _number(0, 1000, int),
         "requests that may wait at the same time (`Prefer: wait`); further ones are answered at once")
@@ -6622,7 +6623,7 @@ class FairQueue:
     def __init__(self, threads: int):
         self.lines: dict[tuple, collections.deque] = {}
         self.running: collections.Counter[tuple] = collections.Counter()
-        self.most_large = max(1, threads // 4)      # these keep the interpreter busy for long
+        self.most_large = max(1, threads // 8)      # these keep the interpreter busy for long
         self.most = max(1, threads - self.most_large)
 
     def _next(self) -> tuple | None:
@@ -6925,11 +6926,18 @@ class OneCore:
         self.cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
         self._is_free = True        # the system may move the first thread
         self._choose_at = 0.0
+        self._calls = 0             # since that has changed
 
     def keep(self, now: float) -> None:
-        """Bring the threads together where the calling one runs, which is the first of them."""
-        if now < self._choose_at or len(self.cores) < 2:
+        """Bring the threads together where the calling one runs, which is the first of them.
+
+        It is called in each turn, and does so only when there are many: of idle threads the system may keep
+        any number on one core, those of other processes, too.
+        """
+        self._calls += 1
+        if now < self._choose_at or self._calls < CORE_CALLS or len(self.cores) < 2:
             return
+        self._calls = 0
         with contextlib.suppress(OSError):      # the operator has taken these cores away
             if self._is_free:
                 stat = Path("/proc/thread-self/stat").read_text()

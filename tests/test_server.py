@@ -45,13 +45,22 @@ def test_the_threads_of_a_server_stay_on_one_core(threads):
     def are_together():
         cores = {frozenset(os.sched_getaffinity(thread.native_id)) for thread in found}
         return len(cores) == 1 and len(*cores) == 1
-    eventually(are_together)
+    eventually(lambda: http("GET", f"{server.url}/livez").status == 200 and are_together())
     assert len(found) > 8
+
+
+def test_the_threads_of_an_idle_server_stay_where_the_system_puts_them(threads):
+    """It can choose well for busy ones only: of two servers it would put both on one core."""
+    server, found = threads()
+    for _ in range(3):
+        http("GET", f"{server.url}/livez")
+    assert {frozenset(os.sched_getaffinity(thread.native_id)) for thread in found} == {frozenset(CORES)}
 
 
 def test_now_and_then_the_system_may_choose_another_core(threads, monkeypatch):
     calls = []
     monkeypatch.setattr(taskmanager, "CORE_SECONDS", 0.1)
+    monkeypatch.setattr(taskmanager, "CORE_CALLS", 2)
     monkeypatch.setattr(os, "sched_getaffinity", lambda thread: {*CORES, 1000})
     monkeypatch.setattr(os, "sched_setaffinity", lambda thread, cores: calls.append((thread, len(cores))))
     server, _ = threads()

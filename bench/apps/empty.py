@@ -24,4 +24,4 @@ def read(id):
 
 if "ONE_CORE" in os.environ:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-waitress.serve(app, host="127.0.0.1", port=int(os.environ["PORT"]), threads=8)
+waitress.serve(app, host="127.0.0.1", port=int(os.environ["PORT"]), threads=16)

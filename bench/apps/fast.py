@@ -25,7 +25,7 @@ class Task(Id):
 
 @contextlib.asynccontextmanager
 async def lifespan(app):
-    async with asyncpg.create_pool(os.environ["DATABASE_URL"], min_size=8, max_size=8) as app.state.pool:
+    async with asyncpg.create_pool(os.environ["DATABASE_URL"], min_size=16, max_size=16) as app.state.pool:
         yield
 
 
