@@ -214,6 +214,7 @@ def disk_full(stage, ledger):
             for each statement execute function chaos_full()""")
     stage.rest(3)
     stage.query("drop function chaos_full cascade")
+    stage.may_lose_all()        # about as long as a lease
 
 
 @scenario("database", "postgres worker client")
