@@ -71,14 +71,17 @@ def seconds(request, piece):
         read(request, piece)
         return time.process_time() - begun
 
-    return min(once() for _ in range(7))
+    return min(once() for _ in range(3))
 
 
 @pytest.mark.parametrize("piece", [4096, 1], ids=["at once", "byte by byte"])
 @pytest.mark.parametrize("make", SLOW.values(), ids=SLOW)
 def test_twice_as_long_is_at_most_three_times_as_slow_to_read(make, piece):
-    short, long = (seconds(make(n), piece) for n in (7_000, 14_000))
-    assert long < 3 * short + 0.001
+    def is_slower():
+        short, long = (seconds(make(n), piece) for n in (7_000, 14_000))
+        return long >= 3 * short + 0.001
+    # The machine itself may be slower for a moment; what grows as the square is four times as slow each time.
+    assert not all(is_slower() for _ in range(5))
 
 
 @pytest.mark.parametrize("make", SLOW.values(), ids=SLOW)
