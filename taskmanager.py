@@ -1659,26 +1659,21 @@ do update set
 returning id, idempotency_key, created_at = {NOW}"""
 
 READ = f"""
+with asked (id) as (
+    select * from unnest(%(id)s::bigint[])
+)
 select {COLUMNS}
 from   tasks
-where  id = %(id)s"""
+where  id in (select id from asked)"""
 
 # A page begins after the last id seen, never at an offset: the millionth page costs what the first does.
 LIST = f"""
-with found as (
-    select id, size
-    from   tasks
-    where  id > %(after)s
-    order by id
-    limit  %(limit)s
-),
-page (id, size_before) as materialized (
-    select id, sum(size) over (order by id) - size
-    from   found
-)
 select {LISTED}
-from   page
-join   tasks using (id)
+from   (select *, sum(size) over (order by id rows unbounded preceding) - size as size_before
+        from   tasks
+        where  id > %(after)s
+        order by id
+        limit  %(limit)s) as page
 where  size_before < %(size)s           -- at least one task; the values of others are not even unpacked
 order by id"""
 
@@ -2624,8 +2619,8 @@ class Pool:
 Params = dict[str, Any]      # of a statement, by name
 
 
-class GroupMember:
-    """What one thread wants of a group, and what it gets."""
+class BatchMember:
+    """What one thread wants of a batch, and what it gets."""
 
     def __init__(self, wanted: Any):
         self.wanted = wanted
@@ -2636,12 +2631,14 @@ class GroupMember:
         self.turn.acquire()
 
 
-class GroupCommit:
-    """Does with one statement what several threads want at the same moment.
+class Batcher:
+    """Does with one statement what several threads want at the same moment (natural batching).
 
     A thread does at once what it wants, unless another one is at work. Those that come meanwhile wait, and
-    then one of them does what all of them want. With 16 clients that create tasks, PostgreSQL needs 0.26 ms
-    of CPU for each instead of 0.60 as long as one works at a time, and 0.54 where SLOW lets more do so.
+    then one of them does what all of them want: never with a statement that has begun before they came. With
+    16 clients that create tasks, PostgreSQL needs 0.26 ms of CPU for each instead of 0.60 as long as one
+    works at a time, and 0.54 where SLOW lets more do so. Of 16 that read tasks, 4,900 are answered a second
+    instead of 3,700.
     """
 
     SLOW = 0.005    # seconds of a statement: a database that is so distant gets LEADERS of them at a time,
@@ -2651,13 +2648,13 @@ class GroupCommit:
         """`execute` does all that it is given or nothing, and returns the result of each."""
         self._execute = execute
         self._lock = threading.Lock()           # of what follows
-        self._waiting: list[GroupMember] = []
+        self._waiting: list[BatchMember] = []
         self._leaders = 0
         self._seconds = 0.0                     # that the last statement took
 
     def do(self, wanted: Any) -> Any:
         """Return the result of what this thread wants, or raise its error."""
-        member = GroupMember(wanted)
+        member = BatchMember(wanted)
         with self._lock:
             leads = self._leaders < (self.LEADERS if self._seconds > self.SLOW else 1)
             if leads:
@@ -2673,12 +2670,12 @@ class GroupCommit:
             raise member.error.with_traceback(None)     # another thread may have raised it, too
         return member.result
 
-    def _lead(self, member: GroupMember) -> None:
+    def _lead(self, member: BatchMember) -> None:
         with self._lock:
-            group, self._waiting = [member, *self._waiting], []
+            batch, self._waiting = [member, *self._waiting], []
         began = time.monotonic()
         try:
-            self._do_all(group)
+            self._do_all(batch)
         finally:
             with self._lock:
                 self._seconds = time.monotonic() - began
@@ -2687,23 +2684,23 @@ class GroupCommit:
                     self._leaders -= 1
             if next_leader:
                 next_leader.turn.release()
-            for each in group:
+            for each in batch:
                 each.is_done = True
                 each.turn.release()
 
-    def _do_all(self, group: list[GroupMember]) -> None:
+    def _do_all(self, batch: list[BatchMember]) -> None:
         try:
-            results = self._execute([each.wanted for each in group])
-            for each, result in zip(group, results, strict=True):
+            results = self._execute([each.wanted for each in batch])
+            for each, result in zip(batch, results, strict=True):
                 each.result = result
         except Invalid as e:
-            if len(group) == 1:
-                group[0].error = e
+            if len(batch) == 1:
+                batch[0].error = e
             else:       # one of them is wrong, and nothing was done: only that one gets the error
-                for each in group:
+                for each in batch:
                     self._do_all([each])
         except BaseException as e:
-            for each in group:
+            for each in batch:
                 each.error = e
 
 
@@ -2756,7 +2753,8 @@ class ProcessState:
 
     def __init__(self, store: Store, pool: Pool):
         self.pool = pool
-        self.creating = GroupCommit(store._insert)
+        self.creating = Batcher(store._insert)
+        self.reading = Batcher(store._read)
         self.metrics = Metrics()
         self.figures: dict[Any, tuple[float, Any]] = {}     # when each is measured again, and its value
         self.clock = -math.inf, datetime.min                # when the database was asked its time; its answer
@@ -2862,7 +2860,7 @@ class Store:
 
     def ping(self) -> None:
         """Raise Unavailable when the database does not answer, or the table is not there."""
-        self._execute(READ, {"id": 0})
+        self._batch(READ, [(0,)])
 
     def ready(self) -> None:
         """Raise Unavailable, with the reason, when no task can be written. Tries at most once a second."""
@@ -2967,10 +2965,14 @@ class Store:
 
     def read(self, id: int) -> Row:
         """Return a task. Raise TaskNotFound."""
-        rows = self._execute(READ, {"id": id}) if 0 < id <= MAX_ID else []
-        if not rows:
+        row = self._state.reading.do(id) if 0 < id <= MAX_ID else None
+        if not row:
             raise TaskNotFound(f"there is no task {id}")
-        return Row(*rows[0])
+        return row
+
+    def _read(self, ids: Sequence[int]) -> list[Row | None]:
+        found = {row[0]: Row(*row) for row in self._batch(READ, [(id,) for id in ids])}
+        return [found.get(id) for id in ids]
 
     def list_tasks(self, *statuses: str, after: int | None = None, limit: int = MAX_PAGE,
                    order: str = "asc") -> list[Row]:
@@ -5770,6 +5772,12 @@ def etag(data: bytes) -> str:
     return f'"{hashlib.blake2b(data, digest_size=12).hexdigest()}"'
 
 
+def encode_with_etag(text: str) -> tuple[bytes, str]:
+    """Return an answer in JSON as it is sent, and its ETag."""
+    data = encode_answer(text)
+    return data, etag(data)
+
+
 def is_known(tag: str) -> bool:
     """Tell whether the client has what this ETag stands for (If-None-Match)."""
     known = [each.removeprefix("W/") for each in header_list("HTTP_IF_NONE_MATCH")]
@@ -5788,10 +5796,9 @@ def answer(data: str | bytes, status: int = 200, **headers: str) -> bottle.HTTPR
     return bottle.HTTPResponse(data, status, Content_Type="application/json", **headers)
 
 
-def answer_with_etag(text: str, **headers: str) -> bottle.HTTPResponse:
-    """Return an answer in JSON with its ETag, or 304 when the client has it."""
-    data = encode_answer(text)
-    tag = etag(data)
+def answer_with_etag(encoded: tuple[bytes, str], **headers: str) -> bottle.HTTPResponse:
+    """Return what encode_with_etag() has encoded, or 304 when the client has it."""
+    data, tag = encoded
     if is_known(tag):
         return bottle.HTTPResponse(status=304, ETag=tag, **headers)
     return answer(data, 200, ETag=tag, **headers)
@@ -5886,6 +5893,8 @@ class Api:
         self.routes = [route for route in ROUTES if route.health or not only_health]
         self.closing = threading.Event()
         self._waiting = threading.Semaphore(config.waiters)     # requests that may still begin to wait
+        # The pages of the list that are being read, by the address.
+        self._pages: weakref.WeakValueDictionary[tuple[str, str], Batcher] = weakref.WeakValueDictionary()
         # There may be tasks for a claim that waits: one for each set of kinds that are waited for.
         self._wakeups: weakref.WeakValueDictionary[frozenset[str], queue.Queue[None]] = (
             weakref.WeakValueDictionary())
@@ -6202,6 +6211,14 @@ class Api:
         return self._wait_for_change(lambda: self._read_page(query))
 
     def _read_page(self, query: dict[str, Any]) -> bottle.HTTPResponse:
+        """Answer with a page of the list, which is read once for all that ask for it at this moment."""
+        key = bottle.request.script_name, bottle.request.query_string
+        page = self._pages.setdefault(key, Batcher(lambda batch: [self._make_page(query)] * len(batch)))
+        encoded, links = page.do(None)
+        return answer_with_etag(encoded, Link=links)
+
+    def _make_page(self, query: dict[str, Any]) -> tuple[tuple[bytes, str], str]:
+        """Return a page of the list, encoded, and the header Link."""
         filters = Filters.of_query(query)
         rows, next_after = self.store.find_tasks(filters, query.get("after"), query.get("limit", MAX_PAGE),
                                                  query.get("order", "asc"))
@@ -6210,7 +6227,7 @@ class Api:
         if next_after is not None:
             links.append(self._link("next", "tasks", [*said, ("after", next_after)]))
         tasks = ", ".join(row.text for row in rows)
-        return answer_with_etag(f"[{tasks}]", Link=", ".join(links))
+        return encode_with_etag(f"[{tasks}]"), ", ".join(links)
 
     @route("DELETE", "/tasks", query=CHANGE_TASKS)
     def delete_tasks(self, query: dict[str, Any]) -> bottle.HTTPResponse:
@@ -6252,9 +6269,10 @@ class Api:
     @route("GET", "/tasks/{id}", statuses=(200, 304))
     def read_task(self, id: int) -> bottle.HTTPResponse:
         if header("HTTP_IF_NONE_MATCH"):
-            return self._wait_for_change(lambda: answer_with_etag(self.store.read(id).to_json()))
+            return self._wait_for_change(
+                lambda: answer_with_etag(encode_with_etag(self.store.read(id).to_json())))
         row, applied = self._wait_until_ended(id)
-        return answer_with_etag(row.to_json(), **applied)
+        return answer_with_etag(encode_with_etag(row.to_json()), **applied)
 
     @route("DELETE", "/tasks/{id}", statuses=(204,))
     def delete_task(self, id: int) -> bottle.HTTPResponse:
@@ -6263,7 +6281,8 @@ class Api:
 
     @route("GET", "/tasks/{id}/attempts", statuses=(200, 304))
     def read_attempts(self, id: int) -> bottle.HTTPResponse:
-        return self._wait_for_change(lambda: answer_with_etag(encode_attempts(self.store.attempts(id))))
+        return self._wait_for_change(
+            lambda: answer_with_etag(encode_with_etag(encode_attempts(self.store.attempts(id)))))
 
     @route("POST", "/tasks/{id}/cancel", statuses=(200, 202))
     def cancel_task(self, id: int) -> bottle.HTTPResponse:

@@ -99,7 +99,7 @@ def get(seconds: int):
                      [ours, ours_twice, document, fastapi, fastapi_twice, empty, empty_on_one_core],
                      check=lambda task: task["id"] == 500 and len(task) == 4)
     yield "ceiling: pgbench, the same statement", functools.partial(
-        pgbench, statement=(taskmanager.READ, {"id": 500}), seconds=seconds)
+        pgbench, statement=(taskmanager.READ, {"id": "{500}"}), seconds=seconds)
 
 
 def list_100(seconds: int):

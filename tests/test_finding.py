@@ -7,8 +7,10 @@ import re
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from urllib.parse import quote, urlencode
+from wsgiref.util import setup_testing_defaults
 
 import pytest
 
@@ -242,6 +244,43 @@ def test_an_empty_page_has_a_link_to_the_next_with_all_the_filters(api, store, m
     first = re.search('<([^>]*)>; rel="first"', answer.headers["Link"])[1]
     assert "created_after=2024-01-01T00%3A00%3A00.500000&created_before=9000-01-01T00%3A00%3A00" in first
     assert http("GET", api + first).json == []
+
+
+def test_a_page_is_read_once_for_those_that_ask_for_it_at_the_same_moment(store, monkeypatch):
+    """The addresses in its links are each client's own."""
+    create(store)
+    app = taskmanager.create_app(store, taskmanager.Config(waiters=0))
+    gate, reads, find_tasks = threading.Event(), [], store.find_tasks
+
+    def wait(filters, after, limit, order):
+        page = find_tasks(filters, after, limit, order)
+        reads.append(limit)
+        if len(reads) == 1:
+            assert gate.wait(20)
+        return page
+    monkeypatch.setattr(store, "find_tasks", wait)
+
+    def get(limit, prefix):
+        environ = {"PATH_INFO": "/tasks", "SCRIPT_NAME": prefix, "QUERY_STRING": f"limit={limit}"}
+        setup_testing_defaults(environ)
+        answered = {}
+        body = app(environ, lambda status, headers, exc_info=None: answered.update(headers))
+        return json.loads(b"".join(body)), re.search("<(.*?)>", answered["Link"])[1]
+
+    with ThreadPoolExecutor(9) as pool:
+        first = pool.submit(get, 5, "/a")
+        eventually(lambda: reads)
+        assert get(6, "/a")[1] == "/a/tasks?limit=6"        # another page waits for nobody,
+        assert get(5, "/b")[1] == "/b/tasks?limit=5"        # and is not given to others
+        create(store)
+        later = [pool.submit(get, 5, "/a") for _ in range(4)]
+        eventually(lambda: len(app._pages["/a/", "limit=5"]._waiting) == 4)
+        gate.set()
+        # They came after a change, and see it.
+        assert [len(call.result(20)[0]) for call in later] == [2] * 4
+        assert len(first.result()[0]) == 1
+    assert reads == [5, 6, 5, 5]
+    eventually(lambda: not app._pages)
 
 
 @pytest.mark.parametrize("filters, statement", [
@@ -642,7 +681,7 @@ def test_what_was_counted_is_shown_again_for_a_hundred_times_as_long_as_it_took(
 
 
 def test_spans_that_clients_like_to_ask_for_do_not_pile_up(store, monkeypatch):
-    monkeypatch.setattr(store, "_execute", lambda sql, params: [("2024-01-01T00:00:00", None, None, 0)])
+    monkeypatch.setattr(store, "_execute", lambda *_: [("2024-01-01T00:00:00", None, None, 0)])
     for seconds in range(60, 2000):
         store.finished_bins(seconds, 5)
     assert len(store._state.figures) < 500

@@ -451,29 +451,34 @@ def test_release_does_not_count_the_attempt_and_does_not_use_its_number_again(st
     assert (again.attempts, again.attempt) == (1, claim.attempt + 1)
 
 
-# Tasks that are created at the same moment
+# What several threads want at the same moment
 
 class Together:
-    """Threads that create a task each, while the first statement is under way; `sizes` of the statements."""
+    """Threads that want something each, while the first CREATE or READ is under way; their `sizes`."""
 
-    def __init__(self, store, monkeypatch):
+    def __init__(self, store, monkeypatch, statement=taskmanager.CREATE):
         self.store, self.sizes, self.pool = store, [], concurrent.futures.ThreadPoolExecutor(9)
         self.gate, batch = threading.Event(), store._batch
 
         def wait(sql, rows, **more):
-            self.sizes.append(len(rows))
-            if len(self.sizes) == 1:
-                assert self.gate.wait(20)
+            if sql == statement:
+                self.sizes.append(len(rows))
+                if len(self.sizes) == 1:
+                    assert self.gate.wait(20)
             return batch(sql, rows, **more)
         monkeypatch.setattr(store, "_batch", wait)
 
-    def create(self, *payloads):
-        calls = [self.pool.submit(self.store.create_one, new_task({"payload": each})) for each in payloads]
+    def call(self, function, arguments):
+        calls = [self.pool.submit(function, each) for each in arguments]
         eventually(lambda: self.sizes)
         return calls
 
+    def create(self, *payloads):
+        return self.call(self.store.create_one, [new_task({"payload": each}) for each in payloads])
+
     def gathered(self, number):
-        eventually(lambda: len(self.store._state.creating._waiting) == number)
+        state = self.store._state
+        eventually(lambda: len(state.creating._waiting) + len(state.reading._waiting) == number)
 
 
 @pytest.fixture
@@ -511,6 +516,26 @@ def test_a_distant_database_gets_several_statements_at_a_time(store, together):
     store._state.creating._seconds = 0.1
     store.create_one(NewTask())
     assert together.sizes == [1, 1] and not first.done()
+
+
+def test_what_threads_read_at_the_same_moment_is_one_statement(store, monkeypatch):
+    ids = store.create([new_task({"payload": n}) for n in range(4)])
+    together = Together(store, monkeypatch, taskmanager.READ)
+    with together.pool:
+        [first] = together.call(store.read, ids[:1])
+        store.cancel(ids[0])
+        later = together.call(store.read, [*ids, ids[1]])
+        [missing] = together.call(store.read, [ids[-1] + 1])
+        together.gathered(6)
+        together.gate.set()
+        # The one that came after a change sees it, even if it waited for a statement that does not.
+        assert [call.result(20).id for call in later] == [*ids, ids[1]]
+        assert later[0].result().status == "Failed"
+        assert [json.loads(call.result().payload) for call in later] == [0, 1, 2, 3, 1]
+        with pytest.raises(TaskNotFound, match=f"there is no task {ids[-1] + 1}"):
+            missing.result(20)
+        assert first.result(20).id == ids[0]
+    assert together.sizes == [1, 6]
 
 
 def test_what_is_refused_among_others_is_refused_alone(postgres_database, monkeypatch):
@@ -964,7 +989,8 @@ def test_sqlite_takes_the_index_that_was_made_for_the_statement(sqlite_database,
     assert any(f" INDEX {index}" in row[-1] for row in plan)
 
 
-HELD = {
+ROWS = {
+    "READ": (5,),
     "COMPLETE": (5, 1, None, None),
     "RETRY": (5, 1, "why", 1.0, "retried"),
     "FAIL": (5, 1, "why", None, "failed"),
@@ -975,7 +1001,6 @@ HELD = {
     "READY_KINDS": ("default", -32767, 0),
 }
 PLANS = {
-    "READ": "tasks_pkey",
     "CLAIM": "tasks_claim_kind",
     "PROMOTE": "tasks_promote",
     "REPEAT": "tasks_repeat",
@@ -985,7 +1010,7 @@ PLANS = {
     "RECLAIM": "tasks_list_status",
     "HELD_BY": "tasks_list_status",
     "OLDEST_READY": "tasks_claim_kind",
-    **dict.fromkeys(HELD, "tasks_pkey"),
+    **dict.fromkeys(ROWS, "tasks_pkey"),
     "SCHEDULE": "tasks_(pkey|repeat)",
     "READY_KINDS": "tasks_claim_kind",
     "SEARCH_REPEATING": "tasks_repeat",
@@ -1016,7 +1041,7 @@ def test_postgresql_takes_the_index_that_was_made_for_the_statement(postgres_dat
              "last": taskmanager.MAX_ID, "completed": True, "failed": True, "kinds": None, "pattern": None,
              "created_after": None, "created_before": None}
     for statement, index in PLANS.items():
-        rows = [HELD[statement]] * 8 if statement in HELD else []
+        rows = [ROWS[statement]] * 8 if statement in ROWS else []
         text = getattr(taskmanager, statement)
         params = usual | (store._rows(text, rows) if rows else {})
         plan = "\n".join([statement, *(line for line, in store._execute(f"explain {text}", params))])
@@ -1039,7 +1064,7 @@ def test_a_prepared_statement_reads_no_more_of_a_large_table_than_it_needs(postg
               "new": True, "in_progress": False, "completed": False, "failed": False,
               "urgency": -32767, "first": 0}
     batches = {taskmanager.CREATE: (1, *NewTask()),
-               **{getattr(taskmanager, name): row for name, row in HELD.items()}}
+               **{getattr(taskmanager, name): row for name, row in ROWS.items()}}
     for statement in taskmanager.PREPARED:
         name, prepare, execute = taskmanager.prepared(statement)
         batch = [batches[statement]] * 8 if statement in batches else []
