@@ -1659,12 +1659,9 @@ do update set
 returning id, idempotency_key, created_at = {NOW}"""
 
 READ = f"""
-with asked (id) as (
-    select * from unnest(%(id)s::bigint[])
-)
 select {COLUMNS}
 from   tasks
-where  id in (select id from asked)"""
+where  id = any(%(id)s::bigint[])"""
 
 # A page begins after the last id seen, never at an offset: the millionth page costs what the first does.
 LIST = f"""
@@ -3909,6 +3906,7 @@ class SQLiteStore(Store):
     # PostgreSQL's words, and what SQLite has instead.
     WORDS = {
         "for update skip locked": "",
+        "= any(%(id)s::bigint[])": "in (select * from unnest(%(id)s::bigint[]))",
         "* interval '1 second'": "",
         NOW: ":now",
         "date_part('epoch', ": "(",

@@ -3,8 +3,8 @@
 Every round gives each peer of each measure a turn, alone on the machine, with its server started anew; a
 ratio is of the turns of one round, and the table has the medians of all rounds. Variables of make:
 
-    ONLY=post,get   these measures only; all of them: post get list arrays end_to_end sqlite intake
-                    latency_post latency_publish
+    ONLY=post,get   these measures only; all of them: post get list pages arrays end_to_end sqlite
+                    intake latency_post latency_publish
     ROUNDS=3        turns of each peer
     DURATION=2      seconds of a turn, about
 """
@@ -23,7 +23,8 @@ from machine import Machine
 MEASURES = {
     "post": ("POST /tasks", "requests/s", web.post),
     "get": ("GET one", "requests/s", web.get),
-    "list": ("list of 100", "requests/s", web.list_100),
+    "list": ("list of 100, the same page", "requests/s", web.list_100),
+    "pages": ("list of 100, any page", "requests/s", web.pages),
     "arrays": ("POST of arrays of 1,000", "tasks/s", web.arrays),
     "end_to_end": ("no-op tasks, PostgreSQL or RabbitMQ", "tasks/s", workers.end_to_end),
     "sqlite": ("no-op tasks, SQLite", "tasks/s", workers.sqlite),

@@ -53,9 +53,10 @@ def read(id):
 
 @app.get("/tasks")
 def list_tasks():
-    limit = flask.request.args.get("limit", 100, int)
+    after, limit = flask.request.args.get("after", 0, int), flask.request.args.get("limit", 100, int)
     with cursor() as found:
-        found.execute("select id, status, created_at, updated_at from tasks order by id limit %s", [limit])
+        found.execute("select id, status, created_at, updated_at from tasks where id > %s order by id limit %s",
+                      [after, limit])
         return [shown(task) for task in found.fetchall()]
 
 
