@@ -10,6 +10,7 @@ import json
 import random
 import sqlite3
 import sys
+import threading
 import time
 
 import pika
@@ -226,14 +227,19 @@ class PlainPika(OursFromRabbitMQ):
     @contextlib.contextmanager
     def worker(self):
         self.consumed = 0
-        yield
-        self.channel.connection.close()     # so that what is not acknowledged comes back now, and is purged
+        self.channel.basic_qos(prefetch_count=1000)
+        self.channel.basic_consume("task_queue", self.consume)
+        consumer = threading.Thread(target=self.channel.start_consuming)
+        consumer.start()
+        try:
+            yield
+        finally:
+            connection = self.channel.connection
+            connection.add_callback_threadsafe(self.channel.stop_consuming)
+            consumer.join()
+            connection.close()      # so that what is not acknowledged comes back now, and is purged
 
     def done(self):
-        if not self.consumed:
-            self.channel.basic_qos(prefetch_count=1000)
-            self.channel.basic_consume("task_queue", self.consume)
-        self.channel.connection.process_data_events(0.05)
         return self.consumed
 
     def consume(self, channel, method, properties, body):
