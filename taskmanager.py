@@ -2624,6 +2624,7 @@ class BatchMember:
         self.result: Any = None
         self.error: BaseException | None = None
         self.is_done = False
+        self.since = time.monotonic()       # of one that leads
         self.turn = threading.Lock()        # taken until it is done, or until this thread is to lead
         self.turn.acquire()
 
@@ -2638,26 +2639,27 @@ class Batcher:
     instead of 3,700.
     """
 
-    SLOW = 0.005    # seconds of a statement: a database that is so distant gets LEADERS of them at a time,
-    LEADERS = 4     # because it would be idle for half of the time
+    # Seconds of a statement. A database that is so distant gets LEADERS of them at a time, because it would
+    # be idle for half of the time; and nobody waits for long behind one that hangs, as on a dead connection.
+    SLOW = 0.005
+    LEADERS = 4
 
     def __init__(self, execute: Callable[[list[Any]], Iterable[Any]]):
         """`execute` does all that it is given or nothing, and returns the result of each."""
         self._execute = execute
         self._lock = threading.Lock()           # of what follows
         self._waiting: list[BatchMember] = []
-        self._leaders = 0
+        self._leaders: list[BatchMember] = []
         self._seconds = 0.0                     # that the last statement took
 
     def do(self, wanted: Any) -> Any:
         """Return the result of what this thread wants, or raise its error."""
         member = BatchMember(wanted)
         with self._lock:
-            leads = self._leaders < (self.LEADERS if self._seconds > self.SLOW else 1)
-            if leads:
-                self._leaders += 1
-            else:
-                self._waiting.append(member)
+            is_slow = self._seconds > self.SLOW or any(
+                member.since - leader.since > self.SLOW for leader in self._leaders)
+            leads = len(self._leaders) < (self.LEADERS if is_slow else 1)
+            (self._leaders if leads else self._waiting).append(member)
         if not leads:
             member.turn.acquire()
         if not member.is_done:
@@ -2670,15 +2672,17 @@ class Batcher:
     def _lead(self, member: BatchMember) -> None:
         with self._lock:
             batch, self._waiting = [member, *self._waiting], []
-        began = time.monotonic()
         try:
             self._do_all(batch)
         finally:
+            now = time.monotonic()
             with self._lock:
-                self._seconds = time.monotonic() - began
+                self._seconds = now - member.since
+                self._leaders.remove(member)
                 next_leader = self._waiting.pop(0) if self._waiting else None
-                if not next_leader:
-                    self._leaders -= 1
+                if next_leader:
+                    next_leader.since = now
+                    self._leaders.append(next_leader)
             if next_leader:
                 next_leader.turn.release()
             for each in batch:

@@ -259,6 +259,7 @@ def test_a_page_is_read_once_for_those_that_ask_for_it_at_the_same_moment(store,
             assert gate.wait(20)
         return page
     monkeypatch.setattr(store, "find_tasks", wait)
+    monkeypatch.setattr(taskmanager.Batcher, "SLOW", 100)
 
     def get(limit, prefix):
         environ = {"PATH_INFO": "/tasks", "SCRIPT_NAME": prefix, "QUERY_STRING": f"limit={limit}"}

@@ -467,6 +467,7 @@ class Together:
                     assert self.gate.wait(20)
             return batch(sql, rows, **more)
         monkeypatch.setattr(store, "_batch", wait)
+        monkeypatch.setattr(taskmanager.Batcher, "SLOW", 100)
 
     def call(self, function, arguments):
         calls = [self.pool.submit(function, each) for each in arguments]
@@ -511,9 +512,19 @@ def test_who_may_wait_for_another_or_is_large_keeps_nobody_waiting(store, togeth
     assert together.sizes == [1, 1, 1] and not first.done()
 
 
+def test_nobody_waits_for_long_behind_a_statement_that_hangs(store, together, monkeypatch):
+    [first] = together.create("first")
+    [second] = together.create("second")
+    together.gathered(1)
+    monkeypatch.setattr(taskmanager.Batcher, "SLOW", 0)
+    store.create_one(NewTask())     # takes with it the one that was waiting
+    second.result(20)
+    assert together.sizes == [1, 2] and not first.done()
+
+
 def test_a_distant_database_gets_several_statements_at_a_time(store, together):
     [first] = together.create("first")
-    store._state.creating._seconds = 0.1
+    store._state.creating._seconds = 200
     store.create_one(NewTask())
     assert together.sizes == [1, 1] and not first.done()
 

@@ -55,8 +55,8 @@ def read(id):
 def list_tasks():
     after, limit = flask.request.args.get("after", 0, int), flask.request.args.get("limit", 100, int)
     with cursor() as found:
-        found.execute("select id, status, created_at, updated_at from tasks where id > %s order by id limit %s",
-                      [after, limit])
+        found.execute("""select id, status, created_at, updated_at from tasks
+                         where id > %s order by id limit %s""", [after, limit])
         return [shown(task) for task in found.fetchall()]
 
 

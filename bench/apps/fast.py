@@ -56,5 +56,6 @@ async def read(id: int) -> Task:
 @app.get("/tasks")
 async def list_tasks(after: int = 0, limit: int = 100) -> list[Task]:
     rows = await app.state.pool.fetch(
-        "select id, status, created_at, updated_at from tasks where id > $1 order by id limit $2", after, limit)
+        "select id, status, created_at, updated_at from tasks where id > $1 order by id limit $2",
+        after, limit)
     return [Task(**row) for row in rows]
