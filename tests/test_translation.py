@@ -10,6 +10,7 @@ from helpers import ROOT
 
 ENGLISH = (ROOT / "README.md").read_text(encoding="utf-8")
 RUSSIAN = (ROOT / "README.ru.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 CODE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -97,7 +98,8 @@ def test_a_section_is_in_russian(english, russian):
 
 @pytest.mark.parametrize("name, text, other", [
     ("README.md", ENGLISH, "README.ru.md"), ("README.ru.md", RUSSIAN, "README.md"),
-], ids=["English", "Russian"])
+    ("CONTRIBUTING.md", CONTRIBUTING, "README.md"),
+], ids=["English", "Russian", "contributing"])
 def test_the_links_lead_somewhere(name, text, other):
     links = re.findall(r"\]\(([^)\s]+)\)", CODE.sub("", text))
     assert other in links
