@@ -561,10 +561,9 @@ def curl(command, api, tags):
 
 
 def same(expected, got):
-    """Compare two outputs: as JSON where possible, without times, process ids, sizes and hashes of files."""
+    """Compare two outputs: as JSON where possible, without times and process ids."""
     def comparable(text):
         text = re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", "TIME", text)
-        text = re.sub(r'"bytes": \d+,\s+"sha256": "[0-9a-f]{64}"', '"bytes": 0, "sha256": ""', text)
         text = re.sub(r'"worker": "[\w.-]+:\d+"', '"worker": "HOST:PID"', text)
         try:
             return json.loads(text)
