@@ -935,38 +935,26 @@ def _timestamp(value: Any) -> datetime:
         raise wrong from None
 
 
-def _once(texts: list[str]) -> str:
-    """Return the value of a query parameter that may be given once. Raise Invalid."""
-    if len(texts) > 1:
-        raise invalid("repeated-parameter", "expected once")
-    return texts[0]
-
-
-def _one_of(*allowed: str) -> Check:
-    def check(texts: list[str]) -> str:
-        if (text := _once(texts)) not in allowed:
-            raise invalid("unknown-value", f"{text!r}: expected {' or '.join(allowed)}")
-        return text
-    return check
-
-
-def _some_of(*allowed: str) -> Check:
-    def check(texts: list[str]) -> list[str]:
-        for text in texts:
-            if text not in allowed:
-                raise invalid("unknown-value", f"{text!r}: expected one of {', '.join(allowed)}")
-        return list(dict.fromkeys(texts))
-    return check
+def _one(check: Check) -> Check:
+    """Accept a query parameter that is given once."""
+    def check_one(texts: list[str]) -> Any:
+        if len(texts) > 1:
+            raise invalid("repeated-parameter", "expected once")
+        return check(texts[0])
+    return check_one
 
 
 def _each(check: Check) -> Check:
-    def check_each(texts: list[str]) -> list[Any]:
-        return list(dict.fromkeys(map(check, texts)))
-    return check_each
+    """Accept a query parameter however often it is given; its value is a list without duplicates."""
+    return lambda texts: list(dict.fromkeys(map(check, texts)))
 
 
-def _one(check: Check) -> Check:
-    return lambda texts: check(_once(texts))
+def _choice(allowed: Sequence[str], expected: str) -> Check:
+    def check(text: str) -> str:
+        if text not in allowed:
+            raise invalid("unknown-value", f"{text!r}: expected {expected}")
+        return text
+    return check
 
 
 def _text_to_find(text: str) -> str:
@@ -977,8 +965,7 @@ def _text_to_find(text: str) -> str:
 
 
 def _whole_number(low: int, high: int) -> Check:
-    def check(texts: list[str]) -> int:
-        text = _once(texts)
+    def check(text: str) -> int:
         if not re.fullmatch("[0-9]{1,19}", text) or not low <= int(text) <= high:
             is_number = re.fullmatch("-?[0-9]+", text)
             raise invalid("out-of-range" if is_number else "wrong-type",
@@ -1208,21 +1195,21 @@ FAIL_TASK: Checks = {"attempt": ATTEMPT, "error": _error_text, "final": _boolean
 RELEASE_TASK: Checks = {"attempt": ATTEMPT}
 
 # The parameters of a query may be given several times, so each value is a list of texts.
-AFTER = _whole_number(0, MAX_ID)
+AFTER = _one(_whole_number(0, MAX_ID))
 FILTERS: Checks = {
-    "status": _some_of(*STATUSES),
+    "status": _each(_choice(STATUSES, f"one of {', '.join(STATUSES)}")),
     "kind": _each(check_kind),
     "q": _one(_text_to_find),
     "created_after": _one(_timestamp),
     "created_before": _one(_timestamp),
 }
 LIST_TASKS: Checks = {
-    "order": _one_of("asc", "desc"),
-    "limit": _whole_number(1, MAX_PAGE),
+    "order": _one(_choice(("asc", "desc"), "asc or desc")),
+    "limit": _one(_whole_number(1, MAX_PAGE)),
     "after": AFTER,
 } | FILTERS
 CHANGE_TASKS: Checks = FILTERS | {"after": AFTER}
-FINISHED_TASKS: Checks = {"seconds": _whole_number(60, 86400), "bins": _whole_number(1, 144)}
+FINISHED_TASKS: Checks = {"seconds": _one(_whole_number(60, 86400)), "bins": _one(_whole_number(1, 144))}
 
 
 class Filters(NamedTuple):
