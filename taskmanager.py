@@ -903,11 +903,9 @@ def _between(low: float, high: float, whole: bool = False, what: str = "number o
 
     def check(value: Any) -> float:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number:
-            raise invalid("wrong-type", expected, minimum=low, maximum=high)
-        if not low <= value <= high:
+        if is_number and not low <= value <= high:
             raise invalid("out-of-range", expected, minimum=low, maximum=high)
-        if whole and value != int(value):
+        if not is_number or (whole and value != int(value)):
             raise invalid("wrong-type", expected, minimum=low, maximum=high)
         return int(value) if whole else float(value)
     return check
