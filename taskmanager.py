@@ -480,11 +480,6 @@ def show_kinds(kinds: Mapping[str, int | None]) -> str:
     return ",".join(f"{kind}:{slots}" if slots else kind for kind, slots in kinds.items())
 
 
-def _kinds(text: str) -> str:
-    """Return KINDS without blanks. Raise ValueError."""
-    return show_kinds(parse_kinds(text))
-
-
 def _queue_name(text: str) -> str:
     """Check a queue's name: with any suffix of ours it must fit into AMQP's 255 bytes. Raise ValueError."""
     if len(text.encode()) > 200:
@@ -554,8 +549,9 @@ class Config:
         "not set: tasks are completed at once")
     kinds: str | None = _setting(
         None,
-        Format(_kinds, "names of kinds, each one once and with :SLOTS where it has slots of its own, "
-                       "separated by commas, such as default,mail:2"),
+        Format(lambda text: show_kinds(parse_kinds(text)),      # without blanks
+               "names of kinds, each one once and with :SLOTS where it has slots of its own, "
+               "separated by commas, such as default,mail:2"),
         "kinds of tasks that a worker takes, separated by commas, with their own slots where given: "
         "`default,mail:2`; not set: those that `{kind}` of `HANDLER` finds in its module or folder, "
         "else `default`")
