@@ -1059,9 +1059,10 @@ def first_instant(local: datetime, zone: tzinfo) -> datetime:
 
 
 def check_repeat(value: Any) -> float | str:
-    """Return a number of seconds, or a cron expression with single spaces. Raise Invalid."""
+    """Return a number of seconds (60, not 60.0), or a cron expression with single spaces. Raise Invalid."""
     if not isinstance(value, str):
-        return _between(1, 10 * 365 * 86400, what=f"{CRON_EXAMPLE}, or a number of seconds")(value)
+        seconds = _between(1, 10 * 365 * 86400, what=f"{CRON_EXAMPLE}, or a number of seconds")(value)
+        return int(seconds) if seconds.is_integer() else seconds
     parse_cron(value)
     return " ".join(value.split())
 
@@ -1108,10 +1109,8 @@ def next_time(repeat: float | str, zone: str | None, base: datetime, after: date
 
 
 def encode_repeat(value: Any) -> Json:
-    """Return what check_repeat() does as JSON text, which the table holds: 60 seconds as 60, not as 60.0."""
-    repeat = check_repeat(value)
-    is_whole = not isinstance(repeat, str) and repeat.is_integer()
-    return Json(json.dumps(int(repeat) if is_whole else repeat))
+    """Return what check_repeat() does as JSON text, which the table holds. Raise Invalid."""
+    return Json(json.dumps(check_repeat(value)))
 
 
 # ----------------------------------------------------------------------------
