@@ -5865,7 +5865,7 @@ class Api:
     """The WSGI application on a store. It may be mounted under any prefix.
 
     The server around it (make_server) sets `closing` when it stops, so that no request waits any longer.
-    Where it answers in place of the application, it calls refused() and adds the headers of cors().
+    Where it answers in place of the application, it calls count_answer() and adds the headers of cors().
     """
 
     def __init__(self, store: Store, config: Config, hosts: Iterable[str] = (),
@@ -5916,7 +5916,7 @@ class Api:
                 environ["PATH_INFO"] = ""       # and has said "/" for this, too.
 
         def start(status, headers, exc_info=None):
-            self._count(environ["REQUEST_METHOD"], status[:3], environ["taskmanager.route"])
+            self.count_answer(environ["REQUEST_METHOD"], status[:3], environ["taskmanager.route"])
             common = {**HEADERS, "X-Request-Id": environ["taskmanager.id"], **self.cors(environ)}
             common.update(headers)
             return start_response(status, list(common.items()), exc_info)
@@ -5933,11 +5933,8 @@ class Api:
             headers |= PREFLIGHT if environ["REQUEST_METHOD"] == "OPTIONS" else {}
         return headers
 
-    def refused(self, method: str, status: str) -> None:
-        """Count an answer that the server gave in place of the application."""
-        self._count(method, status, "other")
-
-    def _count(self, method: str, status: str, path: str) -> None:
+    def count_answer(self, method: str, status: str, path: str = "other") -> None:
+        """Count an answer: the application's, or one that the server gave in its place."""
         self.store.metrics.answered(path, method if method in METHODS else "other", status)
 
     # What is the same for all routes
@@ -6728,7 +6725,7 @@ class Refusal(ErrorTask):
 
     def execute(self):
         server, request, code = self.channel.server, self.request, self.request.error.code
-        server.count_refused(request.command, str(code))
+        server.count_answer(request.command, str(code))
         instance = server.prefix + quote(request.path[:500], encoding="latin-1")
         body = b"" if code == 204 else problem(code, CODES[code], request.error.body, instance).encode()
 
@@ -6971,7 +6968,7 @@ class Server(TcpWSGIServer):
         self.stopped = self._lacks_files = False
         self._accept_at = 0.0       # by time.monotonic()
         self.queued = 0     # bytes of bodies that have come whole; their clients are not cut off
-        self.count_refused = getattr(app, "refused", lambda method, status: None)
+        self.count_answer = getattr(app, "count_answer", lambda method, status: None)
         self.cors: Callable[[dict[str, str]], dict[str, str]] = getattr(app, "cors", lambda environ: {})
         self.prefix = urlsplit(config.public_url or "").path.rstrip("/")
         self.sockets = Sockets() if hasattr(select, "epoll") else PolledSockets()
