@@ -5628,12 +5628,12 @@ def describe_input_error(error: InputError) -> dict[str, Any]:
     return {kind: error.where.lstrip("?"), "code": error.code, "detail": error.detail} | error.limits
 
 
-def problem(status: int, code: str, detail: str, instance: str, error: BaseException | None = None) -> str:
+def problem(status: int, detail: str, instance: str, error: BaseException | None = None) -> str:
     """Return the body of an error (RFC 9457), with what a TaskError knows besides."""
-    body = {"type": "about:blank", "title": TITLES.get(status, "Error"), "status": status, "code": code,
-            "detail": detail, "instance": instance}
+    body = {"type": "about:blank", "title": TITLES.get(status, "Error"), "status": status,
+            "code": CODES.get(status, CODES[500]), "detail": detail, "instance": instance}
     if isinstance(error, TaskError):
-        body |= error.members
+        body |= {"code": error.code, **error.members}
     if isinstance(error, Invalid):
         body["errors"] = [describe_input_error(each) for each in error.errors]
     return json.dumps(body)
@@ -6026,8 +6026,7 @@ class Api:
         response.content_type = "application/problem+json"
         path = request.environ.get("bottle.raw_path", request.path).lstrip("/")
         instance = self._address(quote(path[:500], encoding="latin-1", errors="replace"))
-        code = cause.code if isinstance(cause, TaskError) else CODES.get(status, CODES[500])
-        return problem(status, code, detail, instance, cause)
+        return problem(status, detail, instance, cause)
 
     def _address(self, rest: str) -> str:
         """Return the path of something here, as clients know it."""
@@ -6727,7 +6726,7 @@ class Refusal(ErrorTask):
         server, request, code = self.channel.server, self.request, self.request.error.code
         server.count_answer(request.command, str(code))
         instance = server.prefix + quote(request.path[:500], encoding="latin-1")
-        body = b"" if code == 204 else problem(code, CODES[code], request.error.body, instance).encode()
+        body = b"" if code == 204 else problem(code, request.error.body, instance).encode()
 
         headers = HEADERS | {"X-Request-Id": request_id(request.headers.get("X_REQUEST_ID", ""))}
         if code == 204:
