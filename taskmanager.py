@@ -6147,7 +6147,7 @@ class Api:
         if row.started_at is not None:
             with contextlib.suppress(Unavailable):      # what the request asked for is done
                 ran = self.store.now() - datetime(1970, 1, 1) - timedelta(seconds=float(row.started_at))
-                self.store.metrics.observe("run", [max(ran.total_seconds(), 0.0)])
+                self.store.metrics.observe("run", [ran.total_seconds()])
 
     def _link(self, relation: str, path: str, query: list[tuple[str, Any]]) -> str:
         """Return the value of a header Link."""
