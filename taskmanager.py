@@ -6024,7 +6024,7 @@ class Api:
         elif status == 404 and not cause:
             detail = "there is nothing at this address"
         response.content_type = "application/problem+json"
-        path = request.environ.get("bottle.raw_path", request.path).lstrip("/")
+        path = request.environ["bottle.raw_path"].lstrip("/")
         instance = self._address(quote(path[:500], encoding="latin-1", errors="replace"))
         return problem(status, detail, instance, cause)
 
