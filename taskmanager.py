@@ -7328,10 +7328,11 @@ def set_up(description: str) -> Config:
     return config
 
 
-def serve(*parts: Any) -> None:
+def serve(*parts: Any, each_second: Callable[[], None] = lambda: None) -> None:
     """Start the parts of a program, and stop them, in reverse order, when it is told to. A part may be None.
 
     When an essential thread ends before that, the program ends with status 1: its supervisor starts it again.
+    `each_second` is called once a second, and when all parts have stopped.
     """
     there = [part for part in parts if part is not None]
     handle_signals(stop_signal)     # from here on nothing is broken off that must come to its end
@@ -7343,6 +7344,7 @@ def serve(*parts: Any) -> None:
         for seconds in itertools.count():
             if seconds % RELEASE_SECONDS == 0:
                 release_memory()
+            each_second()
             if stopping.wait(1):
                 break
             if dead := [thread.name for thread in list(EssentialThread.running) if not thread.is_alive()]:
@@ -7354,6 +7356,7 @@ def serve(*parts: Any) -> None:
             part.begin_stop()
         for part in reversed(there):
             part.stop()
+        each_second()
 
 
 def run(program: Callable[[], None]) -> None:
@@ -7400,37 +7403,6 @@ def announce(text: str) -> None:
     with contextlib.suppress(OSError, ValueError, AttributeError):
         # Past the buffer, or what could not be written would be tried again, and fail, at the exit.
         os.write(sys.stdout.fileno(), text.encode(sys.stdout.encoding, "replace"))
-
-
-class ChildProcess:
-    """What ties one of several processes to the others: saves its counters, stops it without its parent."""
-
-    def __init__(self, metrics: Metrics, parent: int):
-        self._metrics, self._parent = metrics, parent
-        self._stopped = threading.Event()
-        self._thread = EssentialThread("member", self._loop)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def _loop(self) -> None:
-        while not self._stopped.wait(1):
-            self._save()
-            if os.getppid() != self._parent and not stopping.is_set():
-                log.critical("stopped process reason=%r", "its parent has ended")
-                stopping.set()
-
-    def _save(self) -> None:
-        with contextlib.suppress(OSError):      # which the answer of /metrics tells
-            self._metrics.save()
-
-    def begin_stop(self) -> None:
-        """Do nothing: the other parts still count until they have stopped."""
-
-    def stop(self) -> None:
-        self._stopped.set()
-        self._thread.join(STOP_SECONDS)
-        self._save()
 
 
 class Processes:
@@ -7557,14 +7529,14 @@ def main() -> None:
 
 """)
 
-    def serve_api(listener: socket.socket, member: ChildProcess | None = None) -> None:
+    def make_parts(listener: socket.socket) -> Iterable[Any]:
         notifier = make_notifier(store, config)
         is_connected = (lambda: notifier.connected) if notifier and config.rabbitmq_url else None
         app = create_app(store, config, own_names(config), is_connected)
-        serve(member, notifier, worker, make_server(app, config, listener=listener))
+        return notifier, worker, make_server(app, config, listener=listener)
 
     if config.processes == 1:
-        serve_api(listener)
+        serve(*make_parts(listener))
     else:
         store.close()       # with its connections and its thread; see Processes
         # One listener each, kept open here: so the system spreads the connections, and those that a process
@@ -7579,10 +7551,17 @@ def main() -> None:
             why = f"{e.strerror}; expected a folder that can be written, /tmp or the one that TMPDIR names"
             raise BadSetting("PROCESSES", config.processes, why) from None
 
+        def each_second() -> None:
+            with contextlib.suppress(OSError):      # which the answer of /metrics tells
+                store.metrics.save()
+            if os.getppid() != parent and not stopping.is_set():
+                log.critical("stopped process reason=%r", "its parent has ended")
+                stopping.set()
+
         def serve_one(number: int) -> None:
             store.metrics.share(folder / f"{number}.json")
             try:
-                serve_api(listeners[number - 1], ChildProcess(store.metrics, parent))
+                serve(*make_parts(listeners[number - 1]), each_second=each_second)
             finally:
                 if os.getppid() != parent:
                     shutil.rmtree(folder, ignore_errors=True)
