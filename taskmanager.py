@@ -6728,11 +6728,10 @@ class Refusal(ErrorTask):
         instance = server.prefix + quote(request.path[:500], encoding="latin-1")
         body = b"" if code == 204 else problem(code, request.error.body, instance).encode()
 
-        headers = HEADERS | {"X-Request-Id": request_id(request.headers.get("X_REQUEST_ID", ""))}
+        headers = HEADERS | ERROR_HEADERS.get(code, {})
+        headers["X-Request-Id"] = request_id(request.headers.get("X_REQUEST_ID", ""))
         if code == 204:
             headers["Allow"] = ", ".join(METHODS)
-        if code == 503:
-            headers["Retry-After"] = "1"
         origin = request.headers.get("ORIGIN", "")
         headers |= server.cors({"HTTP_ORIGIN": origin, "REQUEST_METHOD": request.command})
         if body:
