@@ -6962,7 +6962,7 @@ class Server(TcpWSGIServer):
     channel_class = Channel
 
     def __init__(self, app: Callable, config: Config, listener: socket.socket):
-        self.thread: EssentialThread | None = None
+        self.thread = EssentialThread("http", self.run)
         self.stopped = self._lacks_files = False
         self._accept_at = 0.0       # by time.monotonic()
         self.queued = 0     # bytes of bodies that have come whole; their clients are not cut off
@@ -6982,7 +6982,6 @@ class Server(TcpWSGIServer):
 
     def start(self) -> None:
         """Serve, in a thread of its own."""
-        self.thread = EssentialThread("http", self.run)
         self.thread.start()
 
     def run(self) -> None:
@@ -7016,7 +7015,7 @@ class Server(TcpWSGIServer):
     def stop(self) -> None:
         """Stop, as begin_stop() does, and wait until it is done."""
         self.begin_stop()
-        if self.thread and self.thread.ident is not None:
+        if self.thread.ident is not None:
             self.thread.join(2 * STOP_SECONDS)      # longer than run() takes to finish
         self.close()
 
