@@ -6668,44 +6668,41 @@ class Threads(ThreadedTaskDispatcher):
         self.started[-1].start()
 
 
-class Dispatcher(Threads):
+class Dispatcher:
     """Chooses the threads that answer a request. /livez and those that wait (`Prefer`) have their own.
 
     Otherwise a client could occupy every thread by waiting, or make a service that works look dead.
     """
 
     def __init__(self, config: Config, closing: threading.Event):
-        super().__init__(config.threads, FairQueue(config.threads))
         self.closing = closing
+        self.queue = FairQueue(config.threads)
+        self.usual = Threads(config.threads, self.queue)
         self.for_health = Threads(1, collections.deque())
         self.for_waiters = Threads(config.waiters + 1, collections.deque())     # one may be told not to wait
+        self.all = (self.usual, self.for_health, self.for_waiters)
 
-    def _threads_apart(self, request: Request) -> Threads | None:
+    def _threads_for(self, request: Request) -> Threads:
         if request.path == "/livez":
             return self.for_health
-        return self.for_waiters if "PREFER" in request.headers else None
+        return self.for_waiters if "PREFER" in request.headers else self.usual
 
     def add_task(self, channel):
-        threads = self._threads_apart(channel.requests[0])
-        if threads:
-            threads.add_task(channel)
-        else:
-            super().add_task(channel)
+        self._threads_for(channel.requests[0]).add_task(channel)
 
     def all_threads(self) -> list[threading.Thread]:
-        return self.started + self.for_health.started + self.for_waiters.started
+        return [thread for threads in self.all for thread in threads.started]
 
     def served(self, request: Request) -> None:
         """Let the next request of its kind have the thread."""
-        if not self._threads_apart(request):
-            with self.lock:
+        if self._threads_for(request) is self.usual:
+            with self.usual.lock:
                 self.queue.served(request.kind)
 
-    def shutdown(self, *args, **kwargs):
+    def shutdown(self):
         self.closing.set()      # so that no request waits any longer
-        super().shutdown(*args, **kwargs)
-        for threads in (self.for_health, self.for_waiters):
-            threads.shutdown(*args, **kwargs)
+        for threads in self.all:
+            threads.shutdown()
 
 
 class Answer(WSGITask):
