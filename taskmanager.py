@@ -7160,9 +7160,8 @@ class PrivateLogFile(logging.handlers.RotatingFileHandler):
     rotates = True
 
     def _open(self):
-        def create(path, flags):
-            return os.open(path, flags, 0o600)
-        return open(self.baseFilename, self.mode, encoding=self.encoding, errors=self.errors, opener=create)
+        return open(self.baseFilename, self.mode, encoding=self.encoding, errors=self.errors,
+                    opener=functools.partial(os.open, mode=0o600))
 
     def shouldRollover(self, record):
         if self.rotates:
