@@ -7165,12 +7165,17 @@ class PrivateLogFile(logging.handlers.RotatingFileHandler):
 
     def shouldRollover(self, record):
         if self.rotates:
-            return super().shouldRollover(record)
+            # Whatever the record is: logging formats it a second time to see how long it will be.
+            return self.stream is not None and os.fstat(self.stream.fileno()).st_size >= self.maxBytes
         with contextlib.suppress(OSError):
             if self.stream and os.path.samestat(os.fstat(self.stream.fileno()), os.stat(self.baseFilename)):
                 return False
         self.close()        # emit() opens it again
         return False
+
+    def doRollover(self):
+        with contextlib.suppress(OSError):      # where it can't be rotated, it grows
+            super().doRollover()
 
     def rotate_if_full(self) -> None:
         """Rotate it, if it has grown by what others have written. For a program without threads."""

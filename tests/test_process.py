@@ -433,6 +433,15 @@ def test_an_application_gets_a_record_for_each_line_and_where_it_was_logged(capl
         ("claimed task=%s", (each,), "test_process.py") for each in (1, 2)]
 
 
+def test_a_log_file_that_can_not_be_rotated_takes_all_lines(tmp_path):
+    (tmp_path / "log.1").mkdir()        # or the folder is another user's
+    output = taskmanager.PrivateLogFile(tmp_path / "log", maxBytes=20, backupCount=1, encoding="utf-8")
+    for n in range(10):
+        output.handle(logging.LogRecord("x", logging.INFO, "", 0, f"line {n}", (), None))
+    output.close()
+    assert (tmp_path / "log").read_text().splitlines() == [f"line {n}" for n in range(10)]
+
+
 # stdin, stdout and stderr
 
 OUTPUTS = {
