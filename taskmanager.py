@@ -2732,8 +2732,8 @@ class ProcessState:
     locks of threads that exist in one of them only.
     """
 
-    def __init__(self, store: Store, pool: Pool):
-        self.pool = pool
+    def __init__(self, store: Store):
+        self.pool = Pool(store, store._connections)
         self.creating = Batcher(store._insert)
         self.reading = Batcher(store._read)
         self.metrics = Metrics()
@@ -2785,8 +2785,7 @@ class Store:
         # By the process id, and not by os.register_at_fork: a server in C (uWSGI) forks without a word to
         # Python.
         pid = os.getpid()
-        return self._processes.get(pid) or self._processes.setdefault(
-            pid, ProcessState(self, Pool(self, self._connections)))
+        return self._processes.get(pid) or self._processes.setdefault(pid, ProcessState(self))
 
     @property
     def metrics(self) -> Metrics:
