@@ -3738,12 +3738,10 @@ class PostgresStore(Store):
         columns = zip(*rows, strict=True)
         return dict(zip(array_names(sql), map(array_literal, columns), strict=True))
 
-    def _lost(self, error: Exception, what: str) -> Exception:
-        """Log an outage; return Unavailable, caused by this error."""
+    def _lost(self, error: Exception, what: str) -> Unavailable:
+        """Log an outage; return what is to be raised."""
         self._outage.lost(error)
-        unavailable = Unavailable(what)
-        unavailable.__cause__ = error
-        return unavailable
+        return Unavailable(what)
 
     def unlocked(self, ids: Collection[int]) -> set[int]:
         return {id for id, in self._batch(UNLOCKED, [(id,) for id in ids])}
