@@ -3779,13 +3779,12 @@ class PostgresStore(Store):
             self._execute(text, repeat=False, seconds=86400)
             self._table_lock.back()
         except (Unavailable, Invalid, self.psycopg2.ProgrammingError) as e:
-            cause = e if isinstance(e, self.psycopg2.ProgrammingError) else e.__cause__
+            cause = e.__cause__ or e
+            if isinstance(e, Locked):
+                self._table_lock.lost(cause)
             if isinstance(e, Unavailable) and not isinstance(cause, self.psycopg2.ProgrammingError):
-                if isinstance(e, Locked) and cause:
-                    self._table_lock.lost(cause)
                 raise
-            raise BadSetting("DATABASE_URL", self.url,
-                             f"schema.sql was refused: {describe(cause or e)}") from e
+            raise BadSetting("DATABASE_URL", self.url, f"schema.sql was refused: {describe(cause)}") from e
         log.info("applied schema.sql version=%s", version)
 
     def _try_to_write(self) -> str | None:
