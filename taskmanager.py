@@ -2911,14 +2911,11 @@ class Store:
         """Return a task as it is inserted. Raise Invalid."""
         if self.ascii and task.payload:
             task = task._replace(payload=self._text(task.payload))
-        return task._replace(run_at=self._first_run(task)) if task.repeat else task
-
-    def _first_run(self, task: NewTask) -> datetime | None:
-        """Return when a new task is to run; None: as soon as its delay has passed. Raise Invalid."""
-        if task.repeat is None or task.run_at is not None or task.delay is not None:
-            return task.run_at
-        repeat, now = json.loads(task.repeat), self.now()
-        return next_time(repeat, task.timezone, now, now) if isinstance(repeat, str) else None
+        if task.repeat and task.run_at is None and task.delay is None:
+            repeat, now = json.loads(task.repeat), self.now()
+            if isinstance(repeat, str):     # an interval begins at once
+                task = task._replace(run_at=next_time(repeat, task.timezone, now, now))
+        return task
 
     def now(self) -> datetime:
         """Return the database's time, in UTC, which is asked for at most once a second."""
