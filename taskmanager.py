@@ -3279,14 +3279,14 @@ class Store:
     def cancel_all(self, filters: Filters, after: int | None = None,
                    limit: int = MAX_PAGE) -> tuple[int, int, int | None]:
         """End New tasks as Failed, ask the workers of those In Progress, and stop those that repeat."""
-        return self._change_all(CANCEL_ALL, "canceled", filters, after, limit, STATUSES, STATUSES,
+        return self._change_all(CANCEL_ALL, "canceled", filters, after, limit, STATUSES,
                                 between_runs=("Completed", "Failed"))
 
     def retry_all(self, filters: Filters, after: int | None = None,
                   limit: int = MAX_PAGE) -> tuple[int, int, int | None]:
         """Make Failed tasks New again; where the filters name Completed, also the repeating ones of these."""
-        usual, possible = ("Failed",), ("Completed", "Failed")
-        found = self._change_all(RETRY_ALL, "retried", filters, after, limit, usual, possible)
+        filters = filters._replace(statuses=filters.statuses or ("Failed",))
+        found = self._change_all(RETRY_ALL, "retried", filters, after, limit, ("Completed", "Failed"))
         if found[0]:
             self.notify()
         return found
@@ -3294,18 +3294,15 @@ class Store:
     def delete_all(self, filters: Filters, after: int | None = None,
                    limit: int = MAX_PAGE) -> tuple[int, int, int | None]:
         """Delete tasks that no worker holds."""
-        possible = ("New", "Completed", "Failed")
-        return self._change_all(DELETE_ALL, "deleted", filters, after, limit, possible, possible)
+        return self._change_all(DELETE_ALL, "deleted", filters, after, limit, ("New", "Completed", "Failed"))
 
     def _change_all(self, sql: str, verb: str, filters: Filters, after: int | None, limit: int,
-                    usual: Sequence[str], possible: Sequence[str],
-                    between_runs: Sequence[str] = ()) -> tuple[int, int, int | None]:
-        """Run a statement that changes many tasks: those with a `possible` status that the filters name.
+                    possible: Sequence[str], between_runs: Sequence[str] = ()) -> tuple[int, int, int | None]:
+        """Run a statement that changes many tasks: those with a `possible` status that meet the filters.
 
-        Where they name no status at all, those with a `usual` one. Of those with a status in `between_runs`
-        only the ones that still repeat.
+        Of those with a status in `between_runs` only the ones that still repeat.
         """
-        statuses = [status for status in possible if status in (filters.statuses or usual)]
+        statuses = [status for status in possible if status in (filters.statuses or possible)]
         found, next_after = self._ids(
             filters, [status for status in statuses if status not in between_runs],
             [status for status in statuses if status in between_runs], after, limit)
