@@ -2958,20 +2958,19 @@ class Store:
         Where statuses are given, only tasks with one of them. Fewer, but at least one, when they are large:
         see MAX_PAGE_BYTES.
         """
-        rows = self._list(statuses, after, limit, order, COLUMNS)
-        return [Row(*row) for row in rows]
+        return [Row(*row) for row in self._list(statuses, after, limit, order, COLUMNS)]
 
     def _list(self, statuses: Sequence[str], after: int | None, limit: int, order: str,
               columns: str = LISTED) -> list[tuple]:
         sql = (LIST_STATUS if statuses else LIST).replace(LISTED, columns)
         params: Params = {status.lower().replace(" ", "_"): status in statuses for status in STATUSES}
-        if order == "desc":
-            sql = backwards(sql)
+        return self._page(sql, params | {"limit": limit, "size": MAX_PAGE_BYTES}, after, order)
+
+    def _page(self, sql: str, params: Params, after: int | None, order: str) -> list[tuple]:
+        """Run LIST, LIST_STATUS, SEARCH or SEARCH_IDS in one order or the other."""
         if after is None:
             after = MAX_ID if order == "desc" else 0
-
-        params.update(after=after, limit=limit, size=MAX_PAGE_BYTES)
-        return self._execute(sql, params)
+        return self._execute(backwards(sql) if order == "desc" else sql, params | {"after": after})
 
     def find_tasks(self, filters: Filters, after: int | None = None, limit: int = MAX_PAGE,
                    order: str = "asc") -> tuple[list[Listed], int | None]:
@@ -2994,16 +2993,12 @@ class Store:
     def _search(self, sql: str, filters: Filters, after: int | None, limit: int, size: int,
                 order: str = "asc") -> tuple[list[tuple], int | None]:
         """Return what SEARCH or SEARCH_IDS finds, and the last id that it has looked at; None at the end."""
-        is_backwards = order == "desc"
-        if after is None:
-            after = MAX_ID if is_backwards else 0
         params = self._filter_params(filters) | {
-            "any": not filters.statuses, "after": after, "limit": limit, "size": size,
+            "any": not filters.statuses, "limit": limit, "size": size,
             "rows": SEARCH_ROWS, "bytes": SEARCH_BYTES}
-
-        found = self._execute(backwards(sql) if is_backwards else sql, params)
+        found = self._page(sql, params, after, order)
         there, seen, lowest, highest = found[0][:4]
-        last = lowest if is_backwards else highest
+        last = lowest if order == "desc" else highest
         return [row[4:] for row in found if row[4] is not None], last if there > seen else None
 
     def _filter_params(self, filters: Filters) -> Params:
