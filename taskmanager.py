@@ -3009,16 +3009,12 @@ class Store:
             "created_after": filters.created_after, "created_before": filters.created_before}
 
     def promote(self) -> int:
-        """Make tasks ready whose time has come, new ones and those that repeat; return how many."""
-        return self.promote_new() + self.promote_repeating()
-
-    def promote_new(self) -> int:
         """Make up to BATCH_ROWS New tasks ready whose time has come; return how many."""
         rows = self._execute(PROMOTE, {"limit": BATCH_ROWS})
         log.lines(logging.DEBUG, "promoted task=%s", sorted(rows))
         return len(rows)
 
-    def promote_repeating(self) -> int:
+    def repeat(self) -> int:
         """Make up to BATCH_ROWS tasks New that repeat and whose next time has come; return how many."""
         rows = self._execute(REPEAT, {"limit": BATCH_ROWS})
         log.lines(logging.DEBUG, "repeated task=%s", sorted(rows))
@@ -4954,8 +4950,8 @@ class Worker:
             # The database was away, maybe for all workers: let them come back, and keep their tasks.
             self._next_sweeps["reclaim"] = time.monotonic() + RETURN_SECONDS
         sweeps: dict[str, Callable[[], int]] = {
-            "promote": self.store.promote_new,
-            "repeat": self.store.promote_repeating,
+            "promote": self.store.promote,
+            "repeat": self.store.repeat,
             "reclaim": lambda: self.store.reclaim(self.config.max_attempts, self.name),
             "schedule": self._schedule}
         for name, sweep in sweeps.items():

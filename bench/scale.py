@@ -133,8 +133,9 @@ MEASURES = {
     "SEARCH, a kind, the newest 100":
         lambda t: partial(t.store.find_tasks, Filters(kinds=("mail",)), limit=100, order="desc"),
     "SEARCH, a text that is nowhere": lambda t: partial(t.store.find_tasks, Filters(q="needle"), limit=100),
-    "PROMOTE and REPEAT, nothing": lambda t: t.store.promote,
-    "PROMOTE and REPEAT, 100": lambda t: t.after(DUE, t.store.promote),
+    "PROMOTE, nothing": lambda t: t.store.promote,
+    "PROMOTE, 100": lambda t: t.after(DUE, t.store.promote),
+    "REPEAT, nothing": lambda t: t.store.repeat,
     "UNSCHEDULED": lambda t: t.store.unscheduled,
     "CLAIM, 8": lambda t: t.held,
     "CLAIM, of a kind without tasks": lambda t: partial(t.store.claim, 8, 30, kind="sync"),

@@ -262,7 +262,7 @@ def test_nothing_is_claimed_ahead_while_another_kind_has_its_turn(store):
     assert [row.id for row in store.list_tasks("In Progress")] == first
 
 
-@pytest.mark.parametrize("broken", ["promote_new", "promote_repeating", "reclaim", "unscheduled"])
+@pytest.mark.parametrize("broken", ["promote", "repeat", "reclaim", "unscheduled"])
 def test_what_can_not_be_swept_keeps_nothing_else_from_going_on(store, work, monkeypatch, caplog, broken):
     """A trigger of the operator's refuses one row, so that the statement fails each time."""
     def refuse(*args, **kwargs):
@@ -275,8 +275,8 @@ def test_what_can_not_be_swept_keeps_nothing_else_from_going_on(store, work, mon
     [ended] = sql(store, "insert into tasks (status, repeat) values ('Completed', '3600')")[0]
     [again] = sql(store, "insert into tasks (status, repeat, run_at) values ('Failed', '3600', now())")[0]
     checks = {
-        "promote_new": lambda: status(store, later) == {"Completed"},
-        "promote_repeating": lambda: status(store, again) == {"Completed"},
+        "promote": lambda: status(store, later) == {"Completed"},
+        "repeat": lambda: status(store, again) == {"Completed"},
         "reclaim": lambda: status(store, lost) == {"Completed"},
         "unscheduled": lambda: store.read(ended).run_at,
     }

@@ -85,7 +85,7 @@ def test_settings_of_the_session_do_not_change_the_time(empty_database, monkeypa
         monkeypatch.setenv(name, value)
     store = taskmanager.open_store(empty_database())
     now, later = store.create([NewTask(), new_task({"delay": 3600})])
-    assert store.promote() == 0
+    assert store.promote() == store.repeat() == 0
     [row] = store.claim(10, 30)
     assert (row.id, store.reclaim(3)) == (now, 0)
     assert store.extend([(row.id, row.attempt, 0.5)], 30) == {now}

@@ -383,6 +383,7 @@ def test_a_repeat_after_the_task_has_gone_on_is_answered_all_the_same(api, store
     tell(api, id, verb, attempt, **said)
     sql(store, "update tasks set run_at = now() where id = %(id)s", id=id)
     store.promote()
+    store.repeat()
     for _ in range(2):
         before = store.read(id)
         again = tell(api, id, verb, attempt, **said)

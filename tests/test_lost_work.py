@@ -154,7 +154,7 @@ def test_no_row_that_the_table_accepts_keeps_the_others_from_anything(api, store
 
     seen, nobody = set(), [(0, 0)]
     for _ in range(100):
-        moved = store.promote() + store.reclaim(3)
+        moved = store.promote() + store.repeat() + store.reclaim(3)
         held = [(row.id, row.attempt) for row in store.claim(100, LEASE)]
         if not held and not moved:
             break
@@ -254,6 +254,7 @@ def test_what_a_worker_with_one_slot_did_not_finish_runs_beside_others_again(sto
         store.fail([(id, row.attempt, "why", store.next_run(row))])
     set_time(store, id, "run_at", -1)
     store.promote()
+    store.repeat()
     assert len(store.claim(8, LEASE)) == 2
 
 
@@ -270,7 +271,7 @@ def test_what_may_have_killed_a_worker_stays_alone(store, transition):
         die(store, id)
         store.schedule([(id, row.attempt, store.next_run(row))])
         set_time(store, id, "run_at", -1)
-        store.promote()
+        store.repeat()
     [row] = store.claim(8, LEASE)
     assert row.id == id and row.alone
 

@@ -665,7 +665,7 @@ class Run:
         return None, None
 
     def promote(self):
-        return self.model.promote(), self.store.promote()
+        return self.model.promote(), self.store.promote() + self.store.repeat()
 
     def claim(self, *args):
         self.store._state.claim_starts.clear()        # on a slow machine it would not begin at the front

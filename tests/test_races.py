@@ -161,6 +161,7 @@ def riot(api, store, seen, seed, rounds):
                        "and run_at is not null and id = %(id)s", id=dice.randint(1, 5))
             store.schedule([(row.id, row.attempt, store.next_run(row)) for row in store.unscheduled()])
             store.promote()
+            store.repeat()
             continue
         id, said = dice.randint(1, 5 + len(seen.deleted)), {}
         if what == "claim":

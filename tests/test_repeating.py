@@ -23,6 +23,7 @@ def repeating(store, key=None, **fields):
 def claim(store, id):
     """Claim it, as the only one that is ready."""
     store.promote()
+    store.repeat()
     [row] = store.claim(2, LEASE)
     assert row.id == id
     return row
@@ -85,7 +86,7 @@ def test_between_two_runs_it_keeps_how_the_last_one_went(store):
     shown = json.loads(store.read(id).to_json())
     assert (shown["repeat"], shown["result"]) == (60, "done")
     assert 50 < seconds_until(store, id) <= 60
-    assert store.promote() == 0 and store.claim(1, LEASE) == []
+    assert store.repeat() == 0 and store.claim(1, LEASE) == []
 
 
 def test_when_its_time_comes_it_is_new_again(store):
@@ -95,7 +96,7 @@ def test_when_its_time_comes_it_is_new_again(store):
     end(store, claim(store, id), '"done"')
     set_time(store, id, "run_at", -7)
     set_time(store, id, "updated_at", -50)
-    assert store.promote() == 1
+    assert store.repeat() == 1
     assert seen(store.read(id)) == ("New", None, None, 0, 2)
     shown = json.loads(store.read(id).to_json())
     assert shown.keys() == {"id", "status", "created_at", "updated_at", "repeat"}
@@ -109,7 +110,7 @@ def test_when_its_time_comes_it_is_new_again(store):
     [_, second, _] = store.attempts(id)
     assert second.ended_at < store.read(id).updated_at      # when it ended, not when it was made New
     set_time(store, id, "run_at", -1)
-    store.promote()
+    store.repeat()
     assert seen(store.read(id)) == ("New", None, None, 0, 3)
 
 
@@ -131,7 +132,7 @@ def test_one_that_ran_alone_and_ended_by_itself_does_not_so_again(store, how):
     sql(store, "update tasks set alone = true where id = %(id)s", id=id)
     end(store, claim(store, id), how=how)
     set_time(store, id, "run_at", -1)
-    store.promote()
+    store.repeat()
     assert not store.read(id).alone
 
 
@@ -263,7 +264,7 @@ def test_a_task_whose_last_time_has_passed_ends(store, monkeypatch):
     end(store, row)
     assert store.read(id).run_at == "9999-12-31T23:59:59"
     monkeypatch.undo()
-    assert store.promote() == 0
+    assert store.repeat() == 0
 
 
 def test_a_task_that_does_not_repeat_has_no_next_run(store):
@@ -281,7 +282,7 @@ def test_cancel_between_runs_ends_the_repetition_and_keeps_how_the_last_run_went
     end(store, claim(store, id), '"done"')
     canceled = store.read(id)._replace(canceled=True, run_at=None)
     assert store.cancel(id) == canceled
-    assert store.unscheduled() == [] and store.promote() == 0
+    assert store.unscheduled() == [] and store.promote() == store.repeat() == 0
     assert store.cancel(id) == canceled         # again: no harm
     assert [each.outcome for each in store.attempts(id)] == ["completed"]
 
@@ -308,7 +309,7 @@ def test_cancel_ends_it_for_good_and_retry_by_hand_lets_it_go_on(store, how):
         assert seen(store.read(id))[:3] == ("Failed", None, "canceled")
         assert store.read(id).run_at is None
         assert store.cancel(id).status == "Failed"      # again: no harm
-    assert store.unscheduled() == [] and store.promote() == 0
+    assert store.unscheduled() == [] and store.promote() == store.repeat() == 0
     for id in (waiting, new, running):
         assert seen(store.retry_by_hand(id))[:3] == ("New", None, None)
         end(store, claim(store, id))
@@ -341,7 +342,7 @@ def test_delete_between_runs(store):
     id = repeating(store)
     end(store, claim(store, id))
     assert store.delete(id).id == id
-    assert store.promote() == 0 and store.list_tasks() == []
+    assert store.repeat() == 0 and store.list_tasks() == []
 
 
 # Keeping
@@ -439,7 +440,7 @@ def test_an_interval_is_shown_as_it_was_given(store, given, shown):
 
 def test_one_that_plain_sql_ended_without_an_attempt_has_none_in_its_history(store):
     [(id,)] = sql(store, "insert into tasks (status, repeat, run_at) values ('Completed', '60', now())")
-    store.promote()
+    store.repeat()
     assert store.read(id).status == "New" and store.attempts(id) == []
 
 

@@ -190,9 +190,9 @@ def test_a_scheduled_task_runs_when_it_is_due(store, work):
 
 
 @pytest.mark.parametrize("sweep, takes, finds, pause", [
-    ("promote_new", 0.08, 400, 0), ("reclaim", 5, 1, 0),                # useful work is no slowness
-    ("promote_new", 0.03, 0, 0.6), ("unscheduled", 0.03, 0, 0.6),       # 5% of the time
-    ("promote_repeating", 0.1, 0, 1), ("reclaim", 2, 0, 10),            # POLL_SECONDS, LEASE_SECONDS / 3
+    ("promote", 0.08, 400, 0), ("reclaim", 5, 1, 0),                # useful work is no slowness
+    ("promote", 0.03, 0, 0.6), ("unscheduled", 0.03, 0, 0.6),       # 5% of the time
+    ("repeat", 0.1, 0, 1), ("reclaim", 2, 0, 10),                   # POLL_SECONDS, LEASE_SECONDS / 3
 ])
 def test_a_sweep_pauses_only_when_it_has_slowly_found_nothing_and_not_for_long(
         sqlite_database, monkeypatch, sweep, takes, finds, pause):
