@@ -3534,12 +3534,9 @@ OUTAGES = ("08", "2200H", "25", "28", "40", "53", "55", "57", "58", "F0", "XX")
 
 # Which tasks can be updated without waiting for another transaction.
 UNLOCKED = """
-with asked (id) as (
-    select * from unnest(%(id)s::bigint[])
-)
 select id
 from   tasks
-where  id in (select id from asked)
+where  id = any(%(id)s::bigint[])
 for no key update skip locked"""
 
 # In a restored dump or a logical replica the sequence may have fallen behind the ids.
