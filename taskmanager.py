@@ -2596,6 +2596,11 @@ class Pool:
 Params = dict[str, Any]      # of a statement, by name
 
 
+def status_params(statuses: Collection[str]) -> Params:
+    """Return the parameter of each status, such as `in_progress`: whether it is one of these."""
+    return {status.lower().replace(" ", "_"): status in statuses for status in STATUSES}
+
+
 class BatchMember:
     """What one thread wants of a batch, and what it gets."""
 
@@ -2963,8 +2968,8 @@ class Store:
     def _list(self, statuses: Sequence[str], after: int | None, limit: int, order: str,
               columns: str = LISTED) -> list[tuple]:
         sql = (LIST_STATUS if statuses else LIST).replace(LISTED, columns)
-        params: Params = {status.lower().replace(" ", "_"): status in statuses for status in STATUSES}
-        return self._page(sql, params | {"limit": limit, "size": MAX_PAGE_BYTES}, after, order)
+        params = status_params(statuses) | {"limit": limit, "size": MAX_PAGE_BYTES}
+        return self._page(sql, params, after, order)
 
     def _page(self, sql: str, params: Params, after: int | None, order: str) -> list[tuple]:
         """Run LIST, LIST_STATUS, SEARCH or SEARCH_IDS in one order or the other."""
@@ -3003,7 +3008,7 @@ class Store:
 
     def _filter_params(self, filters: Filters) -> Params:
         """Return the parameters of MEETS_FILTERS, and for each status whether the filters name it."""
-        return {status.lower().replace(" ", "_"): status in filters.statuses for status in STATUSES} | {
+        return status_params(filters.statuses) | {
             "kinds": f"^({'|'.join(map(re.escape, filters.kinds))})$" if filters.kinds else None,
             "pattern": self._to_find(filters.q) if filters.q else None,
             "created_after": filters.created_after, "created_before": filters.created_before}
@@ -3297,8 +3302,7 @@ class Store:
         found, next_after = self._ids(
             filters, [status for status in statuses if status not in between_runs],
             [status for status in statuses if status in between_runs], after, limit)
-        params = {status.lower().replace(" ", "_"): status in statuses for status in STATUSES}
-        rows, refused = self._batch_in_parts(sql, found, params)
+        rows, refused = self._batch_in_parts(sql, found, status_params(statuses))
         running = [id for id, status in rows if status == "In Progress"]        # their workers will end them
         changed = [id for id, status in rows if status != "In Progress"]
         for what, ids in (("requested cancellation", running), (verb, changed)):
