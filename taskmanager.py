@@ -1656,43 +1656,22 @@ order by id"""
 
 # One SELECT for each status: only then do all rows come from the index (status, id), in order.
 LIST_STATUS = f"""
-with new as (
-    select id, size
-    from   tasks
-    where  status = 'New' and %(new)s and id > %(after)s
-    order by id
-    limit  %(limit)s
-),
-in_progress as (
-    select id, size
-    from   tasks
-    where  status = 'In Progress' and %(in_progress)s and id > %(after)s
-    order by id
-    limit  %(limit)s
-),
-completed as (
-    select id, size
-    from   tasks
-    where  status = 'Completed' and %(completed)s and id > %(after)s
-    order by id
-    limit  %(limit)s
-),
-failed as (
-    select id, size
-    from   tasks
-    where  status = 'Failed' and %(failed)s and id > %(after)s
-    order by id
-    limit  %(limit)s
-),
-found as (
-    select id, size
-    from   (select * from new
-            union all
-            select * from in_progress
-            union all
-            select * from completed
-            union all
-            select * from failed) as of_all
+with found as (
+    select * from (
+        select id, size from tasks where status = 'New' and %(new)s and id > %(after)s
+        order by id limit %(limit)s) as new
+    union all
+    select * from (
+        select id, size from tasks where status = 'In Progress' and %(in_progress)s and id > %(after)s
+        order by id limit %(limit)s) as in_progress
+    union all
+    select * from (
+        select id, size from tasks where status = 'Completed' and %(completed)s and id > %(after)s
+        order by id limit %(limit)s) as completed
+    union all
+    select * from (
+        select id, size from tasks where status = 'Failed' and %(failed)s and id > %(after)s
+        order by id limit %(limit)s) as failed
     order by id
     limit  %(limit)s
 ),
@@ -1719,52 +1698,26 @@ MEETS_FILTERS = """(%(kinds)s is null or kind ~ %(kinds)s)
 # limit), how many it has looked at, and the lowest and the highest id of these. When it finds none, there is
 # one row, with nulls after these four numbers.
 SEARCH = f"""
-with new as (
-    select id, size
-    from   tasks
-    where  status = 'New' and %(new)s and id > %(after)s
-    order by id
-    limit  %(rows)s + 1
-),
-in_progress as (
-    select id, size
-    from   tasks
-    where  status = 'In Progress' and %(in_progress)s and id > %(after)s
-    order by id
-    limit  %(rows)s + 1
-),
-completed as (
-    select id, size
-    from   tasks
-    where  status = 'Completed' and %(completed)s and id > %(after)s
-    order by id
-    limit  %(rows)s + 1
-),
-failed as (
-    select id, size
-    from   tasks
-    where  status = 'Failed' and %(failed)s and id > %(after)s
-    order by id
-    limit  %(rows)s + 1
-),
-of_any_status as (
-    select id, size
-    from   tasks
-    where  %(any)s and id > %(after)s
-    order by id
-    limit  %(rows)s + 1
-),
-ahead as materialized (
-    select id, size
-    from   (select * from new
-            union all
-            select * from in_progress
-            union all
-            select * from completed
-            union all
-            select * from failed
-            union all
-            select * from of_any_status) as of_all
+with ahead as materialized (            -- as in LIST_STATUS
+    select * from (
+        select id, size from tasks where status = 'New' and %(new)s and id > %(after)s
+        order by id limit %(rows)s + 1) as new
+    union all
+    select * from (
+        select id, size from tasks where status = 'In Progress' and %(in_progress)s and id > %(after)s
+        order by id limit %(rows)s + 1) as in_progress
+    union all
+    select * from (
+        select id, size from tasks where status = 'Completed' and %(completed)s and id > %(after)s
+        order by id limit %(rows)s + 1) as completed
+    union all
+    select * from (
+        select id, size from tasks where status = 'Failed' and %(failed)s and id > %(after)s
+        order by id limit %(rows)s + 1) as failed
+    union all
+    select * from (
+        select id, size from tasks where %(any)s and id > %(after)s
+        order by id limit %(rows)s + 1) as of_any_status
     order by id
     limit  %(rows)s + 1
 ),
