@@ -1781,20 +1781,17 @@ limit  %(limit)s"""
 # PostgreSQL from using the index on status.
 
 CANCEL_ALL = f"""
-with found (id) as (
-    select * from unnest(%(id)s::bigint[])
-),
-chosen as materialized (
-    select tasks.id
-    from   found
-    join   tasks on tasks.id = found.id
-    where  case status
-           when 'New'         then %(new)s
-           when 'In Progress' then %(in_progress)s and not canceled     -- those were counted before
-           when 'Completed'   then %(completed)s and repeat is not null and not canceled
-           when 'Failed'      then %(failed)s and repeat is not null and not canceled
-           end
-    order by tasks.id
+with chosen as materialized (
+    select id
+    from   tasks
+    where  id = any(%(id)s::bigint[])
+           and case status
+               when 'New'         then %(new)s
+               when 'In Progress' then %(in_progress)s and not canceled     -- those were counted before
+               when 'Completed'   then %(completed)s and repeat is not null and not canceled
+               when 'Failed'      then %(failed)s and repeat is not null and not canceled
+               end
+    order by id
     for update skip locked
 )
 update tasks
@@ -1804,18 +1801,15 @@ where  tasks.id = chosen.id
 returning tasks.id, status"""
 
 RETRY_ALL = f"""
-with found (id) as (
-    select * from unnest(%(id)s::bigint[])
-),
-chosen as materialized (
-    select tasks.id
-    from   found
-    join   tasks on tasks.id = found.id
-    where  case status
-           when 'Completed' then %(completed)s and repeat is not null
-           when 'Failed'    then %(failed)s
-           end
-    order by tasks.id
+with chosen as materialized (
+    select id
+    from   tasks
+    where  id = any(%(id)s::bigint[])
+           and case status
+               when 'Completed' then %(completed)s and repeat is not null
+               when 'Failed'    then %(failed)s
+               end
+    order by id
     for update skip locked
 )
 update tasks
@@ -1825,19 +1819,16 @@ where  tasks.id = chosen.id
 returning tasks.id, status"""
 
 DELETE_ALL = """
-with found (id) as (
-    select * from unnest(%(id)s::bigint[])
-),
-chosen as materialized (
-    select tasks.id
-    from   found
-    join   tasks on tasks.id = found.id
-    where  case status
-           when 'New'       then %(new)s
-           when 'Completed' then %(completed)s
-           when 'Failed'    then %(failed)s
-           end
-    order by tasks.id
+with chosen as materialized (
+    select id
+    from   tasks
+    where  id = any(%(id)s::bigint[])
+           and case status
+               when 'New'       then %(new)s
+               when 'Completed' then %(completed)s
+               when 'Failed'    then %(failed)s
+               end
+    order by id
     for update skip locked
 )
 delete from tasks
