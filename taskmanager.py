@@ -1218,14 +1218,6 @@ class Filters(NamedTuple):
         """Return the filters that a checked query holds."""
         return cls(query.get("status", ()), query.get("kind", ()), *map(query.get, cls._fields[2:]))
 
-    def to_query(self) -> list[tuple[str, Any]]:
-        """Return the parameters of a query that holds these filters."""
-        times = (self.created_after and self.created_after.isoformat(),
-                 self.created_before and self.created_before.isoformat())
-        single = zip(self._fields[2:], (self.q, *times), strict=True)
-        return ([("status", status) for status in self.statuses] + [("kind", kind) for kind in self.kinds]
-                + [(name, value) for name, value in single if value])
-
 
 def pattern_of(text: str, stored: Callable[[str], str]) -> str:
     """Return a regular expression of PostgreSQL for a text in lower and upper case.
@@ -6075,9 +6067,14 @@ class Api:
                 ran = self.store.now() - datetime(1970, 1, 1) - timedelta(seconds=float(row.started_at))
                 self.store.metrics.observe("run", [ran.total_seconds()])
 
-    def _link(self, relation: str, path: str, query: list[tuple[str, Any]]) -> str:
-        """Return the value of a header Link."""
-        address = self._address(path) + (f"?{urlencode(query)}" if query else "")
+    def _link(self, relation: str, path: str, query: dict[str, Any], after: int | None = None) -> str:
+        """Return the value of a header Link: with the parameters of a query, but from the id `after` on."""
+        said = {name: query[name] for name in (*FILTERS, "order", "limit") if name in query}
+        if after is not None:
+            said["after"] = after
+        texts = {name: value.isoformat() if isinstance(value, datetime) else value
+                 for name, value in said.items()}
+        address = self._address(path) + (f"?{urlencode(texts, doseq=True)}" if texts else "")
         return f'<{address}>; rel="{relation}"'
 
     def _change_all(self, change: Callable[[Filters, int | None], tuple[int, int, int | None]], path: str,
@@ -6090,8 +6087,7 @@ class Api:
                           "?status")
         count, refused, next_after = change(filters, query.get("after"))
         counts = {"count": count, "refused": refused} if refused else {"count": count}
-        said = [*filters.to_query(), ("after", next_after)]
-        link = {} if next_after is None else {"Link": self._link("next", path, said)}
+        link = {} if next_after is None else {"Link": self._link("next", path, query, next_after)}
         return answer(json.dumps(counts), 200, **link)
 
     # The routes: tasks
@@ -6126,10 +6122,9 @@ class Api:
         filters = Filters.of_query(query)
         rows, next_after = self.store.find_tasks(filters, query.get("after"), query.get("limit", MAX_PAGE),
                                                  query.get("order", "asc"))
-        said = filters.to_query() + [(name, query[name]) for name in ("order", "limit") if name in query]
-        links = [self._link("first", "tasks", said)]
+        links = [self._link("first", "tasks", query)]
         if next_after is not None:
-            links.append(self._link("next", "tasks", [*said, ("after", next_after)]))
+            links.append(self._link("next", "tasks", query, next_after))
         tasks = ", ".join(row.text for row in rows)
         return encode_with_etag(f"[{tasks}]"), ", ".join(links)
 
