@@ -2198,28 +2198,24 @@ FINISHED_BINS = f"""
 with span as (
     select {NOW} - %(seconds)s * interval '1 second' as since
 ),
-completed as (
-    select status, updated_at
-    from   tasks
-    where  status = 'Completed'
-           and updated_at > {NOW} - %(seconds)s * interval '1 second'
-           and updated_at <= {NOW}
-    order by updated_at desc
-    limit  %(limit)s
-),
-failed as (
-    select status, updated_at
-    from   tasks
-    where  status = 'Failed'
-           and updated_at > {NOW} - %(seconds)s * interval '1 second'
-           and updated_at <= {NOW}
-    order by updated_at desc
-    limit  %(limit)s
-),
 latest as materialized (
-    select * from completed
+    select * from (
+        select status, updated_at
+        from   tasks
+        where  status = 'Completed'
+               and updated_at > {NOW} - %(seconds)s * interval '1 second'
+               and updated_at <= {NOW}
+        order by updated_at desc
+        limit  %(limit)s) as completed
     union all
-    select * from failed
+    select * from (
+        select status, updated_at
+        from   tasks
+        where  status = 'Failed'
+               and updated_at > {NOW} - %(seconds)s * interval '1 second'
+               and updated_at <= {NOW}
+        order by updated_at desc
+        limit  %(limit)s) as failed
 ),
 placed (status, bin) as (
     select status, cast(floor(date_part('epoch', updated_at - since) * %(bins)s / %(seconds)s) as int)
