@@ -1948,86 +1948,84 @@ where  status = 'In Progress' and worker = %(worker)s"""
 # They find a task by its id. The CASE keeps PostgreSQL from using the index on status, with which it may
 # compare all tasks that are In Progress with each of the batch.
 
+HELD = """tasks.id = given.id
+       and tasks.attempt = given.attempt
+       and tasks.status = case when given.id > 0 then 'In Progress' end"""
+
 # A lease never gets shorter. The progress that a handler has reported is stored with it.
 EXTEND = f"""
-with extended (id, attempt, progress) as (
+with given (id, attempt, progress) as (
     select * from unnest(%(id)s::bigint[], %(attempt)s::int[], %(progress)s::float[])
 )
 update tasks
 set    lease_until = greatest(coalesce(lease_until, {NOW}), {NOW} + %(lease)s * interval '1 second'),
-       progress    = coalesce(extended.progress, tasks.progress)
-from   extended
-where  tasks.id = extended.id
-       and tasks.attempt = extended.attempt
-       and tasks.status = case when extended.id > 0 then 'In Progress' end
+       progress    = coalesce(given.progress, tasks.progress)
+from   given
+where  {HELD}
 returning tasks.id"""
-
-HELD = """tasks.id = ended.id
-       and tasks.attempt = ended.attempt
-       and tasks.status = case when ended.id > 0 then 'In Progress' end"""
 
 # A task whose cancellation was requested meanwhile ends as canceled, whatever its handler did. RETRY, FAIL
 # and RELEASE see to that as well.
 COMPLETE = f"""
-with ended (id, attempt, result, next_run) as (
+with given (id, attempt, result, next_run) as (
     select * from unnest(%(id)s::bigint[], %(attempt)s::int[], %(result)s::json[], %(next_run)s::timestamp[])
 )
 update tasks
 set    status      = case when canceled then 'Failed' else 'Completed' end,
-       result      = case when not canceled then ended.result end,
+       result      = case when not canceled then given.result end,
        error       = case when canceled then 'canceled' end,
        outcome     = case when canceled then 'canceled' else 'completed' end,
-       run_at      = case when repeat is not null and not canceled then ended.next_run end,
+       run_at      = case when repeat is not null and not canceled then given.next_run end,
        progress    = null,
        lease_until = null,
        updated_at  = {NOW}
-from   ended
+from   given
 where  {HELD}
 returning tasks.id, tasks.canceled"""
 
 RETRY = f"""
-with ended (id, attempt, error, delay, outcome) as (
+with given (id, attempt, error, delay, outcome) as (
     select * from unnest(%(id)s::bigint[], %(attempt)s::int[], %(error)s::text[], %(delay)s::float[],
                          %(outcome)s::text[])
 )
 update tasks
 set    status      = case when canceled then 'Failed' else 'New' end,
-       error       = case when canceled then 'canceled' else ended.error end,
-       outcome     = case when canceled then 'canceled' else ended.outcome end,
-       run_at      = case when not canceled then {NOW} + ended.delay * interval '1 second' end,
+       error       = case when canceled then 'canceled' else given.error end,
+       outcome     = case when canceled then 'canceled' else given.outcome end,
+       run_at      = case when not canceled then {NOW} + given.delay * interval '1 second' end,
        alone       = false,             -- its worker has survived it
        started_at  = case when canceled then started_at end,
        history     = case
                      when canceled then history
-                     else {history_with(past_attempt("ended.outcome", NOW, "ended.error"))}
+                     else {history_with(past_attempt("given.outcome", NOW, "given.error"))}
                      end,
        progress    = null,
        lease_until = null,
        updated_at  = {NOW}
-from   ended
+from   given
 where  {HELD}
 returning tasks.id, tasks.canceled"""
 
 FAIL = f"""
-with ended (id, attempt, error, next_run, outcome) as (
+with given (id, attempt, error, next_run, outcome) as (
     select * from unnest(%(id)s::bigint[], %(attempt)s::int[], %(error)s::text[], %(next_run)s::timestamp[],
                          %(outcome)s::text[])
 )
 update tasks
 set    status      = 'Failed',
-       error       = case when canceled then 'canceled' else ended.error end,
-       outcome     = case when canceled then 'canceled' else ended.outcome end,
-       run_at      = case when repeat is not null and not canceled then ended.next_run end,
+       error       = case when canceled then 'canceled' else given.error end,
+       outcome     = case when canceled then 'canceled' else given.outcome end,
+       run_at      = case when repeat is not null and not canceled then given.next_run end,
        progress    = null,
        lease_until = null,
        updated_at  = {NOW}
-from   ended
+from   given
 where  {HELD}
 returning tasks.id, tasks.canceled"""
 
 # A worker that stops gives a task back unfinished: the attempt does not count.
 RELEASE = f"""
-with ended (id, attempt) as (
+with given (id, attempt) as (
     select * from unnest(%(id)s::bigint[], %(attempt)s::int[])
 )
 update tasks
@@ -2045,7 +2043,7 @@ set    status      = case when canceled then 'Failed' else 'New' end,
        progress    = null,
        lease_until = null,
        updated_at  = {NOW}
-from   ended
+from   given
 where  {HELD}
 returning tasks.id, tasks.canceled"""
 
@@ -2101,15 +2099,15 @@ where  id = %(id)s
        and (status, attempt) = (coalesce(%(status)s, status), coalesce(%(attempt)s, attempt))
 returning {COLUMNS}"""
 
-# Of the tasks that a worker holds, which it looks up by their ids.
-CANCEL_REQUESTED = """
-with held (id, attempt) as (
+# Of the tasks that a worker holds.
+CANCEL_REQUESTED = f"""
+with given (id, attempt) as (
     select * from unnest(%(id)s::bigint[], %(attempt)s::int[])
 )
 select tasks.id, tasks.attempt
-from   held
-join   tasks on tasks.id = held.id and tasks.attempt = held.attempt
-where  tasks.status = case when held.id > 0 then 'In Progress' end and canceled"""
+from   given
+join   tasks on {HELD}
+where  canceled"""
 
 # A repeating task runs now, however its last run has ended, and then at its next time.
 RETRY_BY_HAND = f"""
