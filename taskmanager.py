@@ -5268,11 +5268,6 @@ def amqp_address(parameters: Any) -> str:
     return f"RabbitMQ {parameters.host}:{parameters.port}"
 
 
-def notification_exchange(config: Config) -> str:
-    """Return the name of the exchange to which each process binds a queue of its own."""
-    return f"{config.task_queue}.notifications"
-
-
 class Notifier:
     """Sends notifications, and calls the store's listeners at those that other processes send.
 
@@ -5281,7 +5276,7 @@ class Notifier:
 
     connected = False
 
-    def __init__(self, server: str, store: Store | None):
+    def __init__(self, server: str, store: Store):
         """`server`: what the thread connects to, for the log."""
         self._outage = Outage(f"{server} for notifications")
         self._store = store
@@ -5299,7 +5294,7 @@ class Notifier:
             self._wake()
 
     def _call_listeners(self) -> None:
-        for listener in self._store.listeners if self._store else ():
+        for listener in self._store.listeners:
             if listener != self.notify:         # other processes have got it from its sender
                 listener()
 
@@ -5350,15 +5345,16 @@ class Notifier:
 
 
 class RabbitNotifier(Notifier):
-    """Sends notifications through RabbitMQ, and receives all of them, its own, too.
+    """Sends notifications through RabbitMQ, and receives all of them, its own, too."""
 
-    Without a store it only sends: a worker's are received by its intake.
-    """
+    BIND_SECONDS = 5        # until the exchange is made again, if somebody deleted it
 
-    def __init__(self, config: Config, store: Store | None = None):
+    def __init__(self, config: Config, store: Store, connection_class: Any = None):
+        """`connection_class`: the one that pika is to use, if not its own."""
         assert config.rabbitmq_url
         self.parameters = amqp_parameters(config.rabbitmq_url, "taskmanager notifier")
-        self.exchange = notification_exchange(config)
+        self.exchange = f"{config.task_queue}.notifications"
+        self._connection_class = connection_class
         self._connection: Any = None
         super().__init__(amqp_address(self.parameters), store)
 
@@ -5370,18 +5366,22 @@ class RabbitNotifier(Notifier):
     @contextlib.contextmanager
     def _connect(self) -> Iterator[Any]:
         import pika
-        with pika.BlockingConnection(self.parameters) as connection:
+        with pika.BlockingConnection(self.parameters, _impl_class=self._connection_class) as connection:
             channel = connection.channel()
-            channel.exchange_declare(self.exchange, "fanout", durable=True)
             channel.confirm_delivery()      # or a deleted exchange would go unnoticed
-            if self._store:
-                queue = f"{self.exchange}.{os.urandom(16).hex()}"       # ours, and of this connection only
-                channel.queue_declare(queue, exclusive=True, arguments={"x-max-length": 1})
-                channel.queue_bind(queue, self.exchange)
-                channel.basic_consume(queue, lambda *_: self._call_listeners(), auto_ack=True)
+            self._queue = f"{self.exchange}.{os.urandom(16).hex()}"     # ours, and of this connection only
+            channel.queue_declare(self._queue, exclusive=True, arguments={"x-max-length": 1})
+            self._bind(channel)
+            channel.basic_consume(self._queue, lambda *_: self._call_listeners(), auto_ack=True)
             self._connection = connection
             self._call_listeners()      # because what was sent before is lost
             yield channel
+
+    def _bind(self, channel: Any) -> None:
+        """Make the exchange, and our queue's binding to it, where they are missing."""
+        channel.exchange_declare(self.exchange, "fanout", durable=True)
+        channel.queue_bind(self._queue, self.exchange)
+        self._bind_at = time.monotonic() + self.BIND_SECONDS
 
     def _send_pending(self, channel: Any) -> None:
         if self._pending.is_set():
@@ -5389,8 +5389,10 @@ class RabbitNotifier(Notifier):
             channel.basic_publish(self.exchange, "", b"")
             self._stopped.wait(0.01)        # meanwhile notifications add up
         channel.connection.process_data_events(0 if self._stopped.is_set() else 1)
-        if self._store and not channel.consumer_tags:
+        if not channel.consumer_tags:
             raise ConnectionError("the broker ended the subscription")
+        if time.monotonic() >= self._bind_at:       # the broker does not tell when the exchange is deleted
+            self._bind(channel)
 
 
 # A channel belongs to a database. Each schema has a channel of its own, because each may have a table of
@@ -5465,14 +5467,14 @@ class PostgresNotifier(Notifier):
             self._stopped.wait(0.01)        # meanwhile notifications add up
 
 
-def make_notifier(store: Store, config: Config, intake: Any = None) -> Notifier | None:
+def make_notifier(store: Store, config: Config, connection_class: Any = None) -> Notifier | None:
     """Return what tells other processes of the tasks that become ready here, and this one of theirs.
 
-    None: they have to poll. `intake`: what receives RabbitMQ's notifications already, if anything.
+    None: they have to poll. `connection_class`: as for RabbitNotifier.
     """
     notifier: Notifier | None = None
     if config.rabbitmq_url:
-        notifier = RabbitNotifier(config, None if intake else store)
+        notifier = RabbitNotifier(config, store, connection_class)
     elif isinstance(store, PostgresStore):
         notifier = PostgresNotifier(store)
     if notifier:

@@ -21,7 +21,6 @@ import itertools
 import struct
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -50,7 +49,6 @@ MAX_WAITING = 32 * 1024**2  # bytes of messages that wait here for the database,
 MAX_BATCH = 8 * 1024**2     # bytes of messages that are inserted at once
 MAX_REJECTION = 1200        # bytes of the list of errors that a rejected message gets
 SUBSCRIBE_SECONDS = 10      # for the broker to answer while we subscribe
-LISTEN_SECONDS = 5          # until the notification exchange is made again, if somebody deleted it
 
 log = taskmanager.get_log("taskmanager.worker")
 
@@ -262,17 +260,15 @@ class Unacknowledged:
 class Intake:
     """Inserts the messages that have arrived in one transaction, and only then acknowledges them.
 
-    An invalid message goes to the `Rejecter`, at once and alone. The intake also receives the notifications,
-    and calls `wake` at each. It publishes nothing on its connection: during a memory or disk alarm the broker
-    no longer reads from a connection that publishes, and would not see its acknowledgements either.
+    An invalid message goes to the `Rejecter`, at once and alone. The intake publishes nothing on its
+    connection: during a memory or disk alarm the broker no longer reads from a connection that publishes, and
+    would not see its acknowledgements either.
     """
 
-    def __init__(self, store: Store, config: Config, wake: Callable[[], None]):
-        self.store, self.config, self.wake = store, config, wake
+    def __init__(self, store: Store, config: Config):
+        self.store, self.config = store, config
         self.parameters = taskmanager.amqp_parameters(config.rabbitmq_url or "", "taskmanager intake")
         self.rejecter = Rejecter(config, store.metrics)
-        self.exchange = taskmanager.notification_exchange(config)
-        self._notification_outage = Outage(f"exchange {self.exchange}")
         self._transient_refused = False
         self._failures = 0              # since a message was inserted
         self._connection: pika.BlockingConnection | None = None
@@ -300,10 +296,10 @@ class Intake:
                 self.store.ping()       # while the database is away, messages stay in their queue
                 with pika.BlockingConnection(self.parameters, _impl_class=Connection) as connection:
                     with self._no_longer_than(SUBSCRIBE_SECONDS, connection):
-                        channels = self._subscribe(connection)
+                        channel = self._subscribe(connection)
                     outage.back()
                     self._connection = connection
-                    self._receive(connection, *channels)
+                    self._receive(connection, channel)
             except Exception as e:
                 self._forget()
                 if not isinstance(e, Unavailable):      # that one the store has logged
@@ -325,7 +321,7 @@ class Intake:
             impl.ioloop.remove_timeout(timer)
 
     def _subscribe(self, connection: pika.BlockingConnection):
-        """Return the channel of the tasks, and the one of the notifications."""
+        """Subscribe to TASK_QUEUE; return the channel."""
         transient = {"durable": False}      # as the documented producer declares it
         quorum = {"durable": True, "arguments": {"x-queue-type": "quorum"}}     # where transient is refused
         queue = self.config.task_queue
@@ -337,12 +333,10 @@ class Intake:
         channel = self._refuse_stream(channel)
         with contextlib.suppress(pika.exceptions.ChannelClosedByBroker):    # the rejecter logs it
             attach(connection, self.rejecter.queue, {"durable": True}).close()
-        self._notifications = f"{self.exchange}.{uuid.uuid4().hex}"     # our queue, of this connection only
-        notifications = self._listen(connection, None)
         channel.basic_qos(prefetch_count=PREFETCH)
         channel.basic_consume(queue, self._on_message)
         log.info("started intake queue=%s rejected=%s", queue, self.rejecter.queue)
-        return channel, notifications
+        return channel
 
     def _refuse_stream(self, channel):
         """Return the channel, or a new one where the broker has closed it.
@@ -365,27 +359,9 @@ class Intake:
             self._on_message(channel, method, properties, body)
         return channel
 
-    def _listen(self, connection: pika.BlockingConnection, channel):
-        """Subscribe to the notifications, and make the exchange and our queue where they are missing.
-
-        Return the channel; None after a fault: the worker looks at the table every POLL_SECONDS all the same.
-        """
-        try:
-            channel = channel or connection.channel()
-            channel.exchange_declare(self.exchange, "fanout", durable=True)
-            channel.queue_declare(self._notifications, exclusive=True, arguments={"x-max-length": 1})
-            channel.queue_bind(self._notifications, self.exchange)
-            if not channel.consumer_tags:
-                channel.basic_consume(self._notifications, lambda *_: self.wake(), auto_ack=True)
-        except (pika.exceptions.ChannelClosedByBroker, pika.exceptions.ChannelWrongStateError) as e:
-            self._notification_outage.lost(e)
-            return None
-        self._notification_outage.back()
-        return channel
-
-    def _receive(self, connection: pika.BlockingConnection, channel, notifications) -> None:
+    def _receive(self, connection: pika.BlockingConnection, channel) -> None:
         """Receive, insert and acknowledge until begin_stop(); raise when the channel is lost."""
-        subscriptions, listen_at = 1, time.monotonic() + LISTEN_SECONDS
+        subscriptions = 1
         while not self._stopped.is_set():
             wait = self._retry_at - time.monotonic() if self._tasks else 1.0
             connection.process_data_events(min(1.0, max(0.0, wait)))
@@ -398,10 +374,6 @@ class Intake:
             if len(self._to_reject) > PREFETCH * (subscriptions - 0.5) and subscriptions < SUBSCRIPTIONS:
                 channel.basic_consume(self.config.task_queue, self._on_message)
                 subscriptions += 1
-            if time.monotonic() >= listen_at:       # the broker does not tell when the exchange is deleted
-                with self._no_longer_than(SUBSCRIBE_SECONDS, connection):
-                    notifications = self._listen(connection, notifications)
-                listen_at = time.monotonic() + LISTEN_SECONDS
         self.rejecter.stop()
         connection.process_data_events(0)       # calls `rejected` for the last one
         self._settle(channel)
@@ -510,9 +482,9 @@ def main() -> None:
     handlers = taskmanager.load_handlers(config)
     store = taskmanager.open_store(config.database_url, wait=True)
     worker = Worker(store, config, handlers)
-    intake = Intake(store, config, worker.wake) if config.rabbitmq_url else None
+    intake = Intake(store, config) if config.rabbitmq_url else None
     # Other workers may run at once what this one can't.
-    notifier = taskmanager.make_notifier(store, config, intake)
+    notifier = taskmanager.make_notifier(store, config, Connection)
 
     server = None
     if config.metrics_port is not None:

@@ -303,7 +303,7 @@ def intake(store, broker):
     running = []
 
     def start():
-        it = Intake(store, Config(rabbitmq_url=broker), lambda: None)
+        it = Intake(store, Config(rabbitmq_url=broker))
         running.append(it)
         it.start()
         return it

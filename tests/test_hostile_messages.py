@@ -234,8 +234,6 @@ def test_where_the_rejected_queue_can_not_be_used_the_good_ones_go_on(intake, st
 
 def test_the_intake_goes_on_when_no_thread_can_be_started(intake, store, channel, monkeypatch):
     """The handlers have taken all that the system has."""
-    monkeypatch.setattr(worker, "LISTEN_SECONDS", 0)
-
     def no_more(thread):
         raise RuntimeError("can't start new thread")
     channel.queue_declare("task_queue", **QUEUES["quorum"])
@@ -366,39 +364,52 @@ def test_the_start_is_no_error_to_the_broker(intake, store, channel, caplog):
     assert [record for record in caplog.records if record.name.startswith("pika")] == []
 
 
-def test_the_notification_exchange_comes_back_when_it_is_deleted(intake, channel, broker, monkeypatch):
-    """Somebody tidies up the broker."""
-    monkeypatch.setattr(worker, "LISTEN_SECONDS", 0.2)
-    woken = threading.Event()
-    notifier = RabbitNotifier(Config(rabbitmq_url=broker))
+@pytest.fixture
+def notifier(store, broker):
+    """One that runs; `woken` is set at each notification."""
+    it = RabbitNotifier(Config(rabbitmq_url=broker), store)
+    it.woken = threading.Event()
+    store.listeners.append(it.woken.set)
+    it.start()
+    eventually(lambda: it.connected)
+    yield it
+    it.stop()
+
+
+def test_the_notification_exchange_comes_back_when_it_is_deleted(notifier, channel, monkeypatch):
+    """Somebody tidies up the broker, while nobody here sends a notification."""
+    monkeypatch.setattr(RabbitNotifier, "BIND_SECONDS", 0.2)
+    notifier._bind_at = 0
 
     def wakes():
-        woken.clear()
-        notifier.notify()
-        return woken.wait(0.5)
-    notifier.start()
-    try:
-        it = intake()
-        it.wake = woken.set
-        eventually(wakes)
-        channel.exchange_delete("task_queue.notifications")
-        eventually(wakes)
-        assert it._failures == 0
-    finally:
-        notifier.stop()
+        notifier.woken.clear()
+        channel.basic_publish("task_queue.notifications", "", b"")
+        return notifier.woken.wait(0.5)
+    assert wakes()
+    channel.exchange_delete("task_queue.notifications")
+    eventually(lambda: exists_exchange(channel))
+    eventually(wakes)
 
 
-def test_a_notification_makes_its_exchange_again(channel, broker):
-    """The exchange was deleted where no worker is there to make it."""
-    notifier = RabbitNotifier(Config(rabbitmq_url=broker))
-    notifier.start()
-    try:
-        eventually(lambda: notifier.connected)
-        channel.exchange_delete("task_queue.notifications")
-        notifier.notify()
-        eventually(lambda: exists_exchange(channel))
-    finally:
-        notifier.stop()
+def test_a_notification_makes_its_exchange_again(notifier, channel):
+    """The exchange was just deleted."""
+    channel.exchange_delete("task_queue.notifications")
+    notifier.notify()
+    eventually(lambda: exists_exchange(channel))
+
+
+def test_a_notification_that_pika_can_not_decode_wakes_a_worker(start, postgres_database, broker, channel):
+    """Whoever inserts tasks with SQL may send one."""
+    program = start("worker.py", DATABASE_URL=postgres_database, RABBITMQ_URL=broker, POLL_SECONDS=3600,
+                    LEASE_SECONDS=86400)
+    program.logged("started intake")
+    eventually(lambda: exists_exchange(channel))
+    with contextlib.closing(taskmanager.open_store(postgres_database)) as store:
+        for table in HEADERS.values():
+            [id] = store.create()
+            channel.basic_publish("task_queue.notifications", "", b"", Raw(table))
+            eventually(lambda id=id: store.read(id).status == "Completed", seconds=5)
+    assert "lost RabbitMQ" not in program.log()
 
 
 @contextlib.contextmanager
@@ -453,8 +464,8 @@ def test_under_an_alarm_and_beyond_the_consumer_timeout_nothing_is_lost_or_doubl
     monkeypatch.setattr(store, "create", away_for_too_long)
 
     with alarm(rabbitmq, consumer_timeout=1000, channel_tick_interval=200):
-        it = Intake(store, Config(rabbitmq_url=rabbitmq.url), lambda: None)
-        notifier = RabbitNotifier(Config(rabbitmq_url=rabbitmq.url))
+        it = Intake(store, Config(rabbitmq_url=rabbitmq.url))
+        notifier = RabbitNotifier(Config(rabbitmq_url=rabbitmq.url), store)
         notifier.start()
         it.start()
         try:
@@ -478,10 +489,10 @@ def test_under_an_alarm_and_beyond_the_consumer_timeout_nothing_is_lost_or_doubl
         "permissions": [{"user": "narrow", "vhost": "/", **permissions()}]}))
     with restarted(rabbitmq, "{disk_free_limit, 1000000}", f'{{load_definitions, "{definitions}"}}'):
         url = rabbitmq.url.replace("guest:guest", "narrow:pw")
-        it = Intake(store, Config(rabbitmq_url=url), lambda: None)
-        notifier = RabbitNotifier(Config(rabbitmq_url=url))
+        it = Intake(store, Config(rabbitmq_url=url))
+        notifier = RabbitNotifier(Config(rabbitmq_url=url), store)
         woken = threading.Event()
-        it.wake = woken.set
+        store.listeners.append(woken.set)
         it.start()
         notifier.start()
         try:
@@ -491,6 +502,8 @@ def test_under_an_alarm_and_beyond_the_consumer_timeout_nothing_is_lost_or_doubl
                 eventually(lambda: len(it._to_reject) == 0)
                 assert number_of(channel, "task_queue.rejected") == 0
                 assert payloads(store) == good
+                eventually(lambda: notifier.connected)
+                woken.clear()
                 eventually(lambda: notifier.notify() or woken.wait(0.5))
                 assert it._failures == 0
                 channel.queue_delete("task_queue")      # and makes what is missing
@@ -519,7 +532,7 @@ def permissions():
 ])
 def test_an_error_of_the_connection_names_host_port_and_cause(broker, store, caplog, url, cause):
     address = broker.rpartition("@")[2]
-    intake = Intake(store, Config(rabbitmq_url=url.format(broker=address)), lambda: None)
+    intake = Intake(store, Config(rabbitmq_url=url.format(broker=address)))
     intake.start()
     try:
         eventually(lambda: cause in caplog.text)
@@ -575,16 +588,18 @@ def test_the_longest_name_of_a_queue_is_counted_in_bytes(broker, store):
     with pytest.raises(BadSetting, match="up to 200 bytes"):
         Config.from_env({"TASK_QUEUE": "ü" * 101})
     config = dataclasses.replace(Config.from_env({"TASK_QUEUE": "ü" * 100}), rabbitmq_url=broker)
-    it = Intake(store, config, lambda: None)
+    it, notifier = Intake(store, config), RabbitNotifier(config, store)
     with pika.BlockingConnection(pika.URLParameters(broker)) as connection:
         channel = connection.channel()
         channel.queue_declare(config.task_queue)
         publish(channel, b'{"payload": 1}', config.task_queue)
         it.start()
+        notifier.start()
         try:
-            eventually(lambda: payloads(store) == [1])
+            eventually(lambda: payloads(store) == [1] and notifier.connected)
         finally:
             it.stop()
+            notifier.stop()
             for queue in (config.task_queue, f"{config.task_queue}.rejected"):
                 channel.queue_delete(queue)
-            channel.exchange_delete(taskmanager.notification_exchange(config))
+            channel.exchange_delete(f"{config.task_queue}.notifications")
