@@ -4401,22 +4401,16 @@ class HttpHandler:
         raise Failed(error)
 
 
-PATCHED = ("its module replaces the standard library's threads, in which a worker runs its tasks "
-           "(as monkey.patch_all() of gevent does): expected one that does not")
 FORMS = ("expected package.module:function, exec:program args… or https://…; {kind} stands only for the "
          "function, for the program after its folder, or after the host")
 
 
-def find_functions(text: str) -> dict[str, Handler]:
-    """Return the functions that `module:{kind}` names. Raise ValueError, or what the import raises.
+def find_functions(module: Any) -> dict[str, Handler]:
+    """Return the functions that `{kind}` names in a module. Raise ValueError.
 
     These are the public ones that are defined in that very module: of those in its __all__, where it has
     one, and none that it imports. Only a name that is also one of a kind counts (no capitals).
     """
-    sleep = time.sleep
-    module = pkgutil.resolve_name(text.removesuffix("{kind}"))
-    if time.sleep is not sleep:
-        raise ValueError(PATCHED)
     found: dict[str, Handler]
     found = {name: value for name, value in vars(module).items()
              if KIND.fullmatch(name) and name in getattr(module, "__all__", [name])
@@ -4462,27 +4456,26 @@ def load_handler(text: str | None, kinds: Iterable[str] = ()) -> Handler | dict[
             if not hasattr(os, "killpg"):       # Windows: what a program has started could not be stopped
                 raise ValueError("programs are run only where there are process groups (Linux, macOS, BSD)")
             command = text.removeprefix("exec:")
-            if not by_kind:
-                return ExecHandler(command)
-            return find_programs(command)
+            return find_programs(command) if by_kind else ExecHandler(command)
         if re.match(r"https?://", text, re.IGNORECASE):
             if not by_kind:
                 return HttpHandler(text)
             if "{kind}" in re.split("[/?#]", text, maxsplit=3)[2]:
                 raise ValueError(FORMS)
             return {kind: HttpHandler(text.replace("{kind}", kind)) for kind in kinds or ["default"]}
-        if re.fullmatch(r"[\w.]+:\{kind\}", text):
-            return find_functions(text)
-        if not re.fullmatch(r"[\w.]+:[\w.]+", text):
+        if not re.fullmatch(r"[\w.]+:(\{kind\}|[\w.]+)", text):
             raise ValueError(FORMS)
 
         sleep = time.sleep
-        function = pkgutil.resolve_name(text)
+        found = pkgutil.resolve_name(text.removesuffix("{kind}"))
         if time.sleep is not sleep:
-            raise ValueError(PATCHED)
-        if not callable(function) or inspect.iscoroutinefunction(function):
+            raise ValueError("its module replaces the standard library's threads, in which a worker runs its "
+                             "tasks (as monkey.patch_all() of gevent does): expected one that does not")
+        if by_kind:
+            return find_functions(found)
+        if not callable(found) or inspect.iscoroutinefunction(found):
             raise ValueError(f"expected a function, and no async one: {text}")
-        return function
+        return found
     except (Exception, SystemExit) as e:
         raise BadSetting("HANDLER", text, str(e) if type(e) is ValueError else describe(e)) from e
 
