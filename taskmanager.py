@@ -4818,10 +4818,10 @@ class Worker:
                         for id, attempt, value, *outcome, row in batch]
             getattr(self.store, transition)(rows)
         except Exception as e:
-            if isinstance(e, Unavailable) and not isinstance(e, Locked):
-                raise
             if isinstance(e, Locked):
                 self._locked_rows.lost(e)
+            elif isinstance(e, Unavailable):
+                raise
             if len(batch) > 1:          # so that one does not hold up the others
                 parts, locked = self._split(batch, e)
                 return locked + [kept for part in parts for kept in self._write(transition, part)]
