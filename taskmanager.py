@@ -4634,7 +4634,7 @@ class Worker:
         # Shared by all threads. The lock is held to change them, and to loop over their entries; to look at
         # one entry needs no lock. The tasks in each Slots belong to these, too.
         self._lock = threading.Lock()
-        self._outcomes: dict[str, list[tuple]] = {  # still to be written, by transition; some with the Row
+        self._outcomes: dict[str, list[tuple]] = {  # still to be written, by transition; the Row stands last
             "complete": [], "retry": [], "fail": [], "release": []}
         # How many tasks of a kind may wait here for a slot: one more after each that has ended within
         # CLAIM_AHEAD_SECONDS of its claim, half as many after one that has not, none after one that was given
@@ -4797,7 +4797,7 @@ class Worker:
                 late = [task for task in behind if task.claimed_at <= before]
                 for task in late:
                     del slots.waiting[task.id, task.attempt]
-                    self._outcomes["release"].append((task.id, task.attempt))
+                    self._outcomes["release"].append((task.id, task.attempt, task.row))
                 self._ahead.update((task.kind, 0) for task in late)
 
     def _write_outcomes(self) -> bool:
@@ -4812,10 +4812,11 @@ class Worker:
     def _write(self, transition: str, batch: list[tuple]) -> list[tuple]:
         """Write outcomes; return those of locked tasks. Raise Unavailable when the database is away."""
         try:
-            rows = batch
             if transition in ("complete", "fail"):      # a task that repeats gets its next time
                 rows = [(id, attempt, value, self.store.next_run(row), *outcome)
                         for id, attempt, value, *outcome, row in batch]
+            else:
+                rows = [each[:-1] for each in batch]
             getattr(self.store, transition)(rows)
         except Exception as e:
             if isinstance(e, Locked):
@@ -5196,10 +5197,7 @@ class Worker:
         with self._lock:
             is_first = self._slots_of[task.kind].running.pop((task.id, task.attempt), None) is task
             if is_first:
-                values = outcome.values
-                if outcome.transition in ("complete", "fail"):
-                    values += (task.row,)
-                self._outcomes[outcome.transition].append((task.id, task.attempt, *values))
+                self._outcomes[outcome.transition].append((task.id, task.attempt, *outcome.values, task.row))
                 ahead = self._ahead[task.kind]
                 self._ahead[task.kind] = ahead // 2 if is_late else min(ahead + 1, BATCH_ROWS)
         if not self._woken.is_set():
