@@ -162,9 +162,7 @@ class Rejecter:
 
     def _loop(self) -> None:
         outage, tries = Outage(f"{self.queue} at {taskmanager.amqp_address(self.parameters)}"), 0
-        while not self._stopped.is_set():
-            if not self._pending.wait(1):
-                continue
+        while self._pending.wait() and not self._stopped.is_set():
             try:
                 with pika.BlockingConnection(self.parameters) as connection:
                     channel = attach(connection, self.queue, {"durable": True})
