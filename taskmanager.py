@@ -2555,13 +2555,18 @@ class Batcher:
     """
 
     # Seconds of a statement. A database that is so distant gets LEADERS of them at a time, because it would
-    # be idle for half of the time; and nobody waits for long behind one that hangs, as on a dead connection.
+    # be idle for half of the time.
     SLOW = 0.005
     LEADERS = 4
+    PATIENCE = 1.0      # seconds that a thread waits for another's statement, which may hang
 
-    def __init__(self, execute: Callable[[list[Any]], Iterable[Any]]):
-        """`execute` does all that it is given or nothing, and returns the result of each."""
+    def __init__(self, execute: Callable[[list[Any]], Iterable[Any]], repeats: bool = False):
+        """Take what does all that it is given or nothing, and returns the result of each.
+
+        `repeats`: what is wanted may be done a second time, while the first still goes on.
+        """
         self._execute = execute
+        self._repeats = repeats
         self._lock = threading.Lock()           # of what follows
         self._waiting: list[BatchMember] = []
         self._leaders: list[BatchMember] = []
@@ -2575,14 +2580,27 @@ class Batcher:
                 member.since - leader.since > self.SLOW for leader in self._leaders)
             leads = len(self._leaders) < (self.LEADERS if is_slow else 1)
             (self._leaders if leads else self._waiting).append(member)
-        if not leads:
-            member.turn.acquire()
+        if not leads and not member.turn.acquire(timeout=self.PATIENCE):
+            member = self._stop_waiting(member)
         if not member.is_done:
             self._lead(member)
 
         if member.error:
             raise member.error.with_traceback(None)     # another thread may have raised it, too
         return member.result
+
+    def _stop_waiting(self, member: BatchMember) -> BatchMember:
+        """Return one that may lead in place of this one, unless its own turn has come or must come."""
+        with self._lock:
+            is_waiting = member in self._waiting
+            if is_waiting:
+                self._waiting.remove(member)
+            if is_waiting or self._repeats and member not in self._leaders:
+                member = BatchMember(member.wanted)
+                self._leaders.append(member)
+                return member
+        member.turn.acquire()
+        return member
 
     def _lead(self, member: BatchMember) -> None:
         with self._lock:
@@ -2670,7 +2688,7 @@ class ProcessState:
     def __init__(self, store: Store):
         self.pool = Pool(store, store._connections)
         self.creating = Batcher(store._insert)
-        self.reading = Batcher(store._read)
+        self.reading = Batcher(store._read, repeats=True)
         self.metrics = Metrics()
         self.figures: dict[Any, tuple[float, Any]] = {}     # when each is measured again, and its value
         self.clock = -math.inf, datetime.min                # when the database was asked its time; its answer
@@ -6100,7 +6118,8 @@ class Api:
     def _read_page(self, query: dict[str, Any]) -> bottle.HTTPResponse:
         """Answer with a page of the list, which is read once for all that ask for it at this moment."""
         key = bottle.request.script_name, bottle.request.query_string
-        page = self._pages.setdefault(key, Batcher(lambda batch: [self._make_page(query)] * len(batch)))
+        page = self._pages.setdefault(
+            key, Batcher(lambda batch: [self._make_page(query)] * len(batch), repeats=True))
         encoded, links = page.do(None)
         return answer_with_etag(encoded, Link=links)
 

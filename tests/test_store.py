@@ -468,6 +468,7 @@ class Together:
             return batch(sql, rows, **more)
         monkeypatch.setattr(store, "_batch", wait)
         monkeypatch.setattr(taskmanager.Batcher, "SLOW", 100)
+        monkeypatch.setattr(taskmanager.Batcher, "PATIENCE", 100)
 
     def call(self, function, arguments):
         calls = [self.pool.submit(function, each) for each in arguments]
@@ -520,6 +521,41 @@ def test_nobody_waits_for_long_behind_a_statement_that_hangs(store, together, mo
     store.create_one(NewTask())     # takes with it the one that was waiting
     second.result(20)
     assert together.sizes == [1, 2] and not first.done()
+
+
+def test_threads_that_wait_behind_a_statement_that_hangs_go_on_without_another_one_to_come(
+        store, together, monkeypatch):
+    monkeypatch.setattr(taskmanager.Batcher, "PATIENCE", 0.1)
+    first, *later = together.create("first") + together.create("second", "third")
+    ids = [call.result(20) for call in later]
+    assert [json.loads(store.read(id).payload) for id in ids] == ["second", "third"]
+    assert sum(together.sizes) == 3 and not first.done()
+
+
+def test_who_reads_does_not_wait_for_the_statement_that_hangs_with_what_it_wants(store, monkeypatch):
+    ids = store.create([NewTask()] * 4)
+    monkeypatch.setattr(taskmanager.Batcher, "PATIENCE", 0.1)
+    hangs, waits, batch = threading.Event(), threading.Event(), store._batch
+
+    def hang(sql, rows, **more):
+        if sql == taskmanager.READ and not hangs.is_set() and len(rows) > 1:
+            hangs.set()
+            assert waits.wait(20)
+        return batch(sql, rows, **more)
+    reading, members = store._state.reading, [taskmanager.BatchMember(id) for id in ids[:1]]
+    monkeypatch.setattr(store, "_batch", hang)
+    with reading._lock:         # one leads, and three come meanwhile
+        reading._leaders += members
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        monkeypatch.setattr(taskmanager.Batcher, "SLOW", 100)
+        calls = [pool.submit(store.read, id) for id in ids[1:]]
+        eventually(lambda: len(reading._waiting) == 3)
+        pool.submit(reading._lead, members[0])
+        eventually(hangs.is_set)
+        assert [call.result(20).id for call in calls] == ids[1:]
+        assert not members[0].is_done
+        waits.set()
+    assert members[0].result.id == ids[0] and not reading._leaders and not reading._waiting
 
 
 def test_a_distant_database_gets_several_statements_at_a_time(store, together):
