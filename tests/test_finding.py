@@ -390,9 +390,10 @@ def test_tasks_that_are_canceled_end_or_are_marked_and_count_once(store):
 
 def test_a_task_that_is_retried_is_as_one_that_is_retried_alone(store):
     ids = store.create([NewTask()] * 2)
-    for row in store.claim(2, LEASE, single=True):
+    rows = store.claim(2, LEASE, single=True)
+    for row in rows:
         store.cancel(row.id)
-        store.fail([(row.id, row.attempt, "why")])
+    store.fail([(row.id, row.attempt, "why") for row in rows])     # at the same second
     woken = []
     store.listeners.append(lambda: woken.append(1))
     store.retry_by_hand(ids[0])
